@@ -1,0 +1,220 @@
+"""Build a memory bank: fixed batches, blocks of logits, shards stored in two phases."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ekgsearch.bank.manifest import BankDtype, BankManifest, BankSpec, Shard
+from ekgsearch.data.subset import permutation
+from ekgsearch.errors import NumericsError, StorageError
+from ekgsearch.records import Subnetwork
+from ekgsearch.storage.objects import ObjectStore
+from ekgsearch.storage.tensors import parse_tensors, serialise_tensors
+
+logger = logging.getLogger(__name__)
+
+TENSOR = "logits"
+DTYPES: Mapping[BankDtype, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
+
+
+def bank_layout(spec: BankSpec) -> list[Tensor]:
+    """Say which images each block holds, in which order.
+
+    The images are permuted once (a folder-ordered data set would otherwise give batches of a single class, whose
+    statistics mean nothing) and cut into batches; a block is several whole batches, because a batch must never be
+    split. The last batch may be short.
+
+    Returns:
+        For each block the image ids (rows,), int64; `torch.split(ids, spec.batch_size)` are its batches.
+    """
+    order = permutation(spec.num_images, spec.seed, 0)
+    return list(torch.split(order, spec.batch_size * spec.batches_per_block))
+
+
+@torch.no_grad()
+def build_block(
+    forward: Callable[[Tensor, Subnetwork], Tensor], batches: Iterable[Tensor], teachers: Sequence[Subnetwork]
+) -> Tensor:
+    """Run every teacher over the batches of one block.
+
+    Args:
+        forward: logits (B, C) of a masked network, batch statistics, running ones untouched.
+        batches: normalised, un-augmented images (B, 3, H, W), the whole batches of the block in order.
+        teachers: the K sub-networks, the one of the lowest loss first.
+
+    Returns:
+        Logits (rows, C, K), float32, on the CPU.
+
+    Raises:
+        NumericsError: a logit that is not a finite number.
+    """
+    parts = [
+        torch.stack([forward(images, teacher) for teacher in teachers], dim=-1).float().cpu() for images in batches
+    ]
+    rows = torch.cat(parts)
+    if not torch.isfinite(rows).all():
+        bad = (~torch.isfinite(rows)).any(dim=0).any(dim=0).nonzero().flatten().tolist()
+        raise NumericsError(f"bank: expected finite logits, found others from teachers {bad}; check the weights")
+    return rows
+
+
+def write_block(store: ObjectStore, spec: BankSpec, block: int, rows: Tensor) -> Shard:
+    """Store one block under a key that ends in its checksum; writing it twice changes nothing.
+
+    Args:
+        store: where the bank lives.
+        spec: the bank the block belongs to.
+        block: block index, from 0.
+        rows: logits (rows, C, K) in the order of `bank_layout`.
+
+    Raises:
+        StorageError: rows of another shape than the layout asks for, or the store refused.
+        NumericsError: a logit beyond the range of float16.
+    """
+    expected = (block_rows(spec, block), spec.num_classes, spec.num_teachers)
+    if tuple(rows.shape) != expected:
+        raise StorageError(
+            f"memory bank {spec.prefix}, block {block}: expected logits of shape {expected}, found {tuple(rows.shape)}"
+        )
+    stored = rows.detach().cpu().to(DTYPES[spec.dtype])
+    if not torch.isfinite(stored).all():
+        raise NumericsError(
+            f"memory bank {spec.prefix}, block {block}: expected logits within the range of {spec.dtype}, found "
+            f"{float(rows.abs().max()):.6g}; store the bank as float32"
+        )
+    data = serialise_tensors({TENSOR: stored}, {"bank": spec.sha256, "block": str(block)})
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"{_block_prefix(spec, block)}{sha256}.safetensors"
+    store.put(key, data)
+    return Shard(block, key, sha256, len(rows), len(data))
+
+
+def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> Tensor:
+    """Read one block back, verified.
+
+    Returns:
+        Logits (rows, C, K) in the dtype of the bank.
+
+    Raises:
+        StorageError: missing, truncated or altered; the message names the object.
+    """
+    data = store.get(shard.key)
+    found = hashlib.sha256(data).hexdigest()
+    if len(data) != shard.bytes or found != shard.sha256:
+        raise StorageError(
+            f"{store.uri}/{shard.key}: expected {shard.bytes} bytes with SHA-256 {shard.sha256}, found {len(data)} "
+            f"bytes with {found}; delete this object and run again, its block is rebuilt"
+        )
+    logits = parse_tensors(data, f"{store.uri}/{shard.key}")[0][TENSOR]
+    expected = (block_rows(spec, shard.block), spec.num_classes, spec.num_teachers)
+    if tuple(logits.shape) != expected or logits.dtype != DTYPES[spec.dtype]:
+        raise StorageError(
+            f"{store.uri}/{shard.key}: expected {spec.dtype} logits of shape {expected}, found {logits.dtype} of "
+            f"shape {tuple(logits.shape)}; delete this object and run again, its block is rebuilt"
+        )
+    return logits
+
+
+def block_rows(spec: BankSpec, block: int) -> int:
+    """Count the images of one block.
+
+    Raises:
+        StorageError: no such block.
+    """
+    if not 0 <= block < spec.num_blocks:
+        raise StorageError(f"memory bank {spec.prefix}: expected a block of 0..{spec.num_blocks - 1}, found {block}")
+    size = spec.batch_size * spec.batches_per_block
+    return min(size, spec.num_images - block * size)
+
+
+def find_shards(store: ObjectStore, spec: BankSpec, *, verify: bool = False) -> dict[int, Shard]:
+    """List the stored blocks of a bank, committed or not.
+
+    Where a block was stored twice with different bytes (another kind of device computed it), the smallest key counts.
+
+    Args:
+        store: where the bank lives.
+        spec: the bank.
+        verify: read every shard and leave out (and delete) those that are damaged.
+
+    Returns:
+        Shards by block index.
+    """
+    shards: dict[int, Shard] = {}
+    for key in store.list(f"{spec.prefix}/block-"):
+        name = key.rsplit("/", 1)[1].removeprefix("block-").removesuffix(".safetensors")
+        block, _, sha256 = name.partition("-")
+        if not block.isdecimal() or int(block) >= spec.num_blocks or int(block) in shards:
+            continue
+        shard = Shard(int(block), key, sha256, block_rows(spec, int(block)), store.size(key))
+        if verify and not _is_sound(store, spec, shard):
+            store.delete(key)
+            continue
+        shards[shard.block] = shard
+    return shards
+
+
+def missing_blocks(store: ObjectStore, spec: BankSpec, *, verify: bool = False) -> list[int]:
+    """List the blocks that still have to be built; a killed build continues with these.
+
+    Args:
+        store: where the bank lives.
+        spec: the bank.
+        verify: read every shard; damaged ones are deleted and count as missing.
+    """
+    found = find_shards(store, spec, verify=verify)
+    return [block for block in range(spec.num_blocks) if block not in found]
+
+
+def manifest_key(spec: BankSpec) -> str:
+    """Key of the manifest of a bank."""
+    return f"{spec.prefix}/manifest.json"
+
+
+def commit(store: ObjectStore, spec: BankSpec) -> BankManifest:
+    """Write the manifest once every block is stored; only then does the bank exist for readers.
+
+    Raises:
+        StorageError: blocks are missing, or the store refused.
+    """
+    shards = find_shards(store, spec)
+    missing = [block for block in range(spec.num_blocks) if block not in shards]
+    if missing:
+        raise StorageError(
+            f"{store.uri}/{spec.prefix}: expected {spec.num_blocks} blocks, {len(missing)} are missing "
+            f"(first {missing[:5]}); build them, then commit"
+        )
+    manifest = BankManifest(spec, tuple(shards[block] for block in range(spec.num_blocks)))
+    store.put(manifest_key(spec), manifest.to_bytes())
+    logger.info("memory bank %s committed: %d blocks, %d bytes", spec.prefix, spec.num_blocks, spec.num_bytes)
+    return manifest
+
+
+def check_space(store: ObjectStore, num_bytes: int) -> None:
+    """Compare the free space of a store with what a bank will take, before any work.
+
+    Raises:
+        StorageError: too little space, with both numbers. Stores that cannot tell are not checked.
+    """
+    free = store.free_bytes()
+    if free is not None and free < num_bytes:
+        raise StorageError(
+            f"{store.uri}: expected {num_bytes} free bytes for the memory bank, found {free}; free "
+            f"{num_bytes - free} bytes, choose another place, fewer teachers or dtype float16"
+        )
+
+
+def _block_prefix(spec: BankSpec, block: int) -> str:
+    return f"{spec.prefix}/block-{block:06d}-"
+
+
+def _is_sound(store: ObjectStore, spec: BankSpec, shard: Shard) -> bool:
+    try:
+        read_shard(store, spec, shard)
+    except StorageError as error:
+        logger.warning("%s", error)
+        return False
+    return True

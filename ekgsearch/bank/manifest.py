@@ -1,0 +1,158 @@
+"""What a memory bank is made of, and which stored object holds which block of it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+from ekgsearch.errors import JobError, StorageError
+from ekgsearch.records import canonical_json, content_hash
+
+BankDtype = Literal["float16", "float32"]
+"""How logits are stored. Top-k storage is not offered: at temperature 10 the ten largest of 1000 logits hold only about
+4 % of the softened mass."""
+
+VERSION = 1
+ITEM_BYTES: Mapping[BankDtype, int] = {"float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSpec:
+    """Everything that decides the content of a memory bank; two banks of equal specs are interchangeable.
+
+    Attributes:
+        dataset_hash: content hash of the training images.
+        weights_hash: hash of the weights that all teachers share.
+        teachers: `Subnetwork.sha256` of each teacher, the one of the lowest loss first.
+        num_images: N, images of the training set.
+        num_classes: C, logits per image and teacher.
+        batch_size: images per batch; batch statistics make it part of the result.
+        seed: seed of the fixed permutation that fills the batches.
+        batches_per_block: whole batches in one block, the unit of distribution and storage.
+        dtype: how logits are stored.
+        version: layout of the stored objects.
+    """
+
+    dataset_hash: str
+    weights_hash: str
+    teachers: tuple[str, ...]
+    num_images: int
+    num_classes: int
+    batch_size: int = 256
+    seed: int = 1
+    batches_per_block: int = 8
+    dtype: BankDtype = "float16"
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            JobError: a count below 1 or an unknown dtype.
+        """
+        for name in ("num_images", "num_classes", "batch_size", "batches_per_block"):
+            if getattr(self, name) < 1:
+                raise JobError(f"bank: expected {name} of at least 1, found {getattr(self, name)}")
+        if not self.teachers:
+            raise JobError("bank: expected at least one teacher, found none; choose teachers before building")
+        if self.dtype not in ITEM_BYTES:
+            raise JobError(f"bank: expected dtype float16 or float32, found {self.dtype!r}")
+
+    @property
+    def num_teachers(self) -> int:
+        """K, teachers per image."""
+        return len(self.teachers)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks, the last one possibly shorter."""
+        return -(-self.num_images // (self.batch_size * self.batches_per_block))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all logits."""
+        return self.num_images * self.num_classes * self.num_teachers * ITEM_BYTES[self.dtype]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Content hash of the spec."""
+        return content_hash(asdict(self))
+
+    @property
+    def prefix(self) -> str:
+        """Key prefix under which the blocks and the manifest of this bank lie."""
+        return f"bank/{self.sha256[:16]}"
+
+    def differences(self, other: "BankSpec") -> list[str]:
+        """Name every field in which another bank differs: "field expected X, found Y"."""
+        pairs = [(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
+        return [f"{name}: expected {mine}, found {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One stored block.
+
+    Attributes:
+        block: block index, from 0.
+        key: key of the object in the store; ends in the checksum.
+        sha256: checksum of the object.
+        rows: images in the block.
+        bytes: size of the object.
+    """
+
+    block: int
+    key: str
+    sha256: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BankManifest:
+    """The list of shards that makes a bank complete; written last, read first.
+
+    Attributes:
+        spec: what the bank is made of.
+        shards: one per block, in block order.
+    """
+
+    spec: BankSpec
+    shards: tuple[Shard, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Content hash of the manifest."""
+        return content_hash(asdict(self))
+
+    def to_bytes(self) -> bytes:
+        """Serialise to canonical JSON."""
+        return canonical_json(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> "BankManifest":
+        """Parse what `to_bytes` wrote.
+
+        Args:
+            data: the JSON.
+            where: name of the object, for the error message.
+
+        Raises:
+            StorageError: damaged JSON, missing or unknown fields, or another layout version.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(data)
+            version = raw["spec"]["version"]
+            if version != VERSION:
+                raise StorageError(
+                    f"{where}: expected memory bank layout {VERSION}, found {version}; "
+                    "build the bank again or read it with the version that wrote it"
+                )
+            spec = BankSpec(**{**raw["spec"], "teachers": tuple(raw["spec"]["teachers"])})
+            return cls(spec, tuple(Shard(**shard) for shard in raw["shards"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{where}: expected the manifest of a memory bank, found {len(data)} bytes that do not parse "
+                f"({error}); delete the object and build the bank again"
+            ) from error

@@ -1,0 +1,185 @@
+"""The command line: run a job, look at its channel groups, check it, report and export results."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from ekgsearch import __version__
+from ekgsearch.errors import EkgError
+
+log = logging.getLogger(__name__)
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_job_argument = click.argument("job", type=click.Path(path_type=Path))
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Replace a field, e.g. --set search.reduction=0.45"
+)
+_verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show details.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ekgsearch")
+def cli() -> None:
+    """Shrink convolutional networks: search channel groups, distil, fine-tune, report.
+
+    \b
+    Examples:
+      ekgsearch validate jobs/quickstart.yaml
+      ekgsearch groups jobs/quickstart.yaml
+      ekgsearch run jobs/quickstart.yaml
+      ekgsearch run jobs/quickstart.yaml --set search.reduction=0.6 --set output=results/at60
+      ekgsearch report results/quickstart results/at60 --out comparison.html
+      ekgsearch export results/* --out summaries.parquet
+    """
+
+
+@cli.command()
+@_job_argument
+@_set_option
+@click.option("--address", default=None, help="Ray cluster to use, e.g. auto or 10.0.0.1:6379. [$RAY_ADDRESS]")
+@click.option("--resume", is_flag=True, help="Continue even if the job, the machine or a version differs.")
+@_verbose_option
+def run(job: Path, overrides: tuple[str, ...], address: str | None, resume: bool, verbose: bool) -> None:
+    """Run JOB to its end; the same command continues a run that was stopped.
+
+    \b
+    Examples:
+      ekgsearch run jobs/quickstart.yaml
+      ekgsearch run jobs/quickstart.yaml --set seed=2 --set output=results/seed2
+      ekgsearch run jobs/ekg_resnet56_cifar10.yaml --address auto
+    """
+    from ekgsearch.jobfile import load_job
+    from ekgsearch.orchestration.launch import launch
+    from ekgsearch.report.html import write_report
+    from ekgsearch.report.tables import load_run
+    from ekgsearch.report.terminal import summary_text
+
+    settings = [*overrides, *([f"cluster.address={json.dumps(address)}"] if address else [])]
+    run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose)
+    report = write_report([run_dir])
+    click.echo(summary_text(load_run(run_dir)))
+    click.echo(f"report: {report}")
+
+
+@cli.command()
+@_job_argument
+@_set_option
+@_verbose_option
+def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Print the channel groups of JOB's network: what can be cut, what is frozen and why, and how far it can go.
+
+    \b
+    Example:
+      ekgsearch groups jobs/ekg_resnet56_cifar10.yaml
+    """
+    from ekgsearch.jobfile import load_job
+    from ekgsearch.pipeline.inspect import group_table
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    click.echo(group_table(load_job(job, overrides)))
+
+
+@cli.command()
+@_job_argument
+@_set_option
+@click.option("--show", is_flag=True, help="Print the job with every default written out.")
+def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
+    """Check JOB without running it; every mistake is one line with its place, value and what is allowed.
+
+    \b
+    Examples:
+      ekgsearch validate jobs/quickstart.yaml
+      ekgsearch validate jobs/quickstart.yaml --show
+    """
+    from ekgsearch.jobfile import job_text, load_job
+
+    checked = load_job(job, overrides)
+    click.echo(job_text(checked) if show else f"{job}: valid")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="File to write; default: in the first run.")
+@_verbose_option
+def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
+    """Write one self-contained HTML report of RUNS, and the same plots as PNG files.
+
+    \b
+    Examples:
+      ekgsearch report results/quickstart
+      ekgsearch report results/seed1 results/seed2 --out comparison.html
+    """
+    from ekgsearch.report.html import write_report
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    click.echo(str(write_report(list(runs), out)))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Parquet file to write.")
+@click.option("--table", default="summary", show_default=True, help="Which table of the runs to join.")
+@_verbose_option
+def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None:
+    """Join a table of several RUNS into one parquet file; the default is one summary row per run.
+
+    \b
+    Examples:
+      ekgsearch export results/quickstart --out summary.parquet
+      ekgsearch export results/* --table candidates --out candidates.parquet
+    """
+    from ekgsearch.report.tables import export as export_tables
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    num_rows = export_tables(list(runs), out, table=table)
+    click.echo(f"{out}: {num_rows} rows")
+
+
+@cli.command()
+@click.option("--tables", is_flag=True, help="Describe the columns of the result tables instead.")
+def schema(tables: bool) -> None:
+    """Print the JSON schema of a job, or the documented columns of the result tables.
+
+    \b
+    Examples:
+      ekgsearch schema > job.schema.json
+      ekgsearch schema --tables
+    """
+    if tables:
+        from ekgsearch.records import table_columns
+
+        click.echo(json.dumps(table_columns(), indent=2))
+    else:
+        from ekgsearch.experiment import job_schema
+
+        click.echo(json.dumps(job_schema(), indent=2))
+
+
+def main() -> None:
+    """Entry point: errors become one message and an exit status, never a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as exit_request:
+        sys.exit(exit_request.exit_code)
+    except click.Abort:
+        _fail("interrupted", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
+    except EkgError as error:
+        _fail(f"error: {error}", EXIT_ERROR)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(status)

@@ -1,0 +1,223 @@
+"""The typed job: one YAML file is one run."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ekgsearch.errors import JobError
+from ekgsearch.records import Counter, content_hash
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a job: frozen, and refusing keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetSection(Section):
+    """The network to shrink."""
+
+    name: str = Field("resnet56", description="architecture, e.g. resnet20, resnet56, resnet50, vgg16, mobilenet_v2")
+    weights: str | None = Field(
+        None, description="safetensors file of trained weights; null trains the network first. $VARIABLES are expanded"
+    )
+    shortcut: Literal["option_a", "projection"] | None = Field(
+        None, description="shortcut of CIFAR ResNets; null: as the weights' sidecar says, else projection"
+    )
+    padding: Literal["torch", "tf_same"] | None = Field(
+        None, description="padding of strided convolutions; null: as the weights' sidecar says, else torch"
+    )
+
+
+class DataSection(Section):
+    """The images."""
+
+    name: Literal["digits", "cifar10", "cifar100", "image_folder"] = Field("digits", description="data set")
+    root: str | None = Field(
+        None,
+        description="folder of the data set; null: $EKGSEARCH_DATA, else the user's cache. $VARIABLES are expanded",
+    )
+    image_size: Positive | None = Field(
+        None, description="side of the square images in pixels; null: the data set's own (digits 16, image_folder 224)"
+    )
+    download: bool = Field(True, description="fetch a missing data set where the network allows")
+    max_bad_images: int = Field(0, ge=0, description="image_folder: damaged images that are left out before giving up")
+    train_images: Positive | None = Field(
+        None, description="use this many training images (the first of each class, evenly); null: all"
+    )
+
+
+class TrainingFields(Section):
+    """SGD with Nesterov momentum, step schedule, L2 on all parameters."""
+
+    epochs: int = Field(100, ge=0, description="epochs")
+    batch_size: Positive = Field(128, description="images of one optimiser step over all workers")
+    learning_rate: float = Field(0.01, gt=0, description="first learning rate")
+    milestones: tuple[float, ...] = Field(
+        (), description="shares of the epochs after which the learning rate is multiplied by `decay`, e.g. [0.3, 0.6]"
+    )
+    decay: float = Field(0.2, gt=0, le=1, description="factor at each milestone")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
+
+
+class PretrainSection(TrainingFields):
+    """Training of the unpruned network; skipped where net.weights is given."""
+
+    epochs: int = Field(200, ge=0, description="epochs")
+    learning_rate: float = Field(0.1, gt=0, description="first learning rate")
+    milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
+    pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
+    flip: bool = Field(True, description="random horizontal flips")
+
+
+class WarmupSection(Section):
+    """A short training on the warm-up subset before the search."""
+
+    images_per_class: Positive = Field(256, description="images of the warm-up subset per class")
+    batch_size: Positive = Field(256, description="images of one step")
+    learning_rate: float = Field(1e-3, gt=0, description="constant learning rate")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
+    epochs: int = Field(1, ge=0, description="passes over the warm-up subset; 0 leaves the weights alone")
+
+
+class SearchSection(Section):
+    """The search for channels to remove."""
+
+    method: Literal["ekg", "uniform"] = Field(
+        "ekg", description="ekg: ensemble knowledge guided search; uniform: the same share of every channel group"
+    )
+    reduction: Share | None = Field(None, description="tau, share of the cost to remove, 0..1; this or `budget`")
+    budget: Positive | None = Field(None, description="largest cost allowed, an absolute number; this or `reduction`")
+    unit: Literal["macs", "params"] = Field("macs", description="what `reduction` and `budget` limit")
+    counter: Counter = Field("macs", description="how operations and parameters are counted")
+    step: Share = Field(0.2, description="r, share of a private channel group removed by one iteration")
+    trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
+    images_per_class: Positive = Field(32, description="images of the search subset per class")
+    batch_size: Positive = Field(256, description="images of one indivisible batch (batch statistics)")
+    reuse_prefix: bool = Field(True, description="share what candidates have in common; the decisions are the same")
+
+
+class BankSection(Section):
+    """The memory bank of the teachers' outputs."""
+
+    teachers: Positive = Field(5, description="K, number of interim sub-networks kept as teachers")
+    uri: str | None = Field(None, description="folder or object storage of the bank; null: inside the run directory")
+    dtype: Literal["float16", "float32"] = Field("float16", description="stored precision of the logits")
+    batch_size: Positive = Field(256, description="images of one batch (batch statistics)")
+
+
+class FinetuneSection(TrainingFields):
+    """Fine-tuning of the slim network."""
+
+    objective: Literal["plain", "single", "ekg"] = Field(
+        "ekg",
+        description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank",
+    )
+    learning_rate: float = Field(0.01, gt=0, description="first learning rate")
+    milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
+    temperature: float | None = Field(
+        None, gt=0, description="tau_T of the distillation; null: 4 below 1000 classes, else 10"
+    )
+    teacher_gate: Literal["kl_to_top", "ce"] = Field("kl_to_top", description="when a teacher is left out (EKG)")
+    workers: Positive = Field(1, description="processes of distributed data parallel training")
+    pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
+    flip: bool = Field(True, description="random horizontal flips")
+    brightness: Factor = Field(0.2, description="half range of the brightness jitter, on images in 0..1")
+    contrast: Factor = Field(0.2, description="half range of the contrast factor")
+    saturation: Factor = Field(0.2, description="half range of the saturation factor")
+    baselines: tuple[Literal["plain", "uniform"], ...] = Field(
+        (), description="also fine-tune: plain (same network, cross-entropy only), uniform (uniform-width network)"
+    )
+
+
+class ClusterSection(Section):
+    """Where the work runs."""
+
+    search_workers: int = Field(0, ge=0, description="long-lived Ray workers of search and bank; 0: in this process")
+    address: str | None = Field(None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local")
+    cpus_per_worker: float = Field(1, gt=0, description="cores that one worker holds")
+    threads_per_worker: Positive = Field(1, description="torch threads of one search worker (part of the arithmetic)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    max_restarts: int = Field(3, ge=0, description="times that a lost worker is replaced before the run stops")
+    timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
+    object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
+
+
+class Job(Section):
+    """One run: what to shrink, on which images, how, and where to write."""
+
+    output: str = Field(description="run directory; $VARIABLES are expanded")
+    seed: int = Field(1, ge=0, description="seed of every random choice that is not a method's constant")
+    net: NetSection = Field(default_factory=NetSection)
+    data: DataSection = Field(default_factory=DataSection)
+    pretrain: PretrainSection = Field(default_factory=PretrainSection)
+    warmup: WarmupSection = Field(default_factory=WarmupSection)
+    search: SearchSection
+    bank: BankSection = Field(default_factory=BankSection)
+    finetune: FinetuneSection = Field(default_factory=FinetuneSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Job":
+        if (self.search.reduction is None) == (self.search.budget is None):
+            raise ValueError("search: give exactly one of search.reduction (a share) and search.budget (a cost)")
+        if self.net.weights is None and self.pretrain.epochs == 0:
+            raise ValueError("net.weights is null and pretrain.epochs is 0: give weights or epochs to train them")
+        if self.data.name == "image_folder" and self.data.root is None:
+            raise ValueError("data.root is null: data.name image_folder needs the folder that holds train/ and val/")
+        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
+            if any(not 0 < share < 1 for share in section.milestones):
+                raise ValueError(f"{name}.milestones = {list(section.milestones)}: shares of the epochs, each in 0..1")
+        if self.finetune.batch_size % self.finetune.workers:
+            raise ValueError(
+                f"finetune.batch_size = {self.finetune.batch_size} does not divide over "
+                f"finetune.workers = {self.finetune.workers}"
+            )
+        if self.search.method == "uniform" and self.finetune.objective == "ekg":
+            raise ValueError(
+                "search.method uniform leaves no interim sub-networks, so finetune.objective ekg has no teachers; "
+                "use plain or single"
+            )
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that can change a result: not the output folder, not where the work runs."""
+        fields = self.model_dump(mode="json", exclude={"output": True, "cluster": True, "bank": {"uri"}})
+        fields["finetune"].pop("workers")
+        return content_hash(fields)
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run in every table: the last part of its directory."""
+        return self.run_dir.name
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, variables expanded, absolute."""
+        return expand_path(self.output, "output").absolute()
+
+
+def expand_path(text: str, field: str) -> Path:
+    """Expand ``$VARIABLES`` and ``~`` in a path of the job.
+
+    Raises:
+        JobError: a variable is not set.
+    """
+    missing = [name for name in re.findall(r"\$\{?(\w+)\}?", text) if name not in os.environ]
+    if missing:
+        raise JobError(f"{field} = {text}: the environment variable {missing[0]} is not set; set it or give a path")
+    return Path(os.path.expandvars(text)).expanduser()
+
+
+def job_schema() -> dict[str, Any]:
+    """JSON schema of a job file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}

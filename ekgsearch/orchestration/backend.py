@@ -1,0 +1,46 @@
+"""The backend that runs search, memory bank and training on Ray."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ekgsearch.experiment import ClusterSection
+from ekgsearch.orchestration.training import fit
+from ekgsearch.orchestration.workers import RayTeam
+from ekgsearch.pipeline.backend import Batches, InProcessBackend, Team
+from ekgsearch.pipeline.training import TrainingPlan
+from ekgsearch.pipeline.workload import Workload
+from ekgsearch.runtime.ledger import Clock
+
+
+class RayBackend:
+    """Workers and training processes in one Ray session; what needs one process alone stays in this one."""
+
+    def __init__(self, cluster: ClusterSection) -> None:
+        self._cluster = cluster
+        self._local = InProcessBackend()
+
+    @property
+    def num_search_devices(self) -> int:
+        """Devices (CPU: cores) that the workers of search and bank hold."""
+        return max(1, self._cluster.search_workers)
+
+    @contextmanager
+    def team(self, workload: Workload, batches: Batches, *, reuse_prefix: bool) -> Iterator[Team]:
+        """Start the workers; they stop at the end of the context."""
+        if self._cluster.search_workers == 0:
+            with self._local.team(workload, batches, reuse_prefix=reuse_prefix) as team:
+                yield team
+            return
+        workers = RayTeam(workload, batches, self._cluster, reuse_prefix=reuse_prefix)
+        try:
+            yield workers
+        finally:
+            workers.stop()
+
+    def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
+        """Train the networks of a plan; several processes, or a cluster that was named, go through Ray Train."""
+        if workers == 1 and self._cluster.address is None:
+            self._local.train(plan, folder=folder, workers=workers, clock=clock)
+        else:
+            fit(plan, folder=folder, workers=workers, cluster=self._cluster, clock=clock)

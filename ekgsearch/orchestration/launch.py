@@ -1,0 +1,52 @@
+"""From a job to a finished run directory: the session, the backend, and the signals."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+from ekgsearch.errors import StorageError
+from ekgsearch.experiment import Job
+from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.run import run_job
+from ekgsearch.runtime.ledger import INTERRUPTED_EXIT_CODE
+from ekgsearch.runtime.progress import configure_logging
+
+log = logging.getLogger(__name__)
+
+
+def launch(job: Job, *, continue_anyway: bool, verbose: bool) -> Path:
+    """Run a job, on Ray where it asks for workers, and return its run directory.
+
+    SIGTERM stops the run with exit status 75; the same command continues it.
+
+    Raises:
+        EkgError: whatever stops a run; see `run_job`.
+    """
+    run_dir = job.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"output = {job.output}: the run directory cannot be made: {error}") from error
+    configure_logging(run_dir, verbose)
+    signal.signal(signal.SIGTERM, _stop)
+    if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not _address(job):
+        run_job(job, InProcessBackend(), continue_anyway=continue_anyway)
+        return run_dir
+    from ekgsearch.orchestration.backend import RayBackend
+    from ekgsearch.orchestration.session import ray_session
+
+    num_cpus = max(job.cluster.search_workers, job.finetune.workers, os.cpu_count() or 1)
+    with ray_session(job.cluster, num_cpus):
+        run_job(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
+    return run_dir
+
+
+def _address(job: Job) -> str | None:
+    return job.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    log.warning("asked to stop (SIGTERM): what is committed is kept; the same command continues")
+    raise SystemExit(INTERRUPTED_EXIT_CODE)

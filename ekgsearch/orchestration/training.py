@@ -1,0 +1,125 @@
+"""Distributed data parallel training through Ray Train."""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from ekgsearch.errors import EkgError, WorkerError
+from ekgsearch.experiment import ClusterSection
+from ekgsearch.pipeline.training import TrainingPlan, TrainingTask, pending, run_plan
+from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.progress import configure_logging
+from ekgsearch.storage.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+TASK_FILE = "task.txt"
+"""File of a checkpoint that names the training it belongs to; one fit trains several networks in turn."""
+
+BUSY_FILE = "busy-{rank}.txt"
+
+
+class RayCheckpoints:
+    """Checkpoints of one training, reported to Ray Train."""
+
+    def __init__(self, task: str) -> None:
+        self._task = task
+        self._scratch: list[tempfile.TemporaryDirectory[str]] = []
+
+    def latest(self) -> Path | None:
+        """Return a local copy of the newest checkpoint if it is of this training, else None."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        folder = tempfile.TemporaryDirectory(prefix="ekgsearch-checkpoint-")
+        self._scratch.append(folder)
+        path = Path(checkpoint.to_directory(folder.name))
+        return path if (path / TASK_FILE).read_text(encoding="utf-8") == self._task else None
+
+    def save(self, write: Callable[[Path], None] | None, metrics: Mapping[str, float]) -> None:
+        """Report an epoch; rank 0 brings the checkpoint."""
+        if write is None:
+            ray.train.report(dict(metrics))
+            return
+        with tempfile.TemporaryDirectory(prefix="ekgsearch-checkpoint-") as folder:
+            write(Path(folder))
+            (Path(folder) / TASK_FILE).write_text(self._task, encoding="utf-8")
+            ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
+
+
+def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:
+    """Train the networks of a plan in one Ray Train run on `workers` processes.
+
+    The run lives under `folder`; the same call again continues after the last checkpoint.
+
+    Raises:
+        WorkerError: the processes died more often than the job allows.
+        EkgError: what a process raised on purpose, such as a loss that is not finite.
+    """
+    if not pending(plan.tasks, folder):
+        return
+    use_gpu = plan.workload.device == "cuda"
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={"plan": plan, "folder": folder},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": use_gpu}
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(cluster.timeout_seconds)),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder.absolute()),
+            failure_config=FailureConfig(max_failures=cluster.max_restarts),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _own_error(error, cluster) from error
+    finally:
+        for path in folder.glob(BUSY_FILE.format(rank="*")):
+            clock.busy(float(path.read_text(encoding="utf-8")))
+            path.unlink()
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    """What every process runs."""
+    plan: TrainingPlan = config["plan"]
+    folder: Path = config["folder"]
+    rank = ray.train.get_context().get_world_rank()
+    if rank == 0:
+        configure_logging(None)
+    device = get_device()
+    start = time.perf_counter()
+    try:
+        run_plan(plan, folder, device=str(device), port_of=_port)
+    finally:
+        busy = folder / BUSY_FILE.format(rank=rank)
+        write_atomically(busy, f"{time.perf_counter() - start:.3f}".encode())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def _port(task: TrainingTask) -> RayCheckpoints:
+    return RayCheckpoints(task.name)
+
+
+def _own_error(error: Exception, cluster: ClusterSection) -> EkgError:
+    causes = getattr(error, "worker_failures", None) or {}
+    for cause in causes.values():
+        original = getattr(cause, "cause", cause)
+        if isinstance(original, EkgError):
+            return original
+    return WorkerError(
+        f"training stopped: its processes failed more than cluster.max_restarts = {cluster.max_restarts} times. "
+        f"The last checkpoint is kept and the same command continues. Last words: {str(error).strip()[-400:]}"
+    )

@@ -1,0 +1,208 @@
+"""Train the networks of a run, one after the other, in however many processes the backend provides."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.slim import slim
+from ekgsearch.errors import StorageError
+from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints
+from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
+from ekgsearch.finetune.world import World
+from ekgsearch.pipeline.workload import Workload
+from ekgsearch.records import EpochRow, Phase, Subnetwork, canonical_json
+from ekgsearch.runtime.progress import Progress
+from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.objects import open_store
+from ekgsearch.storage.tensors import load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankAddress:
+    """A complete memory bank: what it is made of, where it lives, and the local folder it is staged in."""
+
+    spec: BankSpec
+    uri: str
+    cache_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingTask:
+    """One network to train.
+
+    Attributes:
+        name: network, as in the table of epochs: full, slim, plain, uniform.
+        config: how it is trained.
+        subnetwork: which channels it keeps; None for the unpruned network.
+        ids: training images that are used; None for all.
+        evaluate: whether the test set is evaluated after epochs.
+    """
+
+    name: str
+    config: FinetuneConfig
+    subnetwork: Subnetwork | None
+    ids: tuple[int, ...] | None
+    evaluate: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """The networks that one phase trains.
+
+    Attributes:
+        run: name of the run.
+        phase: phase the work is charged to.
+        workload: the unpruned network with its weights, and the images.
+        tasks: the trainings, in order; every one starts from the weights of the workload.
+        bank: memory bank, where an objective needs it.
+        threads: torch threads of each process.
+    """
+
+    run: str
+    phase: Phase
+    workload: Workload
+    tasks: tuple[TrainingTask, ...]
+    bank: BankAddress | None
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished training: its epochs, and where the trained weights are."""
+
+    result: TrainResult
+    weights: Path
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Outcome":
+        """Read what `run_plan` wrote.
+
+        Raises:
+            StorageError: the training has not finished, or its record is damaged.
+        """
+        path = outcome_path(folder, name)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            epochs = tuple(EpochMetrics.from_dict(epoch) for epoch in values["epochs"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{path}: expected the record of a finished training, found {error}") from error
+        return cls(TrainResult(epochs), weights_path(folder, name))
+
+    def rows(self, task: TrainingTask, plan: TrainingPlan) -> list[EpochRow]:
+        """Rows of the table of epochs."""
+        return [
+            epoch.row(run=plan.run, phase=plan.phase.value, network=task.name, objective=task.config.objective)
+            for epoch in self.result.epochs
+        ]
+
+
+def outcome_path(folder: Path, name: str) -> Path:
+    """Record of a finished training; it is written last, so its presence means that all is there."""
+    return folder / f"{name}.json"
+
+
+def weights_path(folder: Path, name: str) -> Path:
+    """Trained weights of a finished training."""
+    return folder / f"{name}.safetensors"
+
+
+def run_plan(
+    plan: TrainingPlan,
+    folder: Path,
+    *,
+    device: str | None = None,
+    port_of: Callable[[TrainingTask], CheckpointPort] | None = None,
+) -> None:
+    """Train every network of a plan that has not finished yet.
+
+    Called by every process with the same arguments; rank 0 writes weights, then the record that names them. A
+    training that was stopped goes on after its last checkpoint.
+
+    Args:
+        plan: what to train.
+        folder: for weights and records, the same for all processes.
+        device: device of this process; None for the plan's.
+        port_of: where the checkpoints of a training go; None for a folder below `folder`.
+    """
+    torch.set_num_threads(plan.threads)
+    world = World.current(torch.device(device or plan.workload.device))
+    dataset = plan.workload.data.open()
+    bank = None
+    if plan.bank is not None:
+        bank = MemoryBank.open(open_store(plan.bank.uri), plan.bank.spec, cache_dir=plan.bank.cache_dir)
+    for task in pending(plan.tasks, folder):
+        network = plan.workload.open_network().to(world.device)
+        model = _student(network, task, plan.workload)
+        data = TrainData(
+            train=dataset.train,
+            normalisation=plan.workload.normalisation,
+            test=dataset.test if task.evaluate else None,
+            ids=None if task.ids is None else torch.tensor(task.ids),
+        )
+        port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
+        with _progress(plan, task, len(dataset.train), world) as progress:
+            result = train(
+                model,
+                data,
+                task.config,
+                world=world,
+                bank=bank if task.config.objective == "ekg" else None,
+                teacher=network if task.config.objective == "single" else None,
+                checkpoint=port,
+                on_epoch=lambda metrics: progress.advance(0, epoch=metrics.epoch, test_top1=f"{metrics.test_top1:.2f}"),
+                on_step=progress.advance,
+            )
+        if world.rank == 0:
+            _write_outcome(folder, task, model, result)
+
+
+def pending(tasks: Iterable[TrainingTask], folder: Path) -> list[TrainingTask]:
+    """The tasks that have no record of having finished."""
+    return [task for task in tasks if not outcome_path(folder, task.name).exists()]
+
+
+def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.Module:
+    if task.subnetwork is None:
+        return network
+    return slim(analyse(network, workload.net.input_shape), task.subnetwork)
+
+
+def _progress(plan: TrainingPlan, task: TrainingTask, num_images: int, world: World) -> Progress:
+    """Images over all epochs; only rank 0 shows it."""
+    logger = log if world.rank == 0 else logging.getLogger("ekgsearch_silent")
+    total = (num_images if task.ids is None else len(task.ids)) * task.config.epochs
+    return Progress(f"{plan.phase.value} {task.name} ({task.config.objective})", total, "images", logger)
+
+
+def _write_outcome(folder: Path, task: TrainingTask, model: nn.Module, result: TrainResult) -> None:
+    save_tensors(weights_path(folder, task.name), model.state_dict(), {"network": task.name})
+    record: dict[str, Any] = {"epochs": [epoch.to_dict() for epoch in result.epochs]}
+    write_atomically(outcome_path(folder, task.name), canonical_json(record).encode())
+
+
+def load_student(workload: Workload, subnetwork: Subnetwork | None, weights: Path) -> nn.Module:
+    """Rebuild a trained network from which channels it keeps and its weights."""
+    network = workload.open_network()
+    if subnetwork is not None:
+        network = slim(analyse(network, workload.net.input_shape), subnetwork)
+    network.load_state_dict(load_tensors(weights)[0])
+    return network.eval()
+
+
+def describe(tasks: Iterable[TrainingTask]) -> str:
+    """Names and objectives of trainings, for a log line."""
+    return ", ".join(f"{task.name} ({task.config.objective}, {task.config.epochs} epochs)" for task in tasks)
+

@@ -1,0 +1,110 @@
+"""One worker of search and memory bank: it opens the network once and owns fixed batches."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ekgsearch.bank.build import bank_layout, build_block, write_block
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.pipeline.workload import Workload
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.base import BatchResult, Candidate, GroupScores
+from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
+from ekgsearch.storage.objects import open_store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[T]):
+    """An answer and the seconds of work it took."""
+
+    value: T
+    busy_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchShare:
+    """The batches of the search subset that one worker owns.
+
+    Attributes:
+        batches: pairs (batch index, image ids); a batch is never split.
+        num_images: images of the whole search subset.
+        reuse_prefix: whether candidates share the steps before their channel group.
+    """
+
+    batches: tuple[tuple[int, tuple[int, ...]], ...]
+    num_images: int
+    reuse_prefix: bool
+
+
+class Worker:
+    """Evaluates networks on its batches, and builds blocks of the memory bank."""
+
+    def __init__(self, workload: Workload, share: SearchShare) -> None:
+        torch.set_num_threads(workload.threads)
+        self._device = torch.device(workload.device)
+        self._dataset = workload.data.open()
+        self._normalisation = workload.normalisation
+        network = workload.open_network()
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        self._masked = MaskedNetwork(analyse(network, workload.net.input_shape))
+        batches = [
+            SearchBatch(index, self._images(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
+            for index, ids in share.batches
+        ]
+        self._evaluator = BatchEvaluator(
+            self._masked, batches, share.num_images, reuse_prefix=share.reuse_prefix
+        )
+
+    def begin(self, history: Sequence[Subnetwork]) -> Timed[dict[int, BatchResult]]:
+        """Set the ensemble knowledge to the mean logits of these networks."""
+        return _timed(lambda: self._evaluator.begin(history))
+
+    def scores(self, current: Subnetwork) -> Timed[dict[int, GroupScores]]:
+        """Channel scores by batch index."""
+        return _timed(lambda: self._evaluator.scores(current))
+
+    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Timed[dict[int, list[BatchResult]]]:
+        """Results of the candidates by batch index."""
+        return _timed(lambda: self._evaluator.evaluate(current, candidates))
+
+    def commit(self, winner: int) -> Timed[None]:
+        """Average the winner's logits into the ensemble knowledge."""
+        return _timed(lambda: self._evaluator.commit(winner))
+
+    def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[int]:
+        """Run all teachers over one block of training images and store it; returns the number of images."""
+        return _timed(lambda: self._build_block(spec, teachers, block, uri))
+
+    def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> int:
+        ids = bank_layout(spec)[block]
+
+        def forward(images: Tensor, teacher: Subnetwork) -> Tensor:
+            return self._masked.forward(images, teacher, norm_mode="batch")
+
+        def batches() -> Iterator[Tensor]:
+            for part in torch.split(ids, spec.batch_size):
+                yield self._images(part)
+
+        rows = build_block(forward, batches(), teachers)
+        write_block(open_store(uri), spec, block, rows)
+        return len(ids)
+
+    def _images(self, ids: Tensor) -> Tensor:
+        return self._normalisation(self._dataset.train.read(ids).to(self._device))
+
+
+def _timed(work: Callable[[], T]) -> Timed[T]:
+    start = time.perf_counter()
+    value = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return Timed(value, time.perf_counter() - start)

@@ -1,0 +1,80 @@
+"""What a process needs to open the network and the images of a run: a small value that travels to any worker."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ekgsearch.data.datasets import Dataset, open_dataset
+from ekgsearch.data.views import Normalisation
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.weights import load_weights
+from ekgsearch.nets.zoo import build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataRequest:
+    """Which images to open; equal requests give equal images.
+
+    Attributes:
+        name: data set.
+        root: its folder, readable from every node; None for data that come with a library.
+        image_size: side of the images in pixels; None for the data set's own.
+        download: fetch missing files where the network allows.
+        max_bad: damaged training images of an image folder that are left out before giving up.
+    """
+
+    name: str
+    root: Path | None
+    image_size: int | None = None
+    download: bool = False
+    max_bad: int = 0
+
+    def open(self) -> Dataset:
+        """Open the images.
+
+        Raises:
+            DataError: they are missing or damaged.
+        """
+        return open_dataset(
+            self.name, self.root, image_size=self.image_size, download=self.download, max_bad=self.max_bad
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The network and the images of a run.
+
+    Attributes:
+        net: the unpruned network.
+        weights: safetensors file with its weights, readable from every node.
+        data: the images.
+        mean: subtracted from the red, green and blue pixels, in pixel units 0..255.
+        std: what the difference is divided by, in pixel units 0..255.
+        device: "cpu" or "cuda".
+        threads: torch threads of one process; on the CPU they are part of the arithmetic.
+    """
+
+    net: NetSpec
+    weights: Path
+    data: DataRequest
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: str
+    threads: int
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """Turns pixels into network input."""
+        return Normalisation(self.mean, self.std)
+
+    def open_network(self) -> nn.Module:
+        """Build the unpruned network with its weights, in running mode, on the device.
+
+        Raises:
+            NetworkError: the weights are missing, damaged or of another network.
+        """
+        network = build(self.net)
+        load_weights(network, self.weights)
+        return network.eval().to(torch.device(self.device))

@@ -1,0 +1,245 @@
+"""Frozen records that cross a process or disk border, and the columns of every table."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Literal
+
+Counter = Literal["macs", "ekg", "thop_old", "2xmac"]
+"""How operations and parameters are counted; the four conventions of the literature (README, "Costs")."""
+
+NormMode = Literal["batch", "running"]
+"""Batch normalisation by the statistics of the batch (running ones untouched) or by the running statistics."""
+
+
+class Phase(StrEnum):
+    """The phases of a run, in order; device-hours are tracked for each."""
+
+    PRETRAIN = "pretrain"
+    WARMUP = "warmup"
+    SEARCH = "search"
+    BANK = "bank"
+    FINETUNE = "finetune"
+    EVALUATE = "evaluate"
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise with sorted keys and no spaces, so that equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of a value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Subnetwork:
+    """Which channels every channel group keeps: a small, hashable value that any worker can act on.
+
+    Attributes:
+        kept: pairs (channel group name, kept channel indices, ascending and distinct), in group order.
+    """
+
+    kept: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Iterable[int]]) -> "Subnetwork":
+        """Build from a mapping; the order of its keys is kept, the indices are sorted."""
+        return cls(tuple((name, tuple(sorted({int(index) for index in indices}))) for name, indices in kept.items()))
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        for group, indices in self.kept:
+            if group == name:
+                return indices
+        raise KeyError(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the channel groups, in order."""
+        return tuple(name for name, _ in self.kept)
+
+    @property
+    def num_kept(self) -> dict[str, int]:
+        """Number of kept channels by channel group name."""
+        return {name: len(indices) for name, indices in self.kept}
+
+    def replace(self, name: str, indices: Iterable[int]) -> "Subnetwork":
+        """Return a copy in which one channel group keeps other channels."""
+        if name not in self.names:
+            raise KeyError(name)
+        kept = dict(self.kept)
+        kept[name] = tuple(sorted({int(index) for index in indices}))
+        return Subnetwork(tuple(kept.items()))
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """Plain form for JSON."""
+        return {name: list(indices) for name, indices in self.kept}
+
+    @property
+    def sha256(self) -> str:
+        """Content hash of this value, independent of the order of the channel groups."""
+        return content_hash(self.to_dict())
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Multiply-accumulates of one forward pass of one image, and parameters, under one counter."""
+
+    macs: int
+    params: int
+
+
+def column(text: str) -> Any:
+    """Declare a table column with the sentence that documents it in the parquet schema."""
+    return field(metadata={"description": text})
+
+
+@dataclass(frozen=True, slots=True)
+class IterationRow:
+    """One decision of the search."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration, from 1; 0 is the unpruned network")
+    channel_group: str = column("channel group that was cut in this iteration; empty in row 0")
+    num_kept: int = column("channels that this channel group keeps afterwards")
+    num_candidates: int = column("candidates evaluated in this iteration")
+    threshold: float = column("trimmed Otsu threshold of the shortlist; NaN where all channel groups were tried")
+    loss: float = column("cross-entropy to the labels on the search subset, nats per image, batch statistics")
+    score: float = column(
+        "loss plus cross-entropy to the ensemble knowledge, nats per image; the reward is its negative"
+    )
+    search_top1: float = column("accuracy on the search subset, percent, batch statistics")
+    kept_macs: int = column("multiply-accumulates per image after this iteration (job's counter)")
+    macs_reduction: float = column("share of the unpruned multiply-accumulates removed, 0..1")
+    kept_params: int = column("parameters after this iteration (job's counter)")
+    params_reduction: float = column("share of the unpruned parameters removed, 0..1")
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRow:
+    """One candidate of one search iteration."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration, from 1")
+    channel_group: str = column("channel group that the candidate cuts")
+    num_kept: int = column("channels that this channel group would keep")
+    loss: float = column("cross-entropy to the labels on the search subset, nats per image, batch statistics")
+    score: float = column("loss plus cross-entropy to the ensemble knowledge, nats per image")
+    reward: float = column("negative score")
+    search_top1: float = column("accuracy on the search subset, percent, batch statistics")
+    kept_macs: int = column("multiply-accumulates per image of the candidate (job's counter)")
+    won: bool = column("true for the candidate that was taken")
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetworkRow:
+    """One channel group of one interim sub-network."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration after which this sub-network stood; 0 is the unpruned network")
+    teacher: int = column("index in the memory bank if it was chosen as a teacher, else -1; 0 has the lowest loss")
+    channel_group: str = column("channel group")
+    size: int = column("channels of the channel group in the unpruned network")
+    num_kept: int = column("channels kept")
+    kept: str = column("kept channel indices, as a JSON list")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One epoch of training of one network."""
+
+    run: str = column("name of the run")
+    phase: str = column("phase: pretrain, warmup or finetune")
+    network: str = column("which network is trained: full, slim, or the name of a baseline")
+    objective: str = column("training objective: plain, single, ekg")
+    epoch: int = column("epoch, from 1")
+    learning_rate: float = column("learning rate at the end of the epoch")
+    loss: float = column("mean total loss per image over the epoch, nats")
+    loss_label: float = column("mean cross-entropy to the labels, nats per image")
+    loss_distillation: float = column("mean distillation term per image; 0 without a teacher")
+    num_teachers_used: float = column("mean number of teachers in use per batch; 0 without a memory bank")
+    train_top1: float = column("accuracy on the training views of this epoch, percent")
+    test_top1: float = column("accuracy on the test set in running mode, percent; NaN where not evaluated")
+    images: int = column("training images seen in this epoch (views are not counted twice)")
+    wall_seconds: float = column("wall time of the epoch, seconds, evaluation included")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHoursRow:
+    """One attempt at one phase: what it cost, also when it died."""
+
+    run: str = column("name of the run")
+    phase: str = column("phase of the run")
+    attempt: int = column("attempt at this phase, from 1; resumed runs add attempts")
+    device: str = column("kind of device held, e.g. cpu or NVIDIA H200")
+    num_devices: int = column("devices held (CPU: cores) for the whole attempt")
+    wall_seconds: float = column("wall time of the attempt, seconds")
+    busy_seconds: float = column("device seconds in which work was done, summed over devices")
+    idle_seconds: float = column("device seconds held without work")
+    device_hours: float = column("wall_seconds x num_devices / 3600")
+    exit_state: str = column("finished, failed, interrupted, or died (found open by a later attempt)")
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """The result of a run in one row."""
+
+    run: str = column("name of the run")
+    method: str = column("search method")
+    dataset: str = column("data set")
+    architecture: str = column("network architecture")
+    objective: str = column("fine-tuning objective")
+    seed: int = column("seed of the job")
+    full_top1: float = column("test accuracy of the unpruned network, percent, running mode")
+    searched_top1: float = column("test accuracy of the slim network before fine-tuning, percent, running mode")
+    recalibrated_top1: float = column(
+        "the same after recalibrating the running statistics on the training set, percent"
+    )
+    final_top1: float = column("test accuracy of the slim network after the last epoch, percent, running mode")
+    best_top1: float = column("test accuracy of its best epoch (selected on the test set), percent")
+    plain_top1: float = column(
+        "same slim network fine-tuned with plain cross-entropy, last epoch, percent; NaN if not run"
+    )
+    uniform_top1: float = column(
+        "uniform-width network of equal cost, plain fine-tuning, last epoch, percent; NaN if not run"
+    )
+    counter: str = column("how multiply-accumulates and parameters are counted")
+    full_macs: int = column("multiply-accumulates per image of the unpruned network")
+    kept_macs: int = column("multiply-accumulates per image of the slim network")
+    macs_reduction: float = column("share of the multiply-accumulates removed, 0..1")
+    full_params: int = column("parameters of the unpruned network")
+    kept_params: int = column("parameters of the slim network")
+    params_reduction: float = column("share of the parameters removed, 0..1")
+    full_latency_ms: float = column("median latency of the unpruned network at batch 1, milliseconds")
+    slim_latency_ms: float = column("median latency of the slim network at batch 1, milliseconds")
+    full_latency_batch64_ms: float = column("median latency of the unpruned network at batch 64, milliseconds")
+    slim_latency_batch64_ms: float = column("median latency of the slim network at batch 64, milliseconds")
+    iterations: int = column("search iterations")
+    candidates: int = column("candidates evaluated over the whole search")
+    device_hours: float = column("device-hours of all phases and attempts")
+    device: str = column("kind of device that ran the search and the fine-tuning")
+
+
+TABLES: dict[str, type] = {
+    "summary": SummaryRow,
+    "iterations": IterationRow,
+    "candidates": CandidateRow,
+    "subnetworks": SubnetworkRow,
+    "epochs": EpochRow,
+    "device_hours": DeviceHoursRow,
+}
+"""Row type of every table of a run, by file name without ending."""
+
+
+def table_columns() -> dict[str, dict[str, dict[str, str]]]:
+    """Type and description of every column of every table."""
+    return {
+        table: {
+            item.name: {"type": getattr(item.type, "__name__", str(item.type)), **item.metadata}
+            for item in fields(row_type)
+        }
+        for table, row_type in TABLES.items()
+    }

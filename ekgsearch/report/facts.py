@@ -1,0 +1,146 @@
+"""What the tables of a run say, in sentences and small sums."""
+
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from ekgsearch.records import Phase, SummaryRow
+from ekgsearch.report import numbers
+from ekgsearch.report.tables import RunTables
+
+_ABSENT = {
+    "iterations": "search iterations",
+    "candidates": "candidates",
+    "subnetworks": "interim sub-networks",
+    "epochs": "training epochs",
+    "device_hours": "device-hours",
+    "summary": "summary (it is written when a run finishes)",
+}
+
+
+def verdict(s: SummaryRow) -> str:
+    """Say in words what the run achieved, against the unpruned network and the baselines."""
+    diff = s.final_top1 - s.full_top1
+    sign = "more" if diff >= 0 else "less"
+    text = (
+        f"The slim network needs {numbers.share(1 - s.macs_reduction)} of the MACs and reaches "
+        f"{numbers.top1(s.final_top1)} % top-1, {abs(diff):.2f} points {sign} than the unpruned network."
+    )
+    rivals = (("plain fine-tuning of the same widths", s.plain_top1), ("a uniform-width network", s.uniform_top1))
+    known = [f"{name} reaches {numbers.top1(value)} %" for name, value in rivals if numbers.known(value)]
+    return f"{text} At the same cost, {' and '.join(known)}." if known else text
+
+
+def speed_remark(s: SummaryRow) -> str:
+    """Set the factor by which MACs fell beside the factors by which measured latency fell; empty if not measured."""
+    pairs = ((1, s.full_latency_ms, s.slim_latency_ms), (64, s.full_latency_batch64_ms, s.slim_latency_batch64_ms))
+    factors = [(batch, numbers.times(full, slim)) for batch, full, slim in pairs]
+    measured = [f"{factor} at batch {batch}" for batch, factor in factors if factor != numbers.NONE]
+    if not measured:
+        return ""
+    fewer = numbers.times(s.full_macs, s.kept_macs)
+    return f"{fewer} fewer MACs became a speed-up of {' and '.join(measured)} on {s.device}."
+
+
+def missing_remark(run: RunTables) -> str:
+    """Say which tables of the run have no rows; empty if all have."""
+    if not run.missing:
+        return ""
+    return f"Not recorded: {', '.join(_ABSENT[name] for name in run.missing)}."
+
+
+def search_remark(run: RunTables) -> str:
+    """Count iterations, candidates and teachers."""
+    if run.iterations.empty:
+        return ""
+    tried = int(run.iterations["num_candidates"].sum())
+    text = f"{int(run.iterations['iteration'].max())} iterations, {tried:,} candidates evaluated."
+    rows = run.subnetworks
+    chosen = rows[rows["teacher"] >= 0].sort_values("teacher")["iteration"].unique()
+    if len(chosen):
+        text += f" Teachers of the memory bank, lowest loss first: the sub-networks after iterations {_listed(chosen)}."
+    return text
+
+
+def width_remark(run: RunTables) -> str:
+    """Count the channel groups that were cut and the widths that suit the hardware (multiples of 8)."""
+    last = last_subnetwork(run)
+    if last.empty:
+        return ""
+    cut = int((last["num_kept"] < last["size"]).sum())
+    kept, size = int(last["num_kept"].sum()), int(last["size"].sum())
+    eights = int((last["num_kept"] % 8 == 0).sum())
+    return (
+        f"{cut} of {len(last)} channel groups were cut; {kept:,} of {size:,} channels are kept. "
+        f"{eights} widths are multiples of 8."
+    )
+
+
+def last_subnetwork(run: RunTables) -> pd.DataFrame:
+    """Return the rows of the sub-network after the last search iteration, in the order of the channel groups."""
+    rows = run.subnetworks
+    return rows[rows["iteration"] == rows["iteration"].max()]
+
+
+def hours_by_phase(run: RunTables) -> pd.DataFrame:
+    """Sum the device-hours of all attempts by phase, in the order of the phases.
+
+    Columns: phase, attempts, ended (exit states other than finished, with their number), wall_hours, device_hours,
+    busy_hours, idle_hours.
+    """
+    rows = []
+    for phase in in_order(run.device_hours["phase"].unique()):
+        part = run.device_hours[run.device_hours["phase"] == phase]
+        states = part.loc[part["exit_state"] != "finished", "exit_state"].value_counts()
+        rows.append(
+            {
+                "phase": phase,
+                "attempts": len(part),
+                "ended": ", ".join(f"{number} {state}" for state, number in states.items()),
+                "wall_hours": part["wall_seconds"].sum() / 3600,
+                "device_hours": part["device_hours"].sum(),
+                "busy_hours": part["busy_seconds"].sum() / 3600,
+                "idle_hours": part["idle_seconds"].sum() / 3600,
+            }
+        )
+    columns = ["phase", "attempts", "ended", "wall_hours", "device_hours", "busy_hours", "idle_hours"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def in_order(phases: Iterable[str]) -> list[str]:
+    """Sort phases as a run goes through them; unknown ones last."""
+    order = [phase.value for phase in Phase]
+    return sorted((str(phase) for phase in phases), key=lambda name: order.index(name) if name in order else len(order))
+
+
+def over_seeds(summaries: Sequence[SummaryRow]) -> pd.DataFrame:
+    """Average runs that differ in their seed alone, where there are at least two.
+
+    Columns: kind, runs, top1, top1_deviation, diff, diff_deviation (percentage points), macs_reduction. Runs are of one
+    kind when method, objective, architecture, data set, counter and the share of MACs removed (to a whole percent)
+    agree; the deviation is that of a sample.
+    """
+    table = pd.DataFrame(
+        {
+            "kind": f"{s.method} + {s.objective}, {s.architecture} on {s.dataset}, {s.counter}",
+            "percent": round(100 * s.macs_reduction),
+            "seed": s.seed,
+            "top1": s.final_top1,
+            "diff": s.final_top1 - s.full_top1,
+            "macs_reduction": s.macs_reduction,
+        }
+        for s in summaries
+    )
+    rows = []
+    for (kind, _), part in table.groupby(["kind", "percent"], sort=False):
+        if part["seed"].nunique() > 1:
+            means = part[["top1", "diff", "macs_reduction"]].mean().to_dict()
+            deviations = {f"{name}_deviation": part[name].std() for name in ("top1", "diff")}
+            rows.append({"kind": kind, "runs": len(part), **means, **deviations})
+    columns = ["kind", "runs", "top1", "top1_deviation", "diff", "diff_deviation", "macs_reduction"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _listed(values: Iterable[int]) -> str:
+    words = [str(int(value)) for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

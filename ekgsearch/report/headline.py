@@ -1,0 +1,144 @@
+"""Which numbers a report leads with: before and after, baselines, published results, cost."""
+
+from dataclasses import dataclass
+
+from ekgsearch.records import SummaryRow
+from ekgsearch.report import numbers
+from ekgsearch.report.published import published_near
+from ekgsearch.report.tables import RunTables
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One headline number.
+
+    Attributes:
+        title: what is measured.
+        value: the number after the run.
+        before: the number before it; empty where there is none.
+        change: the difference; empty where there is none.
+        remark: how it was measured, in a few words.
+        good: whether the change is an improvement; None where that cannot be said.
+    """
+
+    title: str
+    value: str
+    before: str = ""
+    change: str = ""
+    remark: str = ""
+    good: bool | None = None
+
+
+@dataclass(frozen=True)
+class ResultLine:
+    """One network in the table of results.
+
+    Attributes:
+        label: which network.
+        remark: how it came about.
+        top1: test accuracy, percent.
+        diff: percentage points to the unpruned network of the same run or the same paper.
+        macs, params: per image; NaN where the source gives none.
+        macs_reduction, params_reduction: shares removed, 0..1.
+        kind: run, baseline or published.
+    """
+
+    label: str
+    remark: str
+    top1: float
+    diff: float
+    macs: float
+    macs_reduction: float
+    params: float
+    params_reduction: float
+    kind: str
+
+
+def tiles(run: RunTables) -> list[Tile]:
+    """Return the headline numbers of a run; of the search alone where the run has not finished."""
+    return _final_tiles(run.summary) if run.summary is not None else _search_tiles(run)
+
+
+def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine]:
+    """Return the networks that a reader compares: before, after, baselines, published results of like cost.
+
+    Args:
+        summary: the result of the run.
+        num_published: how many published results to list, best first.
+    """
+    s = summary
+    lines = [ResultLine("Unpruned network", "before", s.full_top1, 0.0, s.full_macs, 0.0, s.full_params, 0.0, "run")]
+    for label, remark, top1, kind in (
+        ("Sub-network as searched", "no fine-tuning", s.searched_top1, "run"),
+        ("Sub-network, recalibrated", "running statistics recomputed", s.recalibrated_top1, "run"),
+        ("Slim network, fine-tuned", f"{s.objective}, last epoch", s.final_top1, "result"),
+        ("Slim network, best epoch", "selected on the test set", s.best_top1, "run"),
+        ("Baseline: same widths", "plain cross-entropy, last epoch", s.plain_top1, "baseline"),
+        ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
+    ):
+        if kind != "baseline" or numbers.known(top1):
+            cost = s.kept_macs, s.macs_reduction, s.kept_params, s.params_reduction
+            if label.endswith("uniform width"):
+                cost = s.kept_macs, s.macs_reduction, float("nan"), float("nan")
+            lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind))
+    nan = float("nan")
+    for row in published_near(s.dataset, s.architecture, s.macs_reduction).head(num_published).itertuples():
+        cost = nan, float(row.macs_reduction), nan, float(row.params_reduction)
+        lines.append(ResultLine(row.method, row.source, float(row.top1), float(row.top1_diff), *cost, "published"))
+    return lines
+
+
+def title(run: RunTables) -> str:
+    """Name a run by what it did: architecture, data set and the share of MACs removed."""
+    s = run.summary
+    return f"{s.architecture} on {s.dataset}, {numbers.share(s.macs_reduction)} of MACs removed" if s else run.name
+
+
+def _final_tiles(s: SummaryRow) -> list[Tile]:
+    diff = s.final_top1 - s.full_top1
+    made = [
+        Tile(
+            "Top-1 accuracy",
+            f"{numbers.top1(s.final_top1)} %",
+            f"{numbers.top1(s.full_top1)} %",
+            f"{numbers.signed(diff)} points",
+            "test set, last epoch",
+            diff >= 0,
+        ),
+        _cost_tile("MACs per image", s.full_macs, s.kept_macs, s.macs_reduction, f"counter {s.counter}"),
+        _cost_tile("Parameters", s.full_params, s.kept_params, s.params_reduction, f"counter {s.counter}"),
+        _latency_tile("Latency, batch 1", s.full_latency_ms, s.slim_latency_ms, s.device),
+        _latency_tile("Latency, batch 64", s.full_latency_batch64_ms, s.slim_latency_batch64_ms, s.device),
+        Tile("Device-hours", numbers.hours(s.device_hours), remark=f"all phases and attempts, {s.device}"),
+    ]
+    return [tile for tile in made if tile.value != numbers.NONE]
+
+
+def _search_tiles(run: RunTables) -> list[Tile]:
+    made = []
+    if not run.iterations.empty:
+        first, last = run.iterations.iloc[0], run.iterations.iloc[-1]
+        diff = float(last["search_top1"] - first["search_top1"])
+        before, after = (f"{numbers.top1(row['search_top1'])} %" for row in (first, last))
+        remark = "before fine-tuning, batch statistics"
+        made.append(Tile("Top-1, search subset", after, before, f"{numbers.signed(diff)} points", remark, diff >= 0))
+        for label, name in (("MACs per image", "macs"), ("Parameters", "params")):
+            full, kept = float(first[f"kept_{name}"]), float(last[f"kept_{name}"])
+            made.append(_cost_tile(label, full, kept, float(last[f"{name}_reduction"]), "so far"))
+        made.append(Tile("Search iterations", str(int(last["iteration"])), remark="committed so far"))
+    if not run.device_hours.empty:
+        made.append(Tile("Device-hours", numbers.hours(run.device_hours["device_hours"].sum()), remark="so far"))
+    return made
+
+
+def _cost_tile(label: str, full: float, kept: float, reduction: float, remark: str) -> Tile:
+    change = f"{numbers.signed(-100 * reduction, 1)} %"
+    return Tile(label, numbers.count(kept), numbers.count(full), change, remark, reduction >= 0)
+
+
+def _latency_tile(label: str, full: float, slim: float, device: str) -> Tile:
+    before = numbers.milliseconds(full)
+    if not numbers.known(full) or not numbers.known(slim):
+        return Tile(label, numbers.milliseconds(slim), "", "", f"median, {device}")
+    speed = f"{numbers.times(full, slim)} as fast"
+    return Tile(label, numbers.milliseconds(slim), before, speed, f"median, {device}", slim <= full)

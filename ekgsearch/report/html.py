@@ -1,0 +1,162 @@
+"""The report of one run, or of several side by side: one HTML file that needs nothing but a browser."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+import ekgsearch
+from ekgsearch.errors import StorageError
+from ekgsearch.report import facts, headline, numbers
+from ekgsearch.report.plots import PLOTS, plot_comparison
+from ekgsearch.report.published import UNPRUNED, published_for
+from ekgsearch.report.style import to_png, to_svg
+from ekgsearch.report.tables import RunTables, load_run
+from ekgsearch.storage.files import file_sha256, write_atomically
+
+MAX_DETAILED_RUNS = 8
+"""Up to this many runs, a comparison contains the whole report of each."""
+
+_FILES = ("job.yaml", "journal.jsonl", "subnetwork.json", "slim.safetensors", "final.safetensors")
+
+
+def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) -> Path:
+    """Write a self-contained HTML report and, beside it, its figures as PNG files.
+
+    A run that was stopped gets a report of what it did, which says what is missing.
+
+    Args:
+        run_dirs: one run directory, or several to compare.
+        out: the file to write. By default report.html in the directory of a single run, comparison.html in the folder
+            that holds the first of several.
+
+    Returns:
+        The file that was written. The figures are in the folder `plots` beside it.
+
+    Raises:
+        StorageError: a folder is no run directory, a table is damaged, or the disk refuses.
+    """
+    if not run_dirs:
+        raise StorageError("expected at least one run directory, found none; name the folders to report on")
+    runs = [load_run(run_dir) for run_dir in run_dirs]
+    target = _target(runs, out)
+    figures = target.parent / "plots"
+    figures.mkdir(parents=True, exist_ok=True)
+    if len(runs) == 1:
+        context = {"title": headline.title(runs[0]), "runs": [_run_context(runs[0], "run", figures)], "several": None}
+    else:
+        context = _comparison_context(runs, figures)
+    write_atomically(target, _render(context).encode())
+    return target
+
+
+def _target(runs: Sequence[RunTables], out: Path | str | None) -> Path:
+    if out is not None:
+        return Path(out)
+    return runs[0].path / "report.html" if len(runs) == 1 else runs[0].path.parent / "comparison.html"
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        count=numbers.count,
+        top1=numbers.top1,
+        signed=numbers.signed,
+        share=numbers.share,
+        hours=numbers.hours,
+        milliseconds=numbers.milliseconds,
+    )
+    environment.globals["times"] = numbers.times
+    template = files("ekgsearch.report").joinpath("report.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(version=ekgsearch.__version__, none=numbers.NONE, **context)
+
+
+def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, Any]:
+    """Collect what the template shows of one run; its figures are saved as PNG where a folder is given."""
+    s = run.summary
+    return {
+        "key": key,
+        "run": run,
+        "title": headline.title(run),
+        "tiles": headline.tiles(run),
+        "verdict": facts.verdict(s) if s else "",
+        "lines": headline.result_lines(s) if s else [],
+        "published": _published(run),
+        "plots": _plots(run, key, figures),
+        "remarks": {
+            "missing": facts.missing_remark(run),
+            "search": facts.search_remark(run),
+            "widths": facts.width_remark(run),
+            "speed": facts.speed_remark(s) if s else "",
+        },
+        "phases": facts.hours_by_phase(run).to_dict("records"),
+        "widths": facts.last_subnetwork(run).to_dict("records"),
+        "provenance": [(name, _text(value)) for name, value in run.provenance.items()],
+        "files": [(name, file_sha256(run.path / name)) for name in _FILES if (run.path / name).is_file()],
+    }
+
+
+def _plots(run: RunTables, key: str, figures: Path | None) -> dict[str, Markup]:
+    needs = {
+        "accuracy": run.summary is not None,
+        "search": not run.iterations.empty,
+        "widths": not run.subnetworks.empty,
+        "rewards": not run.candidates.empty,
+        "learning": not run.epochs.empty,
+        "device_hours": not run.device_hours.empty,
+        "latency": run.summary is not None and bool(facts.speed_remark(run.summary)),
+    }
+    made = {}
+    for name, plot in PLOTS.items():
+        if not needs[name]:
+            continue
+        figure = plot(run)
+        if figures is not None:
+            write_atomically(figures / f"{name}.png", to_png(figure))
+        label = (plot.__doc__ or name).splitlines()[0].removeprefix("Draw ").rstrip(".")
+        made[name] = Markup(to_svg(figure, f"Figure: {label}", f"{key}-{name}"))
+    return made
+
+
+def _published(run: RunTables) -> list[dict[str, Any]]:
+    if run.summary is None:
+        return []
+    table = published_for(run.summary.dataset, run.summary.architecture)
+    ordered = table.assign(base=table["method"] == UNPRUNED).sort_values(["base", "macs_reduction"], kind="stable")
+    return [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
+
+
+def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, Any]:
+    figure = plot_comparison(runs)
+    write_atomically(figures / "comparison.png", to_png(figure))
+    finished = [run.summary for run in runs if run.summary is not None]
+    detailed = runs if len(runs) <= MAX_DETAILED_RUNS else []
+    return {
+        "title": f"Comparison of {len(runs)} runs",
+        "runs": [_run_context(run, f"run{number}", None) for number, run in enumerate(detailed, start=1)],
+        "several": {
+            "plot": Markup(to_svg(figure, "Figure: test accuracy over the share of MACs removed", "comparison")),
+            "rows": [_comparison_row(run) for run in runs],
+            "best": max((s.final_top1 for s in finished if numbers.known(s.final_top1)), default=None),
+            "seeds": facts.over_seeds(finished).to_dict("records") if finished else [],
+        },
+    }
+
+
+def _comparison_row(run: RunTables) -> dict[str, Any]:
+    hours = run.summary.device_hours if run.summary else float(run.device_hours["device_hours"].sum())
+    return {"name": run.name, "summary": run.summary, "hours": hours, "missing": facts.missing_remark(run)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str | int | float):
+        return str(value)
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, dict) and all(isinstance(item, str | int | float) for item in value.values()):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,230 @@
+"""Figures of what a run achieved and what it cost: accuracy over MACs, widths, device-hours, latency."""
+
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ekgsearch.records import SummaryRow
+from ekgsearch.report import numbers
+from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search
+from ekgsearch.report.facts import hours_by_phase, last_subnetwork
+from ekgsearch.report.published import UNPRUNED, published_for
+from ekgsearch.report.style import SERIES, colour, figure_style, new_figure, note
+from ekgsearch.report.tables import RunTables
+
+FULL_WIDTH = 10.0
+"""Width in inches of a figure that spans the page."""
+
+HALF_WIDTH = 4.9
+"""Width in inches of a figure that shares a line with another one."""
+
+_MARKERS = "osD^vPX"
+
+
+def plot_accuracy(run: RunTables) -> Figure:
+    """Draw test accuracy over the share of MACs removed: before, after, baselines and published results."""
+    with figure_style():
+        figure = new_figure(FULL_WIDTH, 4.1)
+        axes = figure.add_subplot()
+        if run.summary is None:
+            note(axes, "The run has not finished: no test accuracy yet.")
+            return figure
+        _before_after(axes, run.summary)
+        _baselines(axes, run.summary)
+        _published(axes, run.summary)
+        _finish_accuracy(axes)
+    return figure
+
+
+def plot_widths(run: RunTables) -> Figure:
+    """Draw how many channels the last sub-network keeps of every channel group."""
+    with figure_style():
+        last = last_subnetwork(run).iloc[::-1]
+        figure = new_figure(FULL_WIDTH, 1.0 + 0.165 * max(len(last), 6))
+        axes = figure.add_subplot()
+        if last.empty:
+            note(axes, "No sub-network was recorded.")
+            return figure
+        places = range(len(last))
+        axes.barh(places, last["size"], height=0.66, color=colour("track"), label="unpruned")
+        axes.barh(places, last["num_kept"], height=0.66, color=colour("blue"), label="kept")
+        for place, size, kept in zip(places, last["size"], last["num_kept"], strict=True):
+            text = f"{kept} / {size}" if kept < size else f"{size}"
+            offset = {"xytext": (4, 0), "textcoords": "offset points"}
+            axes.annotate(text, (size, place), va="center", fontsize=7.5, color=colour("muted"), **offset)
+        axes.set_yticks(places, labels=list(last["channel_group"]), fontsize=7.8)
+        axes.set_ylim(-0.7, len(last) - 0.3)
+        axes.set_xlim(0, 1.06 * last["size"].max())
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("channels")
+        figure.legend(*_kept_first(axes), loc="outside upper left", ncols=2)
+    return figure
+
+
+def plot_device_hours(run: RunTables) -> Figure:
+    """Draw the device-hours of each phase, busy and idle."""
+    with figure_style():
+        table = hours_by_phase(run).iloc[::-1]
+        figure = new_figure(HALF_WIDTH, 2.9)
+        axes = figure.add_subplot()
+        if table.empty:
+            note(axes, "No device-hours were recorded.")
+            return figure
+        unit, scale = _hour_unit(table["device_hours"].max())
+        places = range(len(table))
+        busy, idle = table["busy_hours"] * scale, table["idle_hours"] * scale
+        axes.barh(places, busy, height=0.6, color=colour("blue"), label="busy")
+        axes.barh(places, idle, left=busy, height=0.6, color=colour("sky"), label="idle")
+        for place, hours in zip(places, table["device_hours"], strict=True):
+            offset = {"xytext": (4, 0), "textcoords": "offset points"}
+            axes.annotate(
+                numbers.hours(hours), (hours * scale, place), va="center", fontsize=8, color=colour("muted"), **offset
+            )
+        axes.set_yticks(places, labels=list(table["phase"]))
+        axes.set_xlim(0, 1.2 * float((busy + idle).max()) or 1.0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(unit)
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def plot_latency(run: RunTables) -> Figure:
+    """Draw the measured latency of the unpruned and the slim network at batch 1 and batch 64."""
+    with figure_style():
+        figure = new_figure(HALF_WIDTH, 2.9)
+        left, right = figure.subplots(1, 2)
+        s = run.summary
+        pairs = {
+            "batch 1": (s.full_latency_ms, s.slim_latency_ms) if s else (None, None),
+            "batch 64": (s.full_latency_batch64_ms, s.slim_latency_batch64_ms) if s else (None, None),
+        }
+        for axes, (title, (full, slim)) in zip((left, right), pairs.items(), strict=True):
+            _latency_pair(axes, title, full, slim)
+    return figure
+
+
+def plot_comparison(runs: Sequence[RunTables]) -> Figure:
+    """Draw the test accuracy of several runs over the share of MACs removed, one colour and marker per kind of run."""
+    with figure_style():
+        figure = new_figure(FULL_WIDTH, 4.1)
+        axes = figure.add_subplot()
+        finished = [run.summary for run in runs if run.summary is not None]
+        if not finished:
+            note(axes, "None of the runs has finished: no test accuracy yet.")
+            return figure
+        kinds = list(dict.fromkeys(_kind(s) for s in finished))
+        for number, kind in enumerate(kinds):
+            group = sorted((s for s in finished if _kind(s) == kind), key=lambda s: s.macs_reduction)
+            shade, marker = colour(SERIES[number % len(SERIES)]), _MARKERS[number % len(_MARKERS)]
+            removed = [100 * s.macs_reduction for s in group]
+            label = kind if len(group) == 1 else f"{kind} ({len(group)} runs)"
+            axes.plot(removed, [s.final_top1 for s in group], marker, ms=7, color=shade, zorder=5, label=label)
+            for s in group:
+                start, end = (0.0, s.full_top1), (100 * s.macs_reduction, s.final_top1)
+                axes.plot(*zip(start, end, strict=True), lw=0.9, alpha=0.35, color=shade, zorder=3)
+            axes.plot([0.0] * len(group), [s.full_top1 for s in group], "o", ms=5, mfc=colour("surface"), color=shade)
+        if len({(s.dataset, s.architecture) for s in finished}) == 1:
+            _published(axes, finished[0])
+        _finish_accuracy(axes)
+    return figure
+
+
+PLOTS: dict[str, Callable[[RunTables], Figure]] = {
+    "accuracy": plot_accuracy,
+    "search": plot_search,
+    "widths": plot_widths,
+    "rewards": plot_rewards,
+    "learning": plot_learning,
+    "device_hours": plot_device_hours,
+    "latency": plot_latency,
+}
+"""All figures of one run by the name of their file, in the order of the report."""
+
+
+def _kind(s: SummaryRow) -> str:
+    return f"{s.method} + {s.objective}, {s.architecture}, {s.dataset}"
+
+
+def _published(axes: Axes, s: SummaryRow) -> None:
+    table = published_for(s.dataset, s.architecture)
+    table = table[table["top1"].notna() & table["macs_reduction"].notna()]
+    pruned = table[table["method"] != UNPRUNED]
+    if pruned.empty:
+        return
+    look = {"color": colour("faint"), "zorder": 2}
+    axes.plot(100 * table["macs_reduction"], table["top1"], "d", ms=4.6, label="published", **look)
+    for _, part in pruned.groupby("method"):
+        axes.plot(100 * part["macs_reduction"], part["top1"], lw=0.8, alpha=0.55, **look)
+    _name_methods(axes, pruned)
+
+
+def _name_methods(axes: Axes, pruned: pd.DataFrame) -> None:
+    """Write each method's name at its best point, best methods first, where no other name is in the way."""
+    best = pruned.sort_values("top1", ascending=False).drop_duplicates("method")
+    span = max(float(pruned["top1"].max() - pruned["top1"].min()), 0.5)
+    taken: list[tuple[float, float]] = []
+    for row in best.itertuples():
+        x, y = 100 * float(row.macs_reduction), float(row.top1)
+        if any(abs(x - at) < 7 and abs(y - height) < 0.06 * span for at, height in taken):
+            continue
+        taken.append((x, y))
+        offset = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(row.method, (x, y), fontsize=7.5, color=colour("muted"), zorder=2, **offset)
+
+
+def _baselines(axes: Axes, s: SummaryRow) -> None:
+    removed = 100 * s.macs_reduction
+    for name, value, marker, shade in (
+        ("same widths, plain fine-tuning", s.plain_top1, "s", "orange"),
+        ("uniform width, plain fine-tuning", s.uniform_top1, "^", "purple"),
+    ):
+        if numbers.known(value):
+            axes.plot(removed, value, marker, ms=7, color=colour(shade), label=name, zorder=4)
+
+
+def _before_after(axes: Axes, s: SummaryRow) -> None:
+    removed = 100 * s.macs_reduction
+    blue = colour("blue")
+    arrow = {"arrowstyle": "-|>", "color": blue, "lw": 1.3, "shrinkA": 6, "shrinkB": 6}
+    axes.annotate("", (removed, s.final_top1), (0, s.full_top1), arrowprops=arrow, zorder=4)
+    label = f"unpruned, {numbers.top1(s.full_top1)} %"
+    axes.plot(0, s.full_top1, "o", ms=8, mfc=colour("surface"), mew=2, color=blue, zorder=5, label=label)
+    label = f"this run, {numbers.top1(s.final_top1)} %"
+    axes.plot(removed, s.final_top1, "o", ms=9, color=blue, zorder=6, label=label)
+
+
+def _finish_accuracy(axes: Axes) -> None:
+    axes.set_xlabel("MACs removed (%)")
+    axes.set_ylabel("test top-1 (%)")
+    axes.set_xlim(-3, max(60.0, axes.get_xlim()[1]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
+    assert axes.figure is not None
+    axes.figure.legend(loc="outside upper left", ncols=3 if len(axes.get_legend_handles_labels()[1]) > 5 else 5)
+
+
+def _kept_first(axes: Axes) -> tuple[list[object], list[str]]:
+    handles, labels = axes.get_legend_handles_labels()
+    return handles[::-1], labels[::-1]
+
+
+def _hour_unit(longest: float) -> tuple[str, float]:
+    return ("device-hours", 1.0) if longest >= 0.5 else ("device-minutes", 60.0)
+
+
+def _latency_pair(axes: Axes, title: str, full: float | None, slim: float | None) -> None:
+    values = pd.Series({"unpruned": full, "slim": slim}, dtype=float).dropna()
+    if values.empty:
+        note(axes, f"{title}\nnot measured")
+        return
+    shades = [colour("faint") if name == "unpruned" else colour("blue") for name in values.index]
+    bars = axes.bar(list(values.index), values, width=0.58, color=shades)
+    axes.bar_label(bars, labels=[numbers.milliseconds(value) for value in values], padding=2, fontsize=8.5)
+    axes.set_ylim(0, 1.18 * values.max())
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    faster = numbers.times(full, slim)
+    axes.set_title(title if faster == numbers.NONE else f"{title}: {faster}")

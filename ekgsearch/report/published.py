@@ -1,0 +1,51 @@
+"""Published results of the same data set and architecture, to see a run beside the literature."""
+
+from importlib.resources import files
+
+import pandas as pd
+
+UNPRUNED = "unpruned baseline"
+"""The `method` of rows that give the accuracy of a network before anything is removed."""
+
+
+def published_results() -> pd.DataFrame:
+    """Return every published result that ships with the package.
+
+    Columns: dataset, architecture, method, top1 (percent), top1_diff (percentage points to the paper's own unpruned
+    network), top5 (percent), macs_reduction and params_reduction (0..1, by the paper's own counter), gpu_hours,
+    gpu_hours_estimated (estimated by the source, not measured), source, notes. Empty numbers are NaN.
+    """
+    with files("ekgsearch.report").joinpath("published_results.csv").open("r", encoding="utf-8") as file:
+        table = pd.read_csv(file, dtype={"gpu_hours_estimated": "boolean"})
+    return table.fillna({"notes": ""})
+
+
+def published_for(dataset: str, architecture: str) -> pd.DataFrame:
+    """Return the published results of one data set and architecture, ordered by the share of MACs removed.
+
+    Names are compared without case and punctuation; the variants of an architecture for small images count as the
+    architecture itself (`mobilenet_v2_cifar` is `mobilenet_v2`).
+    """
+    table = published_results()
+    wanted = _plain(dataset), _plain(architecture)
+    same = [
+        (_plain(row.dataset), _plain(row.architecture)) == wanted
+        for row in table[["dataset", "architecture"]].itertuples()
+    ]
+    return table[same].sort_values(["macs_reduction", "top1"], kind="stable").reset_index(drop=True)
+
+
+def published_near(dataset: str, architecture: str, macs_reduction: float, width: float = 0.06) -> pd.DataFrame:
+    """Return the published pruned networks whose share of removed MACs is within `width` of a run's, best first."""
+    table = published_for(dataset, architecture)
+    near = (table["macs_reduction"] - macs_reduction).abs() <= width
+    chosen = table[near & (table["method"] != UNPRUNED) & table["top1"].notna()]
+    return chosen.sort_values("top1", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def _plain(name: str) -> str:
+    letters = "".join(letter for letter in name.lower() if letter.isalnum())
+    for ending in ("2012", "1k", "ilsvrc"):
+        if letters.startswith("imagenet"):
+            letters = letters.removesuffix(ending)
+    return letters if letters.startswith("cifar") else letters.removesuffix("cifar")

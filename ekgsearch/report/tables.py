@@ -1,0 +1,162 @@
+"""What a run left on disk, as data frames, and one file of rows out of many runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ekgsearch.errors import StorageError
+from ekgsearch.records import CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
+from ekgsearch.storage.tables import read_table, write_table
+
+ROW_TYPES: Mapping[str, type] = {
+    "iterations": IterationRow,
+    "candidates": CandidateRow,
+    "subnetworks": SubnetworkRow,
+    "epochs": EpochRow,
+    "device_hours": DeviceHoursRow,
+    "summary": SummaryRow,
+}
+"""The tables of a run directory, `tables/NAME.parquet`, and the record type of their rows."""
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """Everything a report needs to know about one run.
+
+    A table that the run did not write, or that has no rows, is a frame with the right columns and no rows, and its
+    name is listed in `missing`.
+
+    Attributes:
+        name: name of the run: the `run` column of its tables, else the name of its folder.
+        path: the run directory.
+        job: text of job.yaml.
+        provenance: content of provenance.json; empty when there is none.
+        summary: the last summary row, or None while the run has not finished.
+        missing: names of the tables without rows.
+    """
+
+    name: str
+    path: Path
+    job: str
+    provenance: Mapping[str, Any]
+    iterations: pd.DataFrame
+    candidates: pd.DataFrame
+    subnetworks: pd.DataFrame
+    epochs: pd.DataFrame
+    device_hours: pd.DataFrame
+    summary: SummaryRow | None
+    missing: tuple[str, ...]
+
+
+def load_run(run_dir: Path | str) -> RunTables:
+    """Read the tables, the job and the provenance of a run directory.
+
+    Raises:
+        StorageError: the folder is no run directory, or a file in it is damaged.
+    """
+    path = Path(run_dir)
+    _check_is_run(path)
+    frames = {name: _read(path, name) for name in ROW_TYPES}
+    summary = frames.pop("summary")
+    missing = [name for name, frame in frames.items() if frame.empty]
+    missing += ["summary"] if summary.empty else []
+    return RunTables(
+        name=_name([summary, *frames.values()], path),
+        path=path,
+        job=(path / "job.yaml").read_text(encoding="utf-8"),
+        provenance=_provenance(path / "provenance.json"),
+        summary=None if summary.empty else _rows(summary.tail(1), SummaryRow)[0],
+        missing=tuple(missing),
+        **frames,
+    )
+
+
+def load_table(run_dir: Path | str, name: str) -> pd.DataFrame:
+    """Read one table of a run directory; without rows where the run did not write it.
+
+    Raises:
+        StorageError: no table has that name, the folder is no run directory, or the file is damaged.
+    """
+    if name not in ROW_TYPES:
+        raise StorageError(f"no table is called {name!r}; the tables of a run are {', '.join(ROW_TYPES)}")
+    path = Path(run_dir)
+    _check_is_run(path)
+    return _read(path, name)
+
+
+def export(runs: Sequence[Path | str], out: Path | str, table: str = "summary") -> Path:
+    """Write one parquet file with the rows that several runs have in one table, in the order given.
+
+    Column types and descriptions are those of the table; the `run` column tells the runs apart.
+
+    Args:
+        runs: run directories; those without rows in this table add none.
+        out: the file to write; replaced if it is there.
+        table: name of the table, see `ROW_TYPES`.
+
+    Raises:
+        StorageError: no run has rows in this table, or one of the folders is no run directory.
+    """
+    frames = [load_table(run, table) for run in runs]
+    rows = [row for frame in frames for row in _rows(frame, ROW_TYPES[table])]
+    if not rows:
+        names = ", ".join(str(run) for run in runs) or "no run directory was given"
+        raise StorageError(
+            f"expected rows in table {table!r} of at least one run, found none in: {names}; "
+            "the summary is written when a run finishes, choose another table for runs that were stopped"
+        )
+    target = Path(out)
+    write_table(target, rows, ROW_TYPES[table])
+    return target
+
+
+def _check_is_run(path: Path) -> None:
+    if not path.is_dir():
+        raise StorageError(f"expected a run directory, found nothing at {path}; check the path (results/NAME)")
+    if not (path / "job.yaml").is_file():
+        inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        raise StorageError(
+            f"{path} is no run directory: expected job.yaml in it, found {inside}; "
+            "give the folder that `ekgsearch run` wrote, one level below results/"
+        )
+
+
+def _read(path: Path, name: str) -> pd.DataFrame:
+    row_type = ROW_TYPES[name]
+    names = [column.name for column in fields(row_type)]
+    file = path / "tables" / f"{name}.parquet"
+    if not file.is_file():
+        return pd.DataFrame(columns=names)
+    frame = read_table(file)
+    absent = [column for column in names if column not in frame.columns]
+    if absent:
+        raise StorageError(
+            f"table {file} lacks the columns {', '.join(absent)}; it was written by another version of ekgsearch: "
+            "read it with that version, or run the job again"
+        )
+    return frame[names]
+
+
+def _rows(frame: pd.DataFrame, row_type: type) -> list[Any]:
+    return [row_type(**{str(key): value for key, value in row.items()}) for row in frame.to_dict("records")]
+
+
+def _name(frames: Sequence[pd.DataFrame], path: Path) -> str:
+    names = [str(frame["run"].iloc[-1]) for frame in frames if not frame.empty]
+    return names[0] if names else path.resolve().name
+
+
+def _provenance(file: Path) -> Mapping[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StorageError(f"expected JSON in {file}: {error}; delete the file to report without provenance") from error
+    if not isinstance(content, dict):
+        raise StorageError(f"expected a JSON object in {file}, found {type(content).__name__}; delete the file")
+    return content

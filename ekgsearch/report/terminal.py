@@ -1,0 +1,83 @@
+"""The result of a run as a few lines of plain text for the console."""
+
+from collections.abc import Sequence
+
+from ekgsearch.records import SummaryRow
+from ekgsearch.report import facts, headline, numbers
+from ekgsearch.report.tables import RunTables
+
+
+def summary_text(run: RunTables) -> str:
+    """Return the end-of-run table: networks with accuracy and cost, latency, device-hours by phase.
+
+    Plain text of at most about 100 columns, without colours, ending in no newline; for a run that has not finished, what is
+    known so far and what is missing.
+    """
+    blocks = [headline.title(run) + (f"   [run {run.name}]" if run.summary else "")]
+    if run.summary is not None:
+        blocks += [_networks(run.summary), _latency(run.summary)]
+    else:
+        rows = [[tile.title, tile.before, "->" if tile.before else "", tile.value, tile.change] for tile in _tiles(run)]
+        blocks.append(_aligned(rows, "<><><"))
+    blocks += [_hours(run), facts.missing_remark(run)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _tiles(run: RunTables) -> list[headline.Tile]:
+    """Return the headline numbers of a run, without its device-hours, which have a table of their own."""
+    return [tile for tile in headline.tiles(run) if tile.title != "Device-hours"]
+
+
+def _networks(s: SummaryRow) -> str:
+    rows = [["network", "top-1 %", "diff", f"MACs ({s.counter})", "removed", "params", "removed"]]
+    for line in headline.result_lines(s, num_published=3):
+        label = f"Published: {line.label}" if line.kind == "published" else line.label
+        accuracy = [numbers.top1(line.top1), numbers.signed(line.diff) if line.diff else ""]
+        cost = [
+            numbers.count(line.macs),
+            numbers.share(line.macs_reduction),
+            numbers.count(line.params),
+            numbers.share(line.params_reduction),
+        ]
+        rows.append([f"{'*' if line.kind == 'result' else ' '} {label}", *accuracy, *cost])
+    rows[0][0] = f"  {rows[0][0]}"
+    return _aligned(rows, "<>>>>>>", rule=True)
+
+
+def _latency(s: SummaryRow) -> str:
+    rows = []
+    for batch, full, slim in (
+        (1, s.full_latency_ms, s.slim_latency_ms),
+        (64, s.full_latency_batch64_ms, s.slim_latency_batch64_ms),
+    ):
+        if numbers.known(full) and numbers.known(slim):
+            before, after = numbers.milliseconds(full), numbers.milliseconds(slim)
+            rows.append([f"  Latency at batch {batch}", before, "->", after, numbers.times(full, slim) + " as fast"])
+    return _aligned(rows, "<>>><")
+
+
+def _hours(run: RunTables) -> str:
+    table = facts.hours_by_phase(run)
+    if table.empty:
+        return ""
+    rows = [["  device-hours", "held", "idle", "attempts"]]
+    for row in table.itertuples():
+        attempts = f"{row.attempts}" + (f" ({row.ended})" if row.ended else "")
+        rows.append([f"  {row.phase}", numbers.hours(row.device_hours), numbers.hours(row.idle_hours), attempts])
+    total, idle = table["device_hours"].sum(), table["idle_hours"].sum()
+    rows.append(["  total", numbers.hours(total), numbers.hours(idle), str(int(table["attempts"].sum()))])
+    return _aligned(rows, "<>><", rule=True)
+
+
+def _aligned(rows: Sequence[Sequence[str]], sides: str, *, rule: bool = False) -> str:
+    """Lay rows out in columns; `sides` holds < or > for each column; a rule may follow the first row."""
+    if not rows:
+        return ""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(sides))]
+    lines = [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if rule:
+        lines.insert(1, "  " + "-" * (max(len(line) for line in lines) - 2))
+    return "\n".join(lines)

@@ -1,0 +1,293 @@
+"""Where the device-hours go: what every attempt at every phase has cost, also when it was killed."""
+
+import dataclasses
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ekgsearch.errors import StorageError
+from ekgsearch.records import DeviceHoursRow, Phase, canonical_json
+from ekgsearch.storage.files import read_bytes, write_atomically
+
+INTERRUPTED_EXIT_CODE = 75
+"""Exit status of a run that was asked to stop and can continue (EX_TEMPFAIL)."""
+
+HEARTBEAT_SECONDS = 2.0
+"""Longest time between two records of an open attempt; what a killed attempt may lose."""
+
+_log = logging.getLogger(__name__)
+_OPEN = "open"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """Content of one attempt's file; seconds are durations by the monotonic clock, never times of day."""
+
+    run: str
+    phase: str
+    attempt: int
+    device: str
+    num_devices: int
+    wall_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    exit_state: str = _OPEN
+    host: str
+    process: int
+    process_start: int
+
+
+class Clock:
+    """Measures one attempt: wall time since it was made, and the time in which devices worked.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._start = time.monotonic()
+        self._busy_seconds = 0.0
+        self._spans: dict[int, tuple[float, int]] = {}
+        self._num_spans = 0
+
+    def busy(self, seconds: float) -> None:
+        """Add work that was measured elsewhere, such as in a worker.
+
+        Args:
+            seconds: device seconds, summed over devices; not negative.
+
+        Raises:
+            ValueError: the number is negative or no number.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"busy seconds must be at least 0, found {seconds}")
+        with self._lock:
+            self._busy_seconds += seconds
+
+    @contextmanager
+    def working(self, devices: int = 1) -> Iterator[None]:
+        """Count the time of a block as work.
+
+        Args:
+            devices: devices that work during the block.
+        """
+        with self._lock:
+            key = self._num_spans
+            self._num_spans += 1
+            self._spans[key] = (time.monotonic(), devices)
+        try:
+            yield
+        finally:
+            with self._lock:
+                start, devices = self._spans.pop(key)
+                self._busy_seconds += (time.monotonic() - start) * devices
+
+    def read(self) -> tuple[float, float]:
+        """Wall seconds and busy device seconds up to now, blocks that are still open included."""
+        with self._lock:
+            now = time.monotonic()
+            unfinished = sum((now - start) * devices for start, devices in self._spans.values())
+            return now - self._start, self._busy_seconds + unfinished
+
+
+class Ledger:
+    """The attempts of one run, one small JSON file each.
+
+    Made anew by every process that continues the run: attempts whose process has gone are then closed as ``died`` with
+    what their last heartbeat recorded. An attempt of another host is taken for gone too, since only the driver that
+    holds the run's journal makes a ledger; if it lives after all, its next heartbeat opens it again.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        """Open the ledger of a run.
+
+        Args:
+            folder: folder of the attempts' files, made where it is missing.
+            run: name of the run.
+
+        Raises:
+            StorageError: the folder cannot be made or a file in it is damaged.
+        """
+        self._folder = folder
+        self._run = run
+        self._live: dict[tuple[str, int], tuple[_Attempt, Clock]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {folder} for the device-hours: {error.strerror}") from error
+        for path in self._paths():
+            attempt = _read(path)
+            if attempt.exit_state == _OPEN and not _lives(attempt):
+                _write(path, dataclasses.replace(attempt, exit_state="died"))
+
+    @contextmanager
+    def attempt(self, phase: Phase, device: str, num_devices: int) -> Iterator[Clock]:
+        """Charge a block of work to a phase.
+
+        The attempt is recorded at its start, every `HEARTBEAT_SECONDS` by a daemon thread, and at its end with the
+        exit state: ``finished``, ``interrupted`` (KeyboardInterrupt, or SystemExit with status 75) or ``failed``.
+
+        Args:
+            phase: phase of the run.
+            device: kind of device held, such as ``cpu`` or ``NVIDIA H200``.
+            num_devices: devices held for the whole attempt (CPU: cores), at least 1.
+
+        Yields:
+            The clock that takes the busy seconds.
+
+        Raises:
+            StorageError: the attempt cannot be recorded.
+            ValueError: no device is held.
+        """
+        if num_devices < 1:
+            raise ValueError(f"an attempt holds at least 1 device, found {num_devices}")
+        attempt, clock = self._begin(phase, device, num_devices), Clock()
+        key = (attempt.phase, attempt.attempt)
+        path = self._path(*key)
+        self._live[key] = (attempt, clock)
+        stop = threading.Event()
+        beat = threading.Thread(target=_beat, args=(path, attempt, clock, stop), name="ledger", daemon=True)
+        beat.start()
+        exit_state = "failed"
+        try:
+            yield clock
+            exit_state = "finished"
+        except KeyboardInterrupt:
+            exit_state = "interrupted"
+            raise
+        except SystemExit as error:
+            exit_state = "interrupted" if error.code == INTERRUPTED_EXIT_CODE else "failed"
+            raise
+        finally:
+            stop.set()
+            beat.join()
+            del self._live[key]
+            self._end(path, _measured(attempt, clock, exit_state))
+
+    def _begin(self, phase: Phase, device: str, num_devices: int) -> _Attempt:
+        """Record the start of an attempt under the next free number."""
+        numbers = [_read(path).attempt for path in self._paths() if path.name.startswith(f"{Phase(phase).value}-")]
+        attempt = _Attempt(
+            run=self._run,
+            phase=Phase(phase).value,
+            attempt=max(numbers, default=0) + 1,
+            device=device,
+            num_devices=num_devices,
+            host=socket.gethostname(),
+            process=os.getpid(),
+            process_start=_process_start(os.getpid()),
+        )
+        _write(self._path(attempt.phase, attempt.attempt), attempt)
+        return attempt
+
+    @staticmethod
+    def _end(path: Path, attempt: _Attempt) -> None:
+        """Record the end of an attempt; an error of the disk must not hide the error that ended the attempt."""
+        try:
+            _write(path, attempt)
+        except StorageError:
+            if attempt.exit_state == "finished":
+                raise
+            _log.warning("the end of attempt %s is not recorded", path, exc_info=True)
+
+    def rows(self) -> list[DeviceHoursRow]:
+        """All attempts of the run, in order of phase and number; open ones as measured by now.
+
+        Raises:
+            StorageError: a file is damaged.
+        """
+        attempts = []
+        for path in self._paths():
+            attempt = _read(path)
+            live = self._live.get((attempt.phase, attempt.attempt))
+            attempts.append(_measured(*live, _OPEN) if live else attempt)
+        order = {phase.value: index for index, phase in enumerate(Phase)}
+        return [_row(attempt) for attempt in sorted(attempts, key=lambda item: (order[item.phase], item.attempt))]
+
+    def device_hours(self, phase: Phase | None = None) -> float:
+        """Device-hours of all attempts at one phase, or of the whole run.
+
+        Args:
+            phase: phase of the run; None for all of them.
+
+        Raises:
+            StorageError: a file is damaged.
+        """
+        return sum(row.device_hours for row in self.rows() if phase is None or row.phase == Phase(phase).value)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("*.json"))
+
+    def _path(self, phase: str, attempt: int) -> Path:
+        return self._folder / f"{phase}-{attempt:04d}.json"
+
+
+def _beat(path: Path, attempt: _Attempt, clock: Clock, stop: threading.Event) -> None:
+    """Record an open attempt again and again until it ends."""
+    has_warned = False
+    while not stop.wait(HEARTBEAT_SECONDS):
+        try:
+            _write(path, _measured(attempt, clock, _OPEN))
+        except StorageError as error:
+            if not has_warned:
+                _log.warning("device-hours are not recorded for now: %s", error)
+            has_warned = True
+
+
+def _measured(attempt: _Attempt, clock: Clock, exit_state: str) -> _Attempt:
+    wall_seconds, busy_seconds = clock.read()
+    return dataclasses.replace(attempt, wall_seconds=wall_seconds, busy_seconds=busy_seconds, exit_state=exit_state)
+
+
+def _row(attempt: _Attempt) -> DeviceHoursRow:
+    """Derive the row of the table: idle is what was held and not worked."""
+    held_seconds = attempt.wall_seconds * attempt.num_devices
+    return DeviceHoursRow(
+        run=attempt.run,
+        phase=attempt.phase,
+        attempt=attempt.attempt,
+        device=attempt.device,
+        num_devices=attempt.num_devices,
+        wall_seconds=attempt.wall_seconds,
+        busy_seconds=min(attempt.busy_seconds, held_seconds),
+        idle_seconds=max(held_seconds - attempt.busy_seconds, 0.0),
+        device_hours=held_seconds / 3600,
+        exit_state=attempt.exit_state,
+    )
+
+
+def _write(path: Path, attempt: _Attempt) -> None:
+    write_atomically(path, canonical_json(dataclasses.asdict(attempt)).encode())
+
+
+def _read(path: Path) -> _Attempt:
+    data = read_bytes(path)
+    try:
+        values: dict[str, Any] = json.loads(data)
+        attempt = _Attempt(**values)
+        Phase(attempt.phase)
+    except (ValueError, TypeError) as error:
+        raise StorageError(
+            f"{path} is no record of an attempt ({error}); move it away, its device-hours are then not counted"
+        ) from error
+    return attempt
+
+
+def _lives(attempt: _Attempt) -> bool:
+    """Whether the process of an attempt still runs; a later process with the same number is another one."""
+    return attempt.host == socket.gethostname() and _process_start(attempt.process) == attempt.process_start != 0
+
+
+def _process_start(process: int) -> int:
+    """Start of a process in clock ticks since boot, 0 where there is none; tells processes of one number apart."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+        return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return 0

@@ -1,0 +1,69 @@
+"""What the search aims at: a cost to meet from below, refused where it cannot be reached."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ekgsearch.channels.cost import cost, reachable
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.errors import BudgetError
+from ekgsearch.records import Counter
+
+Unit = Literal["macs", "params"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit on multiply-accumulates or parameters under one counter.
+
+    Attributes:
+        limit: the search ends with the first network whose cost is at most this.
+        unit: what is limited.
+        counter: how it is counted.
+    """
+
+    limit: float
+    unit: Unit
+    counter: Counter
+
+    def measured(self, macs: int, params: int) -> int:
+        """The one of the two costs that this budget limits."""
+        return macs if self.unit == "macs" else params
+
+    def is_met(self, macs: int, params: int) -> bool:
+        """Whether a cost is at or below the limit."""
+        return self.measured(macs, params) <= self.limit
+
+    def has_room_above(self, macs: int, params: int) -> bool:
+        """Whether a cost is strictly below the limit, so that channels could be given back."""
+        return self.measured(macs, params) < self.limit
+
+
+def set_budget(
+    graph: ChannelGraph, *, reduction: float | None, absolute: int | None, unit: Unit, counter: Counter
+) -> Budget:
+    """Turn a share to remove (tau) or an absolute cost into a budget that this network can meet.
+
+    Args:
+        graph: the network's channel groups.
+        reduction: share of the full cost to remove, in (0, 1); None if `absolute` is given.
+        absolute: largest cost allowed; None if `reduction` is given.
+        unit: what is limited.
+        counter: how it is counted.
+
+    Raises:
+        BudgetError: the cost cannot be reached even with one channel left in every channel group, or is not below
+            the cost of the full network.
+    """
+    full_costs, least_costs = cost(graph, graph.full(), counter), reachable(graph, counter)
+    budget = Budget(0, unit, counter)
+    full = budget.measured(full_costs.macs, full_costs.params)
+    least = budget.measured(least_costs.macs, least_costs.params)
+    limit = float(absolute) if absolute is not None else (1 - (reduction or 0.0)) * full
+    asked = f"{limit:,.0f} {unit}" if reduction is None else f"a reduction of {reduction:.4g} ({limit:,.0f} {unit})"
+    if not least <= limit <= full:
+        raise BudgetError(
+            f"search: {asked} cannot be reached by this network (counter {counter}): it has {full:,} {unit} and its "
+            f"channel groups can be cut down to {least:,}, a reduction of at most {1 - least / full:.4f}; "
+            "choose a budget in that range, or look at `ekgsearch groups` for what is frozen and why"
+        )
+    return Budget(limit, unit, counter)

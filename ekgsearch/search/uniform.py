@@ -1,0 +1,44 @@
+"""The baseline every search must beat: all channel groups narrowed by the same share."""
+
+import torch
+from torch import nn
+
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph, ChannelGroup
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.budget import Budget
+
+
+def uniform_width(graph: ChannelGraph, budget: Budget) -> Subnetwork:
+    """Return the widest network that keeps the same share of every channel group and meets the budget.
+
+    Inside a channel group the filters with the largest L1 norm, summed over its producers, are kept. The share is
+    found by bisection over kept numbers, so the result is the widest at a resolution of 1e-4.
+    """
+    orders = {group.name: _by_norm(graph.network, group) for group in graph.groups}
+
+    def at(share: float) -> Subnetwork:
+        return Subnetwork.of(
+            {group.name: orders[group.name][: max(1, int(group.size * share))] for group in graph.groups}
+        )
+
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        costs = cost(graph, at(middle), budget.counter)
+        low, high = (middle, high) if budget.is_met(costs.macs, costs.params) else (low, middle)
+    return at(low)
+
+
+def _by_norm(network: nn.Module, group: ChannelGroup) -> list[int]:
+    """Channels of a group by the summed L1 norm of their filters, largest first, ties to the lower index."""
+    norms = torch.zeros(group.size, dtype=torch.float64)
+    for producer in group.producers:
+        layer = network.get_submodule(producer.layer)
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        if isinstance(layer, nn.ConvTranspose2d):
+            weight = weight.transpose(0, 1)
+        per_filter = weight.detach().double().abs().flatten(1).sum(1).cpu()
+        norms += per_filter[torch.tensor(producer.positions)].sum(1)
+    return sorted(range(group.size), key=lambda channel: (-float(norms[channel]), channel))

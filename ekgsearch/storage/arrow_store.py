@@ -1,0 +1,172 @@
+"""How S3, Google Cloud and every other file system that Arrow opens serves as a store of objects."""
+
+import errno
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.fs
+
+from ekgsearch.errors import StorageError
+from ekgsearch.storage.files import PARTIAL_SUFFIX
+from ekgsearch.storage.keys import check_key, check_length, check_range
+from ekgsearch.storage.secrets import redact
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+_WHOLE_OR_NOTHING = frozenset(
+    {"s3", "gcs", "abfs"}
+)  # type names of Arrow file systems in which a closed upload appears at once
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_LASTING_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG})
+
+
+class ArrowStore:
+    """Objects of any file system that Arrow opens: S3 and its kin, Google Cloud, Azure, HDFS.
+
+    Requests that fail are repeated with growing pauses; missing objects and refused permissions are not.
+    """
+
+    def __init__(
+        self,
+        filesystem: pyarrow.fs.FileSystem,
+        root: str,
+        *,
+        uri: str,
+        num_attempts: int = 6,
+        first_delay_seconds: float = 0.5,
+    ) -> None:
+        """Wrap a file system.
+
+        Args:
+            filesystem: opened file system.
+            root: folder or ``bucket/prefix`` in it.
+            uri: address without credentials, for messages and for other machines.
+            num_attempts: how often a request is made at most, beside the repetitions of the provider's own client.
+            first_delay_seconds: pause before the first repetition, seconds; every further one is twice as long.
+        """
+        self._filesystem = filesystem
+        self._root = root
+        self._uri = uri
+        self._num_attempts = num_attempts
+        self._first_delay_seconds = first_delay_seconds
+
+    @property
+    def uri(self) -> str:
+        """Address without credentials."""
+        return self._uri
+
+    def check_reachable(self) -> None:
+        """Ask for the bucket, so that a wrong address or missing permission shows before any work.
+
+        Raises:
+            StorageError: the bucket is missing or the provider refuses.
+        """
+        bucket = self._root.partition("/")[0]
+        info = self._try("reach", "", lambda: self._filesystem.get_file_info(bucket))
+        if info.type == pyarrow.fs.FileType.NotFound:
+            raise StorageError(
+                f"the store {self._uri} has no bucket {bucket!r}; make it, or correct the address in the job"
+            )
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a whole object; one upload where that appears at once, else a temporary name and a rename."""
+        path = self._path(key)
+        self._try("write", key, lambda: self._write(path, data))
+
+    def get(self, key: str) -> bytes:
+        """Read a whole object by one ranged read, which is many times faster on S3 than a stream."""
+        path = self._path(key)
+        return self._try("read", key, lambda: self._read(path, 0, None))
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """Read some bytes of an object."""
+        check_range(key, offset, size)
+        path = self._path(key)
+        data = self._try("read", key, lambda: self._read(path, offset, size))
+        check_length(f"{key!r} in {self._uri}", offset, size, data)
+        return data
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under the key."""
+        return bool(self._info(key).is_file)
+
+    def size(self, key: str) -> int:
+        """Bytes of an object."""
+        info = self._info(key)
+        if not info.is_file:
+            raise StorageError(
+                f"{key!r} does not exist in {self._uri}; expected an object that an earlier step has written"
+            )
+        return int(info.size)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys that begin with a text, asked for below the last ``/`` of it."""
+        folder = prefix.rpartition("/")[0]
+        base = self._path(folder) if folder else self._root
+        selector = pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True)
+        infos = self._try("list", prefix, lambda: self._filesystem.get_file_info(selector))
+        keys = [info.path.removeprefix(self._root).lstrip("/") for info in infos if info.is_file]
+        return sorted(key for key in keys if key.startswith(prefix) and not key.endswith(PARTIAL_SUFFIX))
+
+    def delete(self, key: str) -> None:
+        """Remove an object."""
+        path = self._path(key)
+        if self.exists(key):
+            self._try("remove", key, lambda: self._filesystem.delete_file(path))
+
+    def free_bytes(self) -> int | None:
+        """Unknown here."""
+        return None
+
+    def _path(self, key: str) -> str:
+        check_key(key)
+        return f"{self._root}/{key}"
+
+    def _info(self, key: str) -> pyarrow.fs.FileInfo:
+        path = self._path(key)
+        return self._try("look up", key, lambda: self._filesystem.get_file_info(path))
+
+    def _write(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        if self._filesystem.type_name in _WHOLE_OR_NOTHING:
+            with self._filesystem.open_output_stream(path, compression=None) as stream:
+                stream.write(data)
+            return
+        folder = path.rpartition("/")[0]
+        partial = f"{folder}/.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
+        self._filesystem.create_dir(folder, recursive=True)
+        with self._filesystem.open_output_stream(partial, compression=None) as stream:
+            stream.write(data)
+        self._filesystem.move(partial, path)
+
+    def _read(self, path: str, offset: int, size: int | None) -> bytes:
+        with self._filesystem.open_input_file(path) as file:
+            data: bytes = file.read_at(file.size() - offset if size is None else size, offset)
+        return data
+
+    def _try(self, verb: str, key: str, action: Callable[[], _Result]) -> _Result:
+        """Do something with the store, again after a pause where it fails for a moment."""
+        place = f"{key!r} in {self._uri}" if key else self._uri
+        delay = self._first_delay_seconds
+        for attempt in range(1, self._num_attempts + 1):
+            try:
+                return action()
+            except FileNotFoundError as error:
+                raise StorageError(f"cannot {verb} {place}: it does not exist") from error
+            except (pa.ArrowException, OSError) as error:
+                reason = redact(str(error))
+                if attempt == self._num_attempts or _is_lasting(error):
+                    raise StorageError(f"cannot {verb} {place} after {attempt} attempts: {reason}") from error
+                _log.warning("cannot %s %s (attempt %d of %d): %s", verb, place, attempt, self._num_attempts, reason)
+            time.sleep(delay)
+            delay *= 2
+        raise StorageError(f"cannot {verb} {place}: expected at least 1 attempt, found {self._num_attempts}")
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether a repetition would fail the same way."""
+    return isinstance(error, _LASTING) or (isinstance(error, OSError) and error.errno in _LASTING_NUMBERS)

@@ -1,0 +1,195 @@
+"""How a file is written so that a reader finds the old bytes or the new ones, and never anything between."""
+
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from ekgsearch.errors import StorageError
+
+PARTIAL_SUFFIX = ".partial"
+"""End of the names of files that are not yet whole; no reader may open one."""
+
+_FULL = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file size limit is reached",
+}
+_REFUSED = {
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "the operation is not permitted",
+    errno.ENOENT: "its folder does not exist (was it removed?)",
+    errno.ENOTDIR: "a part of its path is no folder",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.EISDIR: "it is a folder",
+}
+
+
+def write_atomically(path: Path, data: bytes | bytearray | memoryview, *, replace: bool = True) -> None:
+    """Write a whole file in two phases: a temporary name beside it, fsync, rename, fsync of the folder.
+
+    A crash at any moment leaves the old file or the new one. What it may leave behind besides is a ``.partial`` file,
+    see `remove_partials`.
+
+    Args:
+        path: file to write; its folder must exist.
+        data: the whole content.
+        replace: whether a file that is already there is replaced.
+
+    Raises:
+        StorageError: the disk is full, read-only, or refuses; or the file exists and ``replace`` is false.
+    """
+    view = memoryview(data).cast("B")
+    partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}")
+    try:
+        _write_whole(partial, view)
+        if replace:
+            os.replace(partial, path)
+        else:
+            os.link(partial, path)
+            os.unlink(partial)
+        sync_folder(path.parent)
+    except FileExistsError as error:
+        raise StorageError(f"{path} exists already and is not replaced; choose another name or remove it") from error
+    except OSError as error:
+        raise write_error(path, error, view.nbytes) from error
+    finally:
+        _remove_quietly(partial)
+
+
+def _write_whole(path: Path, view: memoryview) -> None:
+    """Create a file, write everything and wait until the disk has it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        write_fully(descriptor, view)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_fully(descriptor: int, view: memoryview) -> None:
+    """Write all bytes to an open file; the kernel may take fewer per call.
+
+    Args:
+        descriptor: file opened for writing.
+        view: bytes to write.
+    """
+    written = 0
+    while written < view.nbytes:
+        written += os.write(descriptor, view[written:])
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder, so that a rename survives a power cut.
+
+    Args:
+        folder: folder whose entries changed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder and say so with EINVAL
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove_quietly(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return  # renamed already, or on a disk that takes no change; the first error is the one to report
+
+
+def write_error(path: Path, error: OSError, num_bytes: int) -> StorageError:
+    """Put an operating system's refusal to write into words that name the file, its size and the free space.
+
+    Args:
+        path: file that was to be written.
+        error: what the operating system said.
+        num_bytes: bytes that were to be written.
+
+    Returns:
+        The error to raise ``from`` the given one.
+    """
+    free = free_bytes(path.parent)
+    space = f"{num_bytes} bytes are needed, {'an unknown number' if free is None else free} bytes are free"
+    if error.errno in _FULL:
+        return StorageError(
+            f"cannot write {path}: {_FULL[error.errno]}; {space}; free some and run the same command again"
+        )
+    reason = _REFUSED.get(error.errno or 0, f"{error.strerror or error}")
+    return StorageError(
+        f"cannot write {path}: {reason}; {space}; make the folder writable and run the same command again"
+    )
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file.
+
+    Args:
+        path: file to read.
+
+    Raises:
+        StorageError: the file is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise StorageError(f"{path} does not exist; expected a file that an earlier step has written") from error
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Bytes that an ordinary user may still write in a folder.
+
+    Args:
+        folder: folder that need not exist yet; the nearest existing parent is asked then.
+
+    Returns:
+        Free bytes, or None where the file system does not tell.
+    """
+    for candidate in (folder, *folder.absolute().parents):
+        try:
+            status = os.statvfs(candidate)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+        return status.f_bavail * status.f_frsize
+    return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of the bytes of a file.
+
+    Args:
+        path: file to read.
+
+    Raises:
+        StorageError: the file is missing or cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def remove_partials(folder: Path) -> int:
+    """Remove what killed writers left behind in a folder and below; call it while nothing writes there.
+
+    Args:
+        folder: folder to clean, such as a run directory whose journal is held.
+
+    Returns:
+        Number of ``.partial`` files removed.
+    """
+    partials = [path for path in folder.rglob(f".*{PARTIAL_SUFFIX}") if path.is_file()]
+    for path in partials:
+        _remove_quietly(path)
+    return len(partials)

@@ -1,0 +1,106 @@
+"""How a folder serves as a store of objects."""
+
+import os
+from pathlib import Path
+
+from ekgsearch.errors import StorageError
+from ekgsearch.storage.files import PARTIAL_SUFFIX, free_bytes, read_bytes, write_atomically
+from ekgsearch.storage.keys import check_key, check_length, check_range
+from ekgsearch.storage.paths import inside
+
+
+class LocalStore:
+    """Objects as files of a folder."""
+
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        """Open a folder.
+
+        Args:
+            root: folder of the objects.
+            create: whether it is made where it is missing.
+
+        Raises:
+            StorageError: the folder is missing or cannot be made.
+        """
+        self._root = root.absolute()
+        try:
+            if create:
+                self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {self._root} for the store: {error.strerror}") from error
+        self._check_root()
+
+    @property
+    def uri(self) -> str:
+        """Path of the folder."""
+        return str(self._root)
+
+    def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a whole object in two phases."""
+        path = self._path(key)
+        self._check_root()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {path.parent} for {key!r}: {error.strerror}") from error
+        write_atomically(path, data)
+
+    def get(self, key: str) -> bytes:
+        """Read a whole object."""
+        return read_bytes(self._path(key))
+
+    def read_range(self, key: str, offset: int, size: int) -> bytes:
+        """Read some bytes of an object."""
+        check_range(key, offset, size)
+        path = self._path(key)
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        check_length(str(path), offset, size, data)
+        return data
+
+    def exists(self, key: str) -> bool:
+        """Whether the file is there."""
+        path = self._path(key)
+        self._check_root()
+        return path.is_file()
+
+    def size(self, key: str) -> int:
+        """Bytes of the file."""
+        path = self._path(key)
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys of the whole files below the folder."""
+        self._check_root()
+        keys = []
+        for folder, _, names in os.walk(self._root):
+            below = Path(folder).relative_to(self._root)
+            keys += [(below / name).as_posix() for name in names if not name.endswith(PARTIAL_SUFFIX)]
+        return sorted(key for key in keys if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        path = self._path(key)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {path}: {error.strerror or error}") from error
+
+    def free_bytes(self) -> int | None:
+        """Bytes free on the disk of the folder."""
+        return free_bytes(self._root)
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        return inside(self._root, key)
+
+    def _check_root(self) -> None:
+        if not self._root.is_dir():
+            raise StorageError(f"the store {self._root} is no folder (was it removed?); expected a folder of objects")

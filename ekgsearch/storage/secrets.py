@@ -1,0 +1,51 @@
+"""How text is cleaned of credentials before a person, a log file or an error message sees it."""
+
+import os
+import re
+
+_HIDDEN = "[redacted]"
+_SECRET_WORD = (
+    r"(?:secret|token|passw(?:or)?d|passphrase|credential|signature|api[_-]?key|access[_-]?key|private[_-]?key)"
+)
+_ASSIGNMENT = re.compile(
+    rf"(?i)([\w.\-]*{_SECRET_WORD}[\w.\-]*[\"']?\s*[=:]\s*[\"']?)(?!//)((?:bearer\s+|basic\s+)?[^\s\"'&,;)}}\]]+)"
+)
+_PATTERNS = (
+    re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+    re.compile(r"\b(?:ghp|gho|ghs|github_pat|hf|sk)_[A-Za-z0-9_]{16,}\b"),
+    re.compile(r"(?i)(?<=bearer )[A-Za-z0-9._~+/=\-]{8,}"),
+)
+_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+_SECRET_NAME = re.compile(rf"(?i){_SECRET_WORD}|^aws_session|(?:^|_)key$")
+_SHORTEST_SECRET = 8
+
+
+def redact(text: str) -> str:
+    """Replace everything in a text that looks like a credential by ``[redacted]``.
+
+    Found are: values of environment variables with a telling name (secret, token, password, key), cloud access keys,
+    private key blocks, bearer tokens, user names and passwords in addresses, and ``name=value`` with a telling name.
+
+    Args:
+        text: any text, such as a log line with its traceback.
+
+    Returns:
+        The text without credentials.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and value in text and names_a_secret(name) and not os.path.exists(value):
+            text = text.replace(value, _HIDDEN)
+    for pattern in _PATTERNS:
+        text = pattern.sub(_HIDDEN, text)
+    text = _USERINFO.sub(f"{_HIDDEN}@", text)
+    return _ASSIGNMENT.sub(rf"\g<1>{_HIDDEN}", text)
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether a name is one that credentials are given under.
+
+    Args:
+        name: name of an environment variable, option or field.
+    """
+    return _SECRET_NAME.search(name) is not None

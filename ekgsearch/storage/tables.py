@@ -1,0 +1,224 @@
+"""How rows become parquet tables whose schema says in words what every column holds."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ekgsearch.errors import StorageError
+from ekgsearch.storage.files import read_bytes, write_atomically
+
+_COLUMN_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_ROW_TYPE_KEY = b"row_type"
+_CHECKSUM_KEY = b"sha256"
+
+
+@functools.cache
+def schema(row_type: type) -> pa.Schema:
+    """Arrow schema of the table of a row dataclass.
+
+    Args:
+        row_type: dataclass from `ekgsearch.records` whose fields are str, int, float or bool.
+
+    Returns:
+        One column per field, in order, with the field's description as column metadata.
+
+    Raises:
+        StorageError: a field has another type.
+    """
+    hints = typing.get_type_hints(row_type)
+    columns = []
+    for column in dataclasses.fields(row_type):
+        if hints[column.name] not in _COLUMN_TYPES:
+            raise StorageError(
+                f"{row_type.__name__}.{column.name} is {hints[column.name]}; expected str, int, float or bool"
+            )
+        description = str(column.metadata.get("description", ""))
+        kind = _COLUMN_TYPES[hints[column.name]]
+        columns.append(pa.field(column.name, kind, nullable=False, metadata={"description": description}))
+    return pa.schema(columns, metadata={_ROW_TYPE_KEY: row_type.__name__.encode()})
+
+
+def write_table(path: Path, rows: Iterable[Any], row_type: type) -> None:
+    """Write rows to a parquet file in two phases, replacing what was there.
+
+    Args:
+        path: file to write; its folder must exist.
+        rows: instances of the row dataclass.
+        row_type: dataclass from `ekgsearch.records`.
+
+    Raises:
+        StorageError: a value does not fit its column, or the disk refuses.
+    """
+    write_arrow(path, _arrow_table(rows, row_type))
+
+
+def append_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
+    """Add rows to a parquet file by writing it anew in two phases; linear in the rows already there.
+
+    Args:
+        path: file to extend; made where it is missing, its folder must exist.
+        rows: instances of the row dataclass.
+        row_type: dataclass from `ekgsearch.records`.
+
+    Raises:
+        StorageError: the file holds another kind of row or is damaged, a value does not fit, or the disk refuses.
+    """
+    new = _arrow_table(rows, row_type)
+    if path.exists():
+        old = read_arrow(path)
+        if not old.schema.equals(new.schema):
+            raise StorageError(
+                f"{path} has columns {old.schema.names}, expected {new.schema.names} of {row_type.__name__}; "
+                f"an older version wrote it: move it away"
+            )
+        new = pa.concat_tables([old, new]).replace_schema_metadata(new.schema.metadata)
+    write_arrow(path, new)
+
+
+def _arrow_table(rows: Iterable[Any], row_type: type) -> pa.Table:
+    """Turn rows into a table, refusing values that are not exactly of the column's type."""
+    expected = schema(row_type)
+    rows = list(rows)
+    for row in rows:
+        if type(row) is not row_type:
+            raise StorageError(f"expected rows of type {row_type.__name__}, found {type(row).__name__}")
+    arrays = []
+    for column in expected:
+        values = [getattr(row, column.name) for row in rows]
+        try:
+            arrays.append(pa.array(values, type=column.type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise StorageError(f"{row_type.__name__}.{column.name} expects {column.type}: {error}") from error
+        if arrays[-1].null_count:
+            raise StorageError(f"{row_type.__name__}.{column.name} expects {column.type}, found None; write NaN or ''")
+    return pa.Table.from_arrays(arrays, schema=expected)
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write an Arrow table to a parquet file in two phases, with a checksum of its content in its metadata.
+
+    Args:
+        path: file to write; its folder must exist.
+        table: table with its schema metadata, which are kept.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    metadata = {**(table.schema.metadata or {}), _CHECKSUM_KEY: _content_checksum(table).encode()}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
+    write_atomically(path, memoryview(sink.getvalue()))
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Read and verify a parquet file.
+
+    Args:
+        path: file to read; a checksum is verified where the file has one.
+
+    Returns:
+        The table with the descriptions of its columns, without the checksum.
+
+    Raises:
+        StorageError: the file is missing, damaged or no parquet file.
+    """
+    data = read_bytes(path)
+    try:
+        source = pa.BufferReader(data)
+        table = pq.ParquetFile(source, page_checksum_verification=True, memory_map=False).read(use_threads=False)
+        metadata = dict(table.schema.metadata or {})
+        expected = metadata.pop(_CHECKSUM_KEY, None)
+        is_damaged = expected is not None and expected != _content_checksum(table).encode()
+        is_damaged = is_damaged or (expected is None and _ROW_TYPE_KEY in metadata)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        raise StorageError(
+            f"{path} is no whole parquet file ({len(data)} bytes): {error}; restore it from a copy or write it again"
+        ) from error
+    if is_damaged:
+        raise StorageError(
+            f"{path} is damaged: its rows do not fit the checksum in its metadata; "
+            f"restore it from a copy or write it again"
+        )
+    return table.replace_schema_metadata(metadata)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a parquet file as a pandas frame.
+
+    Args:
+        path: file to read.
+
+    Returns:
+        One row per record; ``frame.attrs["descriptions"]`` has the sentence for each column.
+
+    Raises:
+        StorageError: the file is missing, damaged or no parquet file.
+    """
+    table = read_arrow(path)
+    frame: pd.DataFrame = table.to_pandas()
+    frame.attrs["descriptions"] = descriptions(table.schema)
+    return frame
+
+
+def descriptions(table_schema: pa.Schema) -> dict[str, str]:
+    """Sentence by column name, as far as a schema has them.
+
+    Args:
+        table_schema: schema of a table read or made here.
+    """
+    found = {}
+    for column in table_schema:
+        text = (column.metadata or {}).get(b"description")
+        if text:
+            found[column.name] = text.decode()
+    return found
+
+
+def concat_tables(paths: Sequence[Path]) -> pa.Table:
+    """Put the rows of several parquet files of one kind under each other.
+
+    Args:
+        paths: files to read, at least one.
+
+    Returns:
+        One table with the schema of the first; a column that an older file lacks is empty there.
+
+    Raises:
+        StorageError: no file is given, a file is missing or damaged, or two files disagree on a column's type.
+    """
+    if not paths:
+        raise StorageError("no tables to put together; expected at least one parquet file")
+    tables = [read_arrow(path) for path in paths]
+    try:
+        return pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise StorageError(f"the tables {[str(path) for path in paths]} do not fit together: {error}") from error
+
+
+def _content_checksum(table: pa.Table) -> str:
+    """SHA-256 over names, types, descriptions and values, independent of how parquet lays them out."""
+    digest = hashlib.sha256()
+    for name, text in sorted((table.schema.metadata or {}).items()):
+        if name not in (_CHECKSUM_KEY, b"ARROW:schema"):
+            digest.update(json.dumps([name.decode(), text.decode()]).encode())
+    described = descriptions(table.schema)
+    for column in table.schema:
+        digest.update(json.dumps([column.name, str(column.type), described.get(column.name), table.num_rows]).encode())
+        values = table.column(column.name)
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+            digest.update(values.is_null().to_numpy(zero_copy_only=False).tobytes())
+            digest.update(
+                values.fill_null(0).to_numpy().astype(values.fill_null(0).to_numpy().dtype.newbyteorder("<")).tobytes()
+            )
+        else:
+            digest.update(json.dumps(values.to_pylist(), default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,243 @@
+"""A bank survives the way into a store and out again, and nothing else passes for it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ekgsearch.bank.bank import MemoryBank, read_manifest
+from ekgsearch.bank.build import (
+    bank_layout,
+    build_block,
+    check_space,
+    commit,
+    find_shards,
+    manifest_key,
+    missing_blocks,
+    write_block,
+)
+from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.errors import JobError, NumericsError, StorageError
+from ekgsearch.records import Subnetwork
+from ekgsearch.storage.objects import ObjectStore, open_store
+
+IMAGES, CLASSES, PIXELS = 50, 3, 4
+SUBNETWORKS = [Subnetwork.of({"conv": range(kept)}) for kept in (4, 3, 2)]
+
+
+@pytest.fixture
+def spec() -> BankSpec:
+    return BankSpec(
+        dataset_hash="d" * 64,
+        weights_hash="w" * 64,
+        teachers=tuple(teacher.sha256 for teacher in SUBNETWORKS),
+        num_images=IMAGES,
+        num_classes=CLASSES,
+        batch_size=8,
+        batches_per_block=2,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    return open_store(str(tmp_path / "store"))
+
+
+def forward(images: Tensor, teacher: Subnetwork) -> Tensor:
+    """A network whose result depends on the batch, as one with batch statistics does."""
+    weight = torch.arange(CLASSES * PIXELS, dtype=torch.float32).view(CLASSES, PIXELS)
+    mask = torch.zeros(PIXELS)
+    mask[list(teacher["conv"])] = 1
+    features = images.flatten(1)[:, :PIXELS] * mask
+    return (features - features.mean(dim=0)) @ weight.T
+
+
+def pixels() -> Tensor:
+    return torch.randn(IMAGES, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+
+
+def block(spec: BankSpec, index: int) -> Tensor:
+    ids = bank_layout(spec)[index]
+    return build_block(forward, [pixels()[batch] for batch in torch.split(ids, spec.batch_size)], SUBNETWORKS)
+
+
+def build(store: ObjectStore, spec: BankSpec, blocks: list[int] | None = None) -> None:
+    for index in range(spec.num_blocks) if blocks is None else blocks:
+        write_block(store, spec, index, block(spec, index))
+
+
+def test_every_image_is_in_one_block_and_only_the_last_batch_is_short(spec: BankSpec) -> None:
+    layout = bank_layout(spec)
+    assert [len(ids) for ids in layout] == [16, 16, 16, 2]
+    assert len(layout) == spec.num_blocks
+    assert sorted(torch.cat(layout).tolist()) == list(range(IMAGES))
+    assert torch.cat(layout).tolist() != list(range(IMAGES))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("float32", 0.0)])
+def test_rows_are_read_back_by_image_id(
+    store: ObjectStore, spec: BankSpec, tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    spec = replace(spec, dtype=dtype)
+    build(store, spec)
+    commit(store, spec)
+    bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
+    assert (len(bank), bank.num_teachers) == (IMAGES, 3)
+    for index, ids in enumerate(bank_layout(spec)):
+        flipped = ids.flip(0)
+        found = bank.read(flipped)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.flip(0), block(spec, index), rtol=tolerance, atol=tolerance)
+
+
+def test_a_row_recomputed_in_its_batch_agrees(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
+    spec = replace(spec, dtype="float32")
+    build(store, spec)
+    commit(store, spec)
+    bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
+    batch = bank_layout(spec)[1][: spec.batch_size]
+    again = torch.stack([forward(pixels()[batch], teacher) for teacher in SUBNETWORKS], dim=-1)
+    torch.testing.assert_close(bank.read(batch), again, rtol=0, atol=1e-5)
+
+
+def test_a_killed_build_continues_with_the_missing_blocks(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
+    build(store, spec, [0, 2])
+    assert missing_blocks(store, spec) == [1, 3]
+    with pytest.raises(StorageError, match="expected 4 blocks, 2 are missing"):
+        commit(store, spec)
+    with pytest.raises(StorageError, match="found none; build it first"):
+        MemoryBank.open(store, spec, cache_dir=tmp_path)
+    build(store, spec, [1, 3])
+    assert missing_blocks(store, spec, verify=True) == []
+    assert [shard.block for shard in commit(store, spec).shards] == [0, 1, 2, 3]
+
+
+def test_writing_a_block_twice_changes_nothing(store: ObjectStore, spec: BankSpec) -> None:
+    build(store, spec)
+    before = {key: store.get(key) for key in store.list("bank/")}
+    build(store, spec)
+    assert {key: store.get(key) for key in store.list("bank/")} == before
+
+
+def flip_a_bit(data: bytes) -> bytes:
+    return data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, lambda data: data[:-1], lambda data: b""])
+def test_a_damaged_shard_is_named_and_rebuilt(
+    store: ObjectStore, spec: BankSpec, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    build(store, spec)
+    manifest = commit(store, spec)
+    shard = manifest.shards[2]
+    store.put(shard.key, damage(store.get(shard.key)))
+    with pytest.raises(StorageError, match=f"{shard.key}: expected .* bytes with SHA-256 {shard.sha256}"):
+        MemoryBank.open(store, spec, cache_dir=tmp_path)
+    assert missing_blocks(store, spec, verify=True) == [2]
+    build(store, spec, [2])
+    assert commit(store, spec) == manifest
+    bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
+    torch.testing.assert_close(bank.read(bank_layout(spec)[2]), block(spec, 2), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("field", ["dataset_hash", "weights_hash"])
+def test_a_bank_of_something_else_is_refused_with_the_difference(
+    store: ObjectStore, spec: BankSpec, tmp_path: Path, field: str
+) -> None:
+    build(store, spec)
+    commit(store, spec)
+    other = replace(spec, **{field: "e" * 64})
+    with pytest.raises(StorageError, match=f"{field}: expected {'e' * 64}, found"):
+        MemoryBank.open(store, other, cache_dir=tmp_path)
+    store.put(manifest_key(other), store.get(manifest_key(spec)))
+    with pytest.raises(StorageError, match=f"is another memory bank: {field}: expected {'e' * 64}"):
+        MemoryBank.open(store, other, cache_dir=tmp_path)
+
+
+def test_banks_of_other_teachers_live_beside_each_other(store: ObjectStore, spec: BankSpec) -> None:
+    other = replace(spec, teachers=spec.teachers[::-1])
+    build(store, spec)
+    commit(store, spec)
+    assert missing_blocks(store, other) == [0, 1, 2, 3]
+    assert read_manifest(store, spec).spec == spec
+
+
+def test_a_damaged_manifest_is_named(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
+    build(store, spec)
+    commit(store, spec)
+    key = manifest_key(spec)
+    whole = store.get(key)
+    for damaged in (whole[:40], b"[]", b"{}", whole.replace(b'"version":1', b'"version":9')):
+        store.put(key, damaged)
+        with pytest.raises(StorageError, match=r"manifest.json: expected"):
+            MemoryBank.open(store, spec, cache_dir=tmp_path)
+
+
+def test_a_damaged_staged_file_is_staged_again(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
+    build(store, spec)
+    commit(store, spec)
+    expected = MemoryBank.open(store, spec, cache_dir=tmp_path).read(torch.arange(IMAGES))
+    (staged,) = tmp_path.glob("bank-*.npy")
+    before = staged.stat().st_ino
+    MemoryBank.open(store, spec, cache_dir=tmp_path)
+    assert staged.stat().st_ino == before, "a sound staged file was written again"
+    staged.write_bytes(flip_a_bit(staged.read_bytes()))
+    again = MemoryBank.open(store, spec, cache_dir=tmp_path).read(torch.arange(IMAGES))
+    assert torch.equal(again, expected)
+
+
+def test_ids_outside_the_bank_are_refused(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
+    build(store, spec)
+    commit(store, spec)
+    bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
+    for wrong in (-1, IMAGES):
+        with pytest.raises(StorageError, match="expected image ids 0..49"):
+            bank.read(torch.tensor([0, wrong]))
+
+
+def test_logits_that_are_no_numbers_or_too_large_are_refused(store: ObjectStore, spec: BankSpec) -> None:
+    def broken(images: Tensor, teacher: Subnetwork) -> Tensor:
+        logits = forward(images, teacher)
+        return logits * float("nan") if teacher == SUBNETWORKS[1] else logits
+
+    with pytest.raises(NumericsError, match=r"teachers \[1\]"):
+        build_block(broken, [pixels()[:4]], SUBNETWORKS)
+    with pytest.raises(NumericsError, match="store the bank as float32"):
+        write_block(store, spec, 0, block(spec, 0) * 1e6)
+    with pytest.raises(StorageError, match=r"expected logits of shape \(16, 3, 3\), found \(2, 3, 3\)"):
+        write_block(store, spec, 0, block(spec, 3))
+    assert find_shards(store, spec) == {}
+
+
+def test_too_little_space_is_noticed_before_the_work(store: ObjectStore) -> None:
+    free = store.free_bytes()
+    assert free is not None
+    check_space(store, 1)
+    with pytest.raises(StorageError, match="free bytes for the memory bank, found"):
+        check_space(store, 2 * free)
+
+
+def test_sizes_are_those_of_the_paper() -> None:
+    hashes = {"dataset_hash": "", "weights_hash": "", "teachers": tuple("abcde")}
+    cifar = BankSpec(num_images=50_000, num_classes=10, dtype="float32", **hashes)
+    imagenet = BankSpec(num_images=1_281_167, num_classes=1000, **hashes)
+    assert cifar.num_bytes == 10_000_000
+    assert imagenet.num_bytes == pytest.approx(12.8e9, rel=1e-3)
+
+
+def test_specs_without_sense_are_refused(spec: BankSpec) -> None:
+    with pytest.raises(JobError, match="batch_size of at least 1, found 0"):
+        replace(spec, batch_size=0)
+    with pytest.raises(JobError, match="at least one teacher"):
+        replace(spec, teachers=())
+    with pytest.raises(JobError, match="found 'int8'"):
+        replace(spec, dtype="int8")
+
+
+def test_a_manifest_survives_its_bytes(store: ObjectStore, spec: BankSpec) -> None:
+    build(store, spec)
+    manifest = commit(store, spec)
+    assert BankManifest.from_bytes(manifest.to_bytes(), "here") == manifest

@@ -1,0 +1,132 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ekgsearch.errors import NetworkError
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.weights import load_weights, read_sidecar
+from ekgsearch.nets.zoo import build
+
+SPEC = NetSpec("resnet20", 10, (3, 32, 32))
+
+
+def save(path: Path, **changes: torch.Tensor | None) -> Path:
+    tensors = {**build(SPEC, seed=5).state_dict(), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+    return path
+
+
+def sidecar(path: Path, **changes: Any) -> Path:
+    values = {
+        "net": SPEC.to_dict(),
+        "mean": [120, 121, 122.5],
+        "std": [60, 61, 62],
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        **changes,
+    }
+    path.with_suffix(".json").write_text(json.dumps(values))
+    return path
+
+
+def test_weights_without_a_sidecar_load_and_say_that_the_input_is_unknown(tmp_path: Path) -> None:
+    path = save(tmp_path / "weights.safetensors")
+    network = build(SPEC, seed=1)
+    load_weights(network, path)
+    expected = build(SPEC, seed=5).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+    with pytest.raises(NetworkError, match="no sidecar"):
+        read_sidecar(path)
+
+
+def test_a_plain_sidecar_is_read_and_its_checksum_verified(tmp_path: Path) -> None:
+    path = sidecar(save(tmp_path / "weights.safetensors"), expected_top1=91.5)
+    found = read_sidecar(path)
+    assert (found.net, found.mean, found.std) == (SPEC, (120.0, 121.0, 122.5), (60.0, 61.0, 62.0))
+    assert found.expected_top1 == 91.5
+    load_weights(build(SPEC), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(NetworkError, match="expected SHA-256"):
+        load_weights(build(SPEC), path)
+
+
+def test_counters_of_seen_batches_may_be_missing(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    tensors = {k: v for k, v in build(SPEC, seed=5).state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_file(tensors, path)
+    network = build(SPEC, seed=1)
+    load_weights(network, path)
+    assert torch.equal(network.state_dict()["layer3.2.conv2.weight"], tensors["layer3.2.conv2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"linear.bias": None}, "missing linear.bias"),
+        ({"head.bias": torch.zeros(3)}, "unexpected head.bias"),
+        ({"linear.weight": torch.zeros(7, 64)}, r"linear.weight \(7, 64\) where the network has \(10, 64\)"),
+    ],
+)
+def test_weights_of_another_network_are_named(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], message: str
+) -> None:
+    network = build(SPEC, seed=1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(NetworkError, match=message):
+        load_weights(network, save(tmp_path / "weights.safetensors", **changes))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="no weights file"):
+        load_weights(build(SPEC), tmp_path / "absent.safetensors")
+    path = save(tmp_path / "short.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(NetworkError, match="cannot be read"):
+        load_weights(build(SPEC), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": [1, 2]}, "three numbers"),
+        ({"net": {"name": "resnet20"}}, "num_classes"),
+        ({"sha256": None}, "sha256"),
+        ({"input": {"layout": "BGR", "mean": [1, 2, 3], "std": [1, 2, 3]}}, "input.layout"),
+    ],
+)
+def test_a_sidecar_that_leaves_something_open_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = sidecar(save(tmp_path / "weights.safetensors"), **changes)
+    with pytest.raises(NetworkError, match=message):
+        read_sidecar(path)
+
+
+@pytest.mark.parametrize(
+    ("stem", "net", "mean", "top1"),
+    [
+        ("resnet56_cifar10_ekg", ("resnet56", "projection", "tf_same"), (113.9, 123.0, 125.3), 93.84),
+        ("resnet56_cifar10_optionA", ("resnet56", "option_a", "torch"), (123.675, 116.28, 103.53), 93.39),
+        ("resnet32_cifar10_optionA", ("resnet32", "option_a", "torch"), (123.675, 116.28, 103.53), 92.63),
+        ("resnet20_cifar10_optionA", ("resnet20", "option_a", "torch"), (123.675, 116.28, 103.53), 91.73),
+        ("mobilenet_v2_imagenet_dequantised", ("mobilenet_v2", "projection", "tf_same"), (128.0,) * 3, 86.2),
+    ],
+)
+def test_pretrained_weights_load_into_the_network_their_sidecar_describes(
+    data_dir: Path, stem: str, net: tuple[str, str, str], mean: tuple[float, ...], top1: float
+) -> None:
+    path = data_dir / "weights" / f"{stem}.safetensors"
+    found = read_sidecar(path)
+    assert (found.net.name, found.net.shortcut, found.net.padding) == net
+    assert found.mean == pytest.approx(mean)
+    assert found.expected_top1 == top1
+    network = build(found.net, seed=0)
+    load_weights(network, path)
+    last = network.get_submodule("classifier.1" if "mobilenet" in stem else "linear")
+    assert last.weight.shape[0] == found.net.num_classes
+    assert last.bias.abs().sum() > 0

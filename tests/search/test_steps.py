@@ -1,0 +1,54 @@
+"""Kept numbers and step sizes (invariant E13)."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ekgsearch.search.steps import coarse_step, importance_order, narrowed, num_kept
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (16, [13, 10, 7, 4, 1]),
+        (32, [26, 20, 13, 7, 1]),
+        (64, [52, 39, 26, 13, 1]),
+        (128, [103, 77, 52, 26, 1]),
+        (256, [205, 154, 103, 52, 1]),
+        (512, [410, 308, 205, 103, 1]),
+    ],
+)
+def test_kept_numbers_follow_the_published_vectors(size: int, expected: list[int]) -> None:
+    rate, kept = Fraction(1), []
+    for _ in range(5):
+        rate = narrowed(rate, Fraction(1, 5))
+        kept.append(num_kept(size, rate))
+    assert kept == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "uses", "expected"),
+    [(16, 1, 0.2), (32, 1, 0.2), (64, 1, 0.2), (16, 10, 0.0625), (32, 10, 0.03125), (64, 10, 0.02)],
+)
+def test_step_table_of_resnet56(size: int, uses: int, expected: float) -> None:
+    assert coarse_step(size, uses, 0.2) == Fraction(str(expected))
+
+
+def test_a_step_is_never_less_than_one_channel() -> None:
+    assert coarse_step(3, 1, 0.2) == Fraction(1, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 24, 64, 160, 2048])
+@pytest.mark.parametrize("uses", [1, 4, 10])
+def test_every_step_removes_a_channel_until_one_is_left(size: int, uses: int) -> None:
+    rate, kept = Fraction(1), size
+    while kept > 1:
+        rate = narrowed(rate, coarse_step(size, uses, 0.1))
+        assert num_kept(size, rate) < kept
+        kept = num_kept(size, rate)
+
+
+def test_ties_go_to_the_lower_channel_and_removed_channels_are_not_ranked() -> None:
+    scores = np.array([0.0, 2.0, 0.0, 2.0, 5.0])
+    assert importance_order(scores, [1, 2, 3, 4]) == [4, 1, 3, 2]

@@ -1,0 +1,96 @@
+"""Jobs: what is refused, and how it is said."""
+
+from pathlib import Path
+
+import pytest
+
+from ekgsearch.errors import JobError
+from ekgsearch.experiment import Job, expand_path, job_schema
+from ekgsearch.jobfile import job_text, load_job
+
+GOOD = """\
+output: results/test
+net:
+  name: resnet20
+data: {name: digits}
+search:
+  reduction: 0.5
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD), ["seed=7", "finetune.milestones=[0.5]", "bank.uri=/tmp/bank"])
+    assert job.seed == 7
+    assert job.finetune.milestones == (0.5,)
+    assert load_job(write(tmp_path, job_text(job))) == job
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD.replace("0.5", "1.5"), ["job.yaml:6: search.reduction = 1.5: must be less than 1"]),
+        (GOOD.replace("reduction", "reductoin"), ["job.yaml:6: search.reductoin: unknown key", "did you mean reduction"]),
+        (GOOD.replace("digits", "imagenet"), ["job.yaml:4: data.name = 'imagenet'", "'digits'"]),
+        (GOOD + "  step: fast\n", ["job.yaml:7: search.step = 'fast'", "valid number"]),
+        (GOOD + "  budget: 100\n", ["job.yaml: search: give exactly one of search.reduction"]),
+        (GOOD + "finetune: {workers: 3}\n", ["finetune.batch_size = 128 does not divide", "workers = 3"]),
+        (GOOD + "pretrain: {epochs: 0}\n", ["net.weights is null and pretrain.epochs is 0"]),
+        (GOOD + "  method: uniform\n", ["finetune.objective ekg has no teachers"]),
+        (GOOD.replace("digits", "image_folder"), ["data.root is null"]),
+        (GOOD.replace("output: results/test\n", ""), ["output: missing"]),
+        ("- 1\n- 2\n", ["expected sections"]),
+        ("net: [1\n", ["not valid YAML"]),
+    ],
+)
+def test_every_mistake_is_one_line_with_place_value_and_what_is_allowed(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    with pytest.raises(JobError) as caught:
+        load_job(write(tmp_path, text))
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in expected:
+        assert part in message
+
+
+def test_two_mistakes_are_two_lines(tmp_path: Path) -> None:
+    with pytest.raises(JobError) as caught:
+        load_job(write(tmp_path, GOOD.replace("0.5", "2")), ["seed=-1"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("override", ["search.reduction", "=1", "output.a=1", "seed=[1", "search..step=1"])
+def test_a_malformed_setting_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(JobError, match="--set"):
+        load_job(write(tmp_path, GOOD), [override])
+
+
+def test_a_missing_file_and_a_missing_variable_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(JobError, match=r"nothing\.yaml: the job file cannot be read"):
+        load_job(tmp_path / "nothing.yaml")
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    with pytest.raises(JobError, match="NO_SUCH_VARIABLE is not set"):
+        expand_path("$NO_SUCH_VARIABLE/weights", "net.weights")
+
+
+def test_the_hash_ignores_where_a_run_happens_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    base = load_job(path).sha256
+    for same in ("output=elsewhere", "cluster.search_workers=2", "bank.uri=/tmp/bank", "finetune.workers=2"):
+        assert load_job(path, [same]).sha256 == base, same
+    for other in ("seed=2", "search.step=0.1", "bank.teachers=3", "finetune.epochs=2", "data.image_size=8"):
+        assert load_job(path, [other]).sha256 != base, other
+
+
+def test_the_schema_documents_every_field() -> None:
+    schema = job_schema()
+    assert schema["properties"].keys() == Job.model_fields.keys()
+    for definition in schema["$defs"].values():
+        for name, field in definition["properties"].items():
+            assert "description" in field, name
