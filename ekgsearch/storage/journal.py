@@ -80,7 +80,7 @@ class Journal:
             raise
         return cls(path, descriptor, lock, lines, size)
 
-    def append(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def append(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Commit one line; it is on the disk when this returns.
 
         Args:

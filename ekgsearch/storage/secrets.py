@@ -8,12 +8,13 @@ _SECRET_WORD = (
     r"(?:secret|token|passw(?:or)?d|passphrase|credential|signature|api[_-]?key|access[_-]?key|private[_-]?key)"
 )
 _ASSIGNMENT = re.compile(
-    rf"(?i)([\w.\-]*{_SECRET_WORD}[\w.\-]*[\"']?\s*[=:]\s*[\"']?)(?!//)((?:bearer\s+|basic\s+)?[^\s\"'&,;)}}\]]+)"
+    rf"""(?ix) ([\w.\-]*{_SECRET_WORD}[\w.\-]*["']? \s*[=:]\s*) (?!//)
+    ("[^"\n]*" | '[^'\n]*' | (?:(?:bearer|basic)\s+)?[^\s"'&,;)}}\]]+)"""
 )
 _PATTERNS = (
     re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b"),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-    re.compile(r"\b(?:ghp|gho|ghs|github_pat|hf|sk)_[A-Za-z0-9_]{16,}\b"),
+    re.compile(r"\b(?:ghp|gho|ghs|github_pat|hf|sk)[_-][A-Za-z0-9_]{16,}\b"),
     re.compile(r"(?i)(?<=bearer )[A-Za-z0-9._~+/=\-]{8,}"),
 )
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
@@ -33,8 +34,9 @@ def redact(text: str) -> str:
     Returns:
         The text without credentials.
     """
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and value in text and names_a_secret(name) and not os.path.exists(value):
+    telling = {value for name, value in os.environ.items() if names_a_secret(name) and len(value) >= _SHORTEST_SECRET}
+    for value in sorted(telling, key=len, reverse=True):
+        if value in text and not os.path.exists(value):  # a variable may name the file of a secret, which is none
             text = text.replace(value, _HIDDEN)
     for pattern in _PATTERNS:
         text = pattern.sub(_HIDDEN, text)

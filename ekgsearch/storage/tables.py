@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekgsearch.errors import StorageError
+from ekgsearch.storage.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, seal, verify_seal
 from ekgsearch.storage.files import read_bytes, write_atomically
 
 _COLUMN_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 _ROW_TYPE_KEY = b"row_type"
-_CHECKSUM_KEY = b"sha256"
+_CHECKSUM_MARKER = CHECKSUM_KEY.encode() + b"\x18\x40"  # in the footer (Thrift): the key, then a text of 64 bytes
 
 
 @functools.cache
@@ -113,10 +112,13 @@ def write_arrow(path: Path, table: pa.Table) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    metadata = {**(table.schema.metadata or {}), _CHECKSUM_KEY: _content_checksum(table).encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd", write_page_checksum=True)
-    write_atomically(path, memoryview(sink.getvalue()))
+    with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({CHECKSUM_KEY: BLANK_CHECKSUM})
+    data = bytearray(memoryview(sink.getvalue()))
+    seal(data, _checksum_start(data))
+    write_atomically(path, data)
 
 
 def read_arrow(path: Path) -> pa.Table:
@@ -132,23 +134,26 @@ def read_arrow(path: Path) -> pa.Table:
         StorageError: the file is missing, damaged or no parquet file.
     """
     data = read_bytes(path)
+    start = _checksum_start(data)
+    if start >= 0:
+        verify_seal(data, start, str(path))  # before parsing: Arrow is not safe with every damaged footer
     try:
-        source = pa.BufferReader(data)
-        table = pq.ParquetFile(source, page_checksum_verification=True, memory_map=False).read(use_threads=False)
-        metadata = dict(table.schema.metadata or {})
-        expected = metadata.pop(_CHECKSUM_KEY, None)
-        is_damaged = expected is not None and expected != _content_checksum(table).encode()
-        is_damaged = is_damaged or (expected is None and _ROW_TYPE_KEY in metadata)
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise StorageError(
             f"{path} is no whole parquet file ({len(data)} bytes): {error}; restore it from a copy or write it again"
         ) from error
-    if is_damaged:
-        raise StorageError(
-            f"{path} is damaged: its rows do not fit the checksum in its metadata; "
-            f"restore it from a copy or write it again"
-        )
+    metadata = dict(table.schema.metadata or {})
+    metadata.pop(CHECKSUM_KEY.encode(), None)
+    if start < 0 and _ROW_TYPE_KEY in metadata:
+        raise StorageError(f"{path} has lost its checksum, so it is damaged; restore it from a copy or write it again")
     return table.replace_schema_metadata(metadata)
+
+
+def _checksum_start(data: bytearray | bytes) -> int:
+    """Position of the first digit of the checksum in the parquet footer; -1 where there is none."""
+    found = data.rfind(_CHECKSUM_MARKER)
+    return found + len(_CHECKSUM_MARKER) if found >= 0 else -1
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -202,23 +207,3 @@ def concat_tables(paths: Sequence[Path]) -> pa.Table:
         return pa.concat_tables(tables, promote_options="default")
     except pa.ArrowException as error:
         raise StorageError(f"the tables {[str(path) for path in paths]} do not fit together: {error}") from error
-
-
-def _content_checksum(table: pa.Table) -> str:
-    """SHA-256 over names, types, descriptions and values, independent of how parquet lays them out."""
-    digest = hashlib.sha256()
-    for name, text in sorted((table.schema.metadata or {}).items()):
-        if name not in (_CHECKSUM_KEY, b"ARROW:schema"):
-            digest.update(json.dumps([name.decode(), text.decode()]).encode())
-    described = descriptions(table.schema)
-    for column in table.schema:
-        digest.update(json.dumps([column.name, str(column.type), described.get(column.name), table.num_rows]).encode())
-        values = table.column(column.name)
-        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-            digest.update(values.is_null().to_numpy(zero_copy_only=False).tobytes())
-            digest.update(
-                values.fill_null(0).to_numpy().astype(values.fill_null(0).to_numpy().dtype.newbyteorder("<")).tobytes()
-            )
-        else:
-            digest.update(json.dumps(values.to_pylist(), default=str).encode())
-    return digest.hexdigest()

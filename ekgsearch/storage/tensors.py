@@ -1,6 +1,5 @@
 """How tensors rest on disk: safetensors files with equal bytes for equal values and a checksum over all of them."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,8 @@ from torch import Tensor
 
 from ekgsearch.errors import StorageError
 from ekgsearch.records import canonical_json
+from ekgsearch.storage.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, seal, verify_seal
 from ekgsearch.storage.files import read_bytes, write_atomically
-
-CHECKSUM_KEY = "sha256"
-"""Metadata key of the checksum: SHA-256 of the whole file with 64 zeros in the checksum's place."""
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -29,7 +26,7 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_BLANK_CHECKSUM = "0" * 64
+_CHECKSUM_MARKER = f'"{CHECKSUM_KEY}":"'.encode()  # quotes inside the texts of a JSON header are escaped
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
 
@@ -70,7 +67,7 @@ def serialise_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         )
     if "__metadata__" in tensors:
         raise StorageError("a tensor is named '__metadata__', which the file format takes for itself; rename it")
-    header: dict[str, object] = {"__metadata__": {**metadata, CHECKSUM_KEY: _BLANK_CHECKSUM}}
+    header: dict[str, object] = {"__metadata__": {**metadata, CHECKSUM_KEY: BLANK_CHECKSUM}}
     chunks, offset = [], 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
         tensor = tensors[name]
@@ -89,23 +86,16 @@ def serialise_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     text = canonical_json(header).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     data = bytearray().join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *chunks])
-    _write_checksum(data)
+    seal(data, _checksum_start(data))
     return data
 
 
-def _write_checksum(data: bytearray) -> None:
-    """Put the checksum of a serialised file in its place."""
-    start = _checksum_start(data)
-    data[start : start + len(_BLANK_CHECKSUM)] = hashlib.sha256(data).hexdigest().encode()
-
-
 def _checksum_start(data: bytearray | bytes) -> int:
-    """Position of the first digit of the checksum; -1 where there is none."""
+    """Position of the first digit of the checksum in the header; -1 where there is none."""
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
-    marker = canonical_json({CHECKSUM_KEY: ""})[1:-2].encode()
     section = data.find(b'"__metadata__":{', 0, end)
-    found = data.find(marker, section, end) if section >= 0 else -1
-    return found + len(marker) if found >= 0 else -1
+    found = data.find(_CHECKSUM_MARKER, section, end) if section >= 0 else -1
+    return found + len(_CHECKSUM_MARKER) if found >= 0 else -1
 
 
 def load_tensors(path: Path, *, require_checksum: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -140,17 +130,23 @@ def parse_tensors(
     Raises:
         StorageError: the bytes are truncated, changed, or not in the safetensors format.
     """
+    start = _checksum_start(data)
+    if start >= 0:
+        verify_seal(data, start, source)
+    elif require_checksum:
+        raise StorageError(
+            f"{source} has no checksum in its metadata (key {CHECKSUM_KEY!r}): it is damaged or another "
+            f"program wrote it; write it again with this program"
+        )
     try:
         metadata = _read_metadata(data)
-        expected = metadata.pop(CHECKSUM_KEY, None)
-        if expected is not None or require_checksum:
-            _verify_checksum(data, expected, source)
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StorageError(
             f"{source} is no whole safetensors file ({len(data)} bytes): {error}; "
             f"restore it from a copy or write it again"
         ) from error
+    metadata.pop(CHECKSUM_KEY, None)
     return tensors, metadata
 
 
@@ -164,21 +160,3 @@ def _read_metadata(data: bytes) -> dict[str, str]:
     if not all(isinstance(text, str) for text in metadata.values()):
         raise ValueError("its metadata are no texts")
     return dict(metadata)
-
-
-def _verify_checksum(data: bytes, expected: str | None, source: str) -> None:
-    """Compare the checksum in the metadata with that of the bytes."""
-    if expected is None:
-        raise StorageError(
-            f"{source} has no checksum in its metadata (key {CHECKSUM_KEY!r}): it was changed or another program "
-            f"wrote it; write it again with this program"
-        )
-    start, size = _checksum_start(data), len(_BLANK_CHECKSUM)
-    digest = hashlib.sha256(data[:start])
-    digest.update(_BLANK_CHECKSUM.encode())
-    digest.update(memoryview(data)[start + size :])
-    if start < 0 or data[start : start + size].decode() != expected or digest.hexdigest() != expected:
-        raise StorageError(
-            f"{source} is damaged: expected SHA-256 {expected[:64]}, found {digest.hexdigest()} over {len(data)} "
-            f"bytes; restore it from a copy or write it again"
-        )
