@@ -1,6 +1,5 @@
 """Pretrained weights: safetensors files, and the sidecar that says which network and which input they belong to."""
 
-import hashlib
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ from torch import nn
 
 from ekgsearch.errors import NetworkError
 from ekgsearch.nets.spec import NetSpec, Padding, Shortcut
+from ekgsearch.storage.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
     Raises:
         NetworkError: the file is missing or damaged, its checksum is not the sidecar's, or names or shapes differ.
+        StorageError: the file of a sidecar cannot be read.
     """
     if sidecar_path(path).is_file():
         _verify_checksum(path)
@@ -135,11 +136,7 @@ def _read(path: Path, read: Callable[[Any], _T]) -> _T:
 
 def _verify_checksum(path: Path) -> None:
     expected = str(_read_json(sidecar_path(path)).get("sha256", ""))
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise NetworkError(f"weights file {path} cannot be read: {error}; check the path in the job") from error
+    found = file_sha256(path)
     if found != expected:
         raise NetworkError(
             f"{path}: expected SHA-256 {expected or 'none'} (from {sidecar_path(path).name}), found {found}; "
