@@ -35,7 +35,10 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         (GOOD.replace("0.5", "1.5"), ["job.yaml:6: search.reduction = 1.5: must be less than 1"]),
-        (GOOD.replace("reduction", "reductoin"), ["job.yaml:6: search.reductoin: unknown key", "did you mean reduction"]),
+        (
+            GOOD.replace("reduction", "reductoin"),
+            ["job.yaml:6: search.reductoin: unknown key", "did you mean reduction"],
+        ),
         (GOOD.replace("digits", "imagenet"), ["job.yaml:4: data.name = 'imagenet'", "'digits'"]),
         (GOOD + "  step: fast\n", ["job.yaml:7: search.step = 'fast'", "valid number"]),
         (GOOD + "  budget: 100\n", ["job.yaml: search: give exactly one of search.reduction"]),
