@@ -61,16 +61,17 @@ class Batch:
 def epoch_order(data: TrainData, config: FinetuneConfig, epoch: int) -> list[Tensor]:
     """List the image ids of every global batch of an epoch, equal on all processes.
 
-    A short last batch is left out (another permutation leaves out other images in the next epoch), unless it is the
-    only one.
+    A short last batch is left out (shuffled, the next epoch leaves out other images), unless it is the only one.
 
     Args:
         data: names the training ids.
-        config: batch size and seed.
+        config: batch size, seed, and whether to shuffle.
         epoch: epoch, from 1.
     """
     ids = torch.arange(len(data.train)) if data.ids is None else data.ids.cpu()
-    batches = torch.split(ids[permutation(len(ids), config.seed, epoch)], config.batch_size)
+    if config.shuffle:
+        ids = ids[permutation(len(ids), config.seed, epoch)]
+    batches = torch.split(ids, config.batch_size)
     return [batch for batch in batches if len(batch) == config.batch_size] or list(batches)
 
 

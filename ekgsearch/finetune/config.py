@@ -35,6 +35,7 @@ class FinetuneConfig:
         teacher_gate: how teachers worse than the student are left out.
         augmentation: how views are made.
         seed: seed of the order of images, the views and dropout.
+        shuffle: whether the images come in a new order in every epoch; off, they come in the order of the ids.
         evaluate_every: epochs between evaluations on the test set; the last epoch is always evaluated.
         precision: arithmetic of forward and backward passes.
         channels_last: whether images and weights are laid out channels last, faster on GPUs.
@@ -53,6 +54,7 @@ class FinetuneConfig:
     teacher_gate: TeacherGate = "kl_to_top"
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 1
+    shuffle: bool = True
     evaluate_every: int = 1
     precision: Precision = "float32"
     channels_last: bool = False

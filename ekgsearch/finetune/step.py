@@ -92,7 +92,7 @@ def train_step(
 
     state.optimizer.zero_grad(set_to_none=True)
     share = len(batch.labels) * world.size / batch.global_size  # makes the mean over processes the mean over images
-    (parts["loss"] * share).backward()
+    torch.autograd.backward(parts["loss"] * share)
     _stop_unless_finite(parts, world, f"epoch {state.epoch}, step {step}", rate)
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = rate
@@ -109,8 +109,8 @@ def _logits(network: nn.Module, views: Tensor, config: FinetuneConfig) -> Tensor
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits = network(images)
-    return logits.float().unflatten(0, views.shape[:2])
+        logits: Tensor = network(images)
+    return logits.float().view(*views.shape[:2], -1)
 
 
 def _stop_unless_finite(parts: Mapping[str, Tensor], world: World, where: str, rate: float) -> None:

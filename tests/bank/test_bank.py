@@ -194,7 +194,7 @@ def test_ids_outside_the_bank_are_refused(store: ObjectStore, spec: BankSpec, tm
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
     for wrong in (-1, IMAGES):
-        with pytest.raises(StorageError, match="expected image ids 0..49"):
+        with pytest.raises(StorageError, match=r"expected image ids 0\.\.49"):
             bank.read(torch.tensor([0, wrong]))
 
 

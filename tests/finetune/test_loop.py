@@ -1,0 +1,294 @@
+"""The loop learns, resumes to the bit, and stops before it does harm."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ekgsearch.data.datasets import ArrayImages
+from ekgsearch.errors import EkgError, JobError, NetworkError, NumericsError, ResumeError, StorageError
+from ekgsearch.finetune.batches import epoch_order
+from ekgsearch.finetune.checkpoints import FolderCheckpoints, read_checkpoint, write_checkpoint
+from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.finetune.evaluate import evaluate
+from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
+from ekgsearch.finetune.step import start
+from ekgsearch.finetune.world import World
+
+ALONE = World(torch.device("cpu"))
+Make = Callable[[], nn.Module]
+OBJECTIVES = ["plain", "single", "ekg"]
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def equal_states(left: nn.Module, right: nn.Module) -> bool:
+    other = right.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in left.state_dict().items())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns(data: TrainData, config: FinetuneConfig, make_network: Make, bank, objective) -> None:
+    config = replace(config, objective=objective, epochs=12, milestones=(8,))
+    teacher = make_network()
+    if objective == "single":
+        train(teacher, data, replace(config, objective="plain"), world=ALONE)
+    result = train(make_network(), data, config, world=ALONE, bank=bank, teacher=teacher)
+    assert result.last_top1 > 90
+    assert result.epochs[-1].loss < 0.7 * result.epochs[0].loss
+    assert [metrics.epoch for metrics in result.epochs] == list(range(1, 13))
+    assert all(metrics.images == 48 for metrics in result.epochs)
+    assert (result.epochs[0].loss_distillation > 0) == (objective != "plain")
+
+
+def test_teachers_worse_than_the_student_fall_out_of_use(
+    data: TrainData, config: FinetuneConfig, make_network: Make, bank
+) -> None:
+    result = train(make_network(), data, replace(config, epochs=25, milestones=()), world=ALONE, bank=bank)
+    used = [metrics.num_teachers_used for metrics in result.epochs]
+    assert used[0] > used[-1] >= 1
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_a_killed_and_resumed_training_ends_with_the_same_bits(
+    data: TrainData, config: FinetuneConfig, make_network: Make, bank, tmp_path: Path, objective: str, killed_after: int
+) -> None:
+    config = replace(config, objective=objective)
+    teacher = make_network()
+    whole, resumed = make_network(), make_network()
+    expected = train(whole, data, config, world=ALONE, bank=bank, teacher=teacher)
+
+    def kill(metrics: EpochMetrics) -> None:
+        if metrics.epoch == killed_after:
+            raise KilledError
+
+    place = FolderCheckpoints(tmp_path)
+    with pytest.raises(KilledError):
+        train(make_network(), data, config, world=ALONE, bank=bank, teacher=teacher, checkpoint=place, on_epoch=kill)
+    torch.manual_seed(99)  # the resumed process has other random numbers in its generators
+    again: list[int] = []
+    result = train(
+        resumed,
+        data,
+        config,
+        world=ALONE,
+        bank=bank,
+        teacher=teacher,
+        checkpoint=FolderCheckpoints(tmp_path),
+        on_epoch=lambda metrics: again.append(metrics.epoch),
+    )
+    assert again == list(range(killed_after + 1, 5))
+    assert equal_states(whole, resumed)
+    clocks = {"wall_seconds": 0.0, "wait_seconds": 0.0}
+    assert [replace(found, **clocks) for found in result.epochs] == [replace(row, **clocks) for row in expected.epochs]
+
+
+def test_a_finished_training_is_not_repeated(
+    data: TrainData, config: FinetuneConfig, make_network: Make, tmp_path
+) -> None:
+    config = replace(config, objective="plain")
+    first, second = make_network(), make_network()
+    train(first, data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+    steps: list[int] = []
+    result = train(second, data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path), on_step=steps.append)
+    assert steps == []
+    assert len(result.epochs) == 4
+    assert equal_states(first, second)
+
+
+def test_training_leaves_the_callers_random_numbers_alone(
+    data: TrainData, config: FinetuneConfig, make_network: Make
+) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(make_network(), data, replace(config, objective="plain", epochs=1), world=ALONE)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_checkpoint_of_another_training_is_refused_with_the_difference(
+    data: TrainData, config: FinetuneConfig, make_network: Make, tmp_path: Path
+) -> None:
+    config = replace(config, objective="plain", epochs=1)
+    train(make_network(), data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+    other = replace(config, learning_rate=0.07, epochs=2)
+    with pytest.raises(ResumeError, match=r"epochs: this training has 2, the checkpoint 1; .*learning_rate: .*0.07"):
+        train(make_network(), data, other, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+    network = make_network()
+    network[6].bias.data += 1  # type: ignore[index]
+    with pytest.raises(ResumeError, match="initial weights"):
+        train(network, data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_named(
+    data: TrainData, config: FinetuneConfig, make_network: Make, tmp_path: Path
+) -> None:
+    config = replace(config, objective="plain", epochs=1)
+    train(make_network(), data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+    (file,) = tmp_path.glob("epoch-000001/*.safetensors")
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(StorageError, match="epoch-000001"):
+        train(make_network(), data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_the_update(
+    data: TrainData, config: FinetuneConfig, make_network: Make, bank, value: float
+) -> None:
+    network, steps = make_network(), []
+    bad = epoch_order(data, config, 1)[1][3]
+    bank.rows[bad] = value
+    with pytest.raises(NumericsError, match=r"epoch 1, step 2: .*rank 0 of 1.*learning rate \(now 0.05\)"):
+        train(network, data, config, world=ALONE, bank=bank, on_step=steps.append)
+    assert steps == [16]
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+
+
+def test_each_epoch_sees_every_image_once_in_another_order(data: TrainData, config: FinetuneConfig) -> None:
+    first, second = (torch.cat(epoch_order(data, config, epoch)).tolist() for epoch in (1, 2))
+    assert sorted(first) == sorted(second) == list(range(48))
+    assert first != second
+    assert first == torch.cat(epoch_order(data, config, 1)).tolist()
+
+
+def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(data: TrainData, config: FinetuneConfig) -> None:
+    assert [len(ids) for ids in epoch_order(data, replace(config, batch_size=20), 1)] == [20, 20]
+    assert [len(ids) for ids in epoch_order(data, replace(config, batch_size=500), 1)] == [48]
+
+
+def test_without_shuffling_the_ids_come_in_their_order(data: TrainData, config: FinetuneConfig) -> None:
+    ids = torch.arange(40).flip(0)
+    order = epoch_order(replace(data, ids=ids), replace(config, shuffle=False), 1)
+    assert torch.equal(torch.cat(order), ids[:32])
+
+
+def test_only_the_named_ids_are_trained_on(data: TrainData, config: FinetuneConfig, make_network: Make) -> None:
+    seen: list[int] = []
+
+    class Watched(ArrayImages):
+        def read(self, ids: Tensor) -> Tensor:
+            seen.extend(ids.tolist())
+            return super().read(ids)
+
+    images = Watched(data.train.read(torch.arange(48)), data.train.labels)
+    part = replace(data, train=images, ids=torch.arange(5, 37), test=None)
+    result = train(make_network(), part, replace(config, objective="plain", epochs=1), world=ALONE)
+    assert sorted(seen) == list(range(5, 37))
+    assert math.isnan(result.last_top1)
+    assert result.epochs[0].images == 32
+
+
+def test_the_optimiser_is_nesterov_with_decay_on_every_parameter(
+    data: TrainData, config: FinetuneConfig, make_network: Make
+) -> None:
+    config = replace(config, objective="plain", epochs=1, batch_size=48, momentum=0.9, weight_decay=0.1)
+    network = make_network()
+    network[5].p = 0.0  # type: ignore[index]
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    train(network, replace(data, test=None), config, world=ALONE)
+    for name, value in network.named_parameters():
+        gradient = value.grad + 0.0
+        momentum = gradient + config.weight_decay * before[name]
+        # first step: buffer = g, update = g + 0.9 buffer
+        expected = before[name] - config.learning_rate * 1.9 * momentum
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_uses_running_statistics_and_puts_the_mode_back(data: TrainData, make_network: Make) -> None:
+    network = make_network().train()
+    assert data.test is not None
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    whole = evaluate(network, data.test, data.normalisation, ALONE, batch_size=30)
+    small = evaluate(network, data.test, data.normalisation, ALONE, batch_size=7)
+    assert (whole.correct, whole.images) == (small.correct, 30)
+    assert small.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_evaluation_every_few_epochs_always_includes_the_last(
+    data: TrainData, config: FinetuneConfig, make_network: Make
+) -> None:
+    config = replace(config, objective="plain", evaluate_every=3)
+    result = train(make_network(), data, config, world=ALONE)
+    assert [math.isnan(metrics.test_top1) for metrics in result.epochs] == [True, True, False, False]
+
+
+def test_the_earliest_of_equally_good_epochs_is_the_best() -> None:
+    def epoch(number: int, top1: float) -> EpochMetrics:
+        zeros = dict.fromkeys(("learning_rate", "loss", "loss_label", "loss_distillation", "num_teachers_used"), 0.0)
+        clocks = {"wall_seconds": 0.0, "wait_seconds": 0.0, "train_top1": 0.0}
+        return EpochMetrics(epoch=number, test_top1=top1, images=1, **zeros, **clocks)
+
+    result = TrainResult((epoch(1, 80.0), epoch(2, 90.0), epoch(3, math.nan), epoch(4, 90.0), epoch(5, 85.0)))
+    assert result.best is not None
+    assert (result.best.epoch, result.best_top1, result.last_top1) == (2, 90.0, 85.0)
+    assert result.epochs[2].row(run="r", phase="finetune", network="slim", objective="ekg").epoch == 3
+    assert repr(EpochMetrics.from_dict(result.epochs[2].to_dict())) == repr(result.epochs[2])
+
+
+def test_what_cannot_be_trained_is_refused(data: TrainData, config: FinetuneConfig, make_network: Make, bank) -> None:
+    with pytest.raises(JobError, match="found none; build one"):
+        train(make_network(), data, config, world=ALONE)
+    with pytest.raises(JobError, match="unpruned network, found none"):
+        train(make_network(), data, replace(config, objective="single"), world=ALONE)
+    with pytest.raises(JobError, match="expected a memory bank of the 48 training images, found one of 9"):
+        train(make_network(), data, config, world=ALONE, bank=replace(bank, rows=bank.rows[:9]))
+    with pytest.raises(JobError, match="found batches of 1 for 2 processes"):
+        train(make_network(), data, replace(config, batch_size=1), world=World(ALONE.device, 0, 2), bank=bank)
+    with pytest.raises(EkgError, match=r"rank of 0\.\.1, found 2"):
+        World(ALONE.device, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", -1), ("batch_size", 0), ("learning_rate", 0.0), ("decay", 1.5), ("temperature", 0), ("momentum", 1)],
+)
+def test_settings_out_of_range_are_refused(config: FinetuneConfig, field: str, value: float) -> None:
+    with pytest.raises(JobError, match=f"expected {field} .*, found {value}"):
+        replace(config, **{field: value})
+    with pytest.raises(JobError, match="ascending"):
+        replace(config, milestones=(5, 3))
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    place = FolderCheckpoints(tmp_path / "new", num_kept=2)
+    assert place.latest() is None
+    for epoch in (1, 2, 3):
+        place.save(lambda folder: (folder / "x").write_text("x"), {"epoch": epoch})  # type: ignore[arg-type, return-value]
+    place.save(None, {"epoch": 4})
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["epoch-000002", "epoch-000003"]
+    latest = place.latest()
+    assert latest is not None
+    assert latest.name == "epoch-000003"
+
+
+def test_a_checkpoint_cut_short_is_not_the_latest(tmp_path: Path) -> None:
+    place = FolderCheckpoints(tmp_path)
+    place.save(lambda folder: None, {"epoch": 1})
+
+    def die(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        place.save(die, {"epoch": 2})
+    latest = place.latest()
+    assert latest is not None
+    assert latest.name == "epoch-000001"
+    place.save(lambda folder: None, {"epoch": 2})
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["epoch-000001", "epoch-000002"]
+
+
+def test_tensors_that_do_not_fit_name_the_folder(config: FinetuneConfig, make_network: Make, tmp_path: Path) -> None:
+    write_checkpoint(start(make_network(), config, ALONE, None), {}, tmp_path)
+    with pytest.raises(NetworkError, match=f"{tmp_path} does not fit the network"):
+        read_checkpoint(start(nn.Linear(2, 2), config, ALONE, None), {}, tmp_path)

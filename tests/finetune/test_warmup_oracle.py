@@ -1,0 +1,55 @@
+"""The loop repeats the warm-up that another program recorded, step by step over the real images."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.subset import split_search_subset
+from ekgsearch.data.views import Augmentation, Normalisation
+from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.world import World
+from ekgsearch.nets import zoo
+from ekgsearch.nets.weights import load_weights, read_sidecar
+from ekgsearch.storage.tensors import load_tensors
+
+ALLOWED_SHARE = 0.05
+"""Largest error as a share of how far a tensor moves. The trainings round differently: one ulp of a weight of 1 is
+already 0.3 % of how far it moves."""
+
+
+@pytest.mark.slow
+def test_one_epoch_of_warmup_gives_the_recorded_network(data_dir: Path) -> None:
+    path = next((data_dir / "weights").rglob("resnet56_cifar10_ekg.safetensors"))
+    sidecar = read_sidecar(path)
+    network = zoo.build(sidecar.net)
+    load_weights(network, path)
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    dataset = open_dataset("cifar10", data_dir)
+    _, ids = split_search_subset(dataset.train.labels)
+    # The recorded program halves the divisor of the loss, not that of the weight decay: twice the rate, half the decay.
+    config = FinetuneConfig(
+        objective="plain",
+        epochs=1,
+        batch_size=256,
+        learning_rate=2e-3,
+        milestones=(),
+        weight_decay=2.5e-4,
+        augmentation=Augmentation(pad=0, flip=False),
+        shuffle=False,
+    )
+    data = TrainData(dataset.train, Normalisation(sidecar.mean, sidecar.std), ids=ids)
+    result = train(network, replace(data, test=None), config, world=World(torch.device("cpu")))
+
+    recorded = json.loads((data_dir / "oracle" / "warmup.json").read_text())[-1]["loss_running_mean"]
+    assert result.epochs[0].loss == pytest.approx(recorded / 2, rel=1e-4)
+    assert result.epochs[0].train_top1 == 100.0
+    expected, _ = load_tensors(data_dir / "oracle" / "resnet56_after_warmup.safetensors", require_checksum=False)
+    found = network.state_dict()
+    for name, value in expected.items():
+        moved, error = (value - start[name]).abs().max(), (found[name] - value).abs().max()
+        assert error <= ALLOWED_SHARE * moved, f"{name} moved by {moved:.3g}, found off by {error:.3g}"
