@@ -1,0 +1,120 @@
+"""What was decoded or verified once and need not be again: files in the user's cache folder."""
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ekgsearch.data.images import ArrayImages, array_hash
+from ekgsearch.errors import StorageError
+from ekgsearch.records import canonical_json, content_hash
+from ekgsearch.storage.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Raised when what is stored, or how it is decoded, changes."""
+
+
+def cache_folder() -> Path:
+    """Folder for what can be computed again: $XDG_CACHE_HOME/ekgsearch, by default ~/.cache/ekgsearch."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ekgsearch"
+
+
+def source_key(kind: str, sources: Iterable[Path]) -> str:
+    """Key of something derived from files: changes with their paths, sizes and modification times.
+
+    Raises:
+        FileNotFoundError: a source is gone.
+    """
+    stats = [(str(path.resolve()), status.st_size, status.st_mtime_ns) for path in sources for status in [path.stat()]]
+    return content_hash([_VERSION, kind, stats])
+
+
+def cached_images(key: str, decode: Callable[[], tuple[np.ndarray, np.ndarray]]) -> ArrayImages:
+    """Decode images once and map them into memory from then on; processes of one machine share the pages.
+
+    The checksum is verified at each opening. A cache that is damaged or cannot be written is a warning, no error.
+
+    Args:
+        key: from `source_key`.
+        decode: gives pixels (N, 3, H, W), uint8, and labels (N,), int64.
+    """
+    stored = _load_images(key)
+    if stored is not None:
+        return stored
+    images, labels = decode()
+    images_file, labels_file = _npy(images), _npy(labels)
+    fields = {
+        "images": hashlib.sha256(images_file).hexdigest(),
+        "labels": hashlib.sha256(labels_file).hexdigest(),
+        "content_hash": array_hash(torch.from_numpy(images), torch.from_numpy(labels)),
+    }
+    _store({f"{key}-images.npy": images_file, f"{key}-labels.npy": labels_file, f"{key}.json": _text(fields)})
+    return ArrayImages(torch.from_numpy(images), torch.from_numpy(labels), content_hash=fields["content_hash"])
+
+
+def cached_json(key: str, compute: Callable[[], Any]) -> Any:
+    """Compute a JSON value once and read it from then on; a damaged or unwritable cache is a warning, no error."""
+    path = cache_folder() / f"{key}.json"
+    try:
+        stored = json.loads(path.read_bytes())
+        if content_hash(stored["value"]) == stored["sha256"]:
+            return stored["value"]
+        logger.warning("cache file %s is damaged (its checksum differs): computing it again", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("cache file %s cannot be used (%s): computing it again", path, error)
+    value = compute()
+    _store({path.name: _text({"value": value, "sha256": content_hash(value)})})
+    return value
+
+
+def _load_images(key: str) -> ArrayImages | None:
+    folder = cache_folder()
+    try:
+        fields = json.loads((folder / f"{key}.json").read_bytes())
+        for part in ("images", "labels"):
+            path = folder / f"{key}-{part}.npy"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != fields[part]:
+                    logger.warning("cache file %s is damaged (its checksum differs): decoding again", path)
+                    return None
+        # Copy-on-write: torch wants writable memory, and nothing is ever written back.
+        images = np.load(folder / f"{key}-images.npy", mmap_mode="c", allow_pickle=False)
+        labels = np.load(folder / f"{key}-labels.npy", allow_pickle=False)
+        return ArrayImages(torch.from_numpy(images), torch.from_numpy(labels), content_hash=fields["content_hash"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("cache %s in %s cannot be used (%s): decoding again", key, folder, error)
+        return None
+
+
+def _store(files: dict[str, bytes]) -> None:
+    """Write files in order, each in two phases; the last one makes the others valid."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+    except (OSError, StorageError) as error:
+        logger.warning("nothing is cached in %s: %s", folder, error)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _text(value: Any) -> bytes:
+    return canonical_json(value).encode()

@@ -1,0 +1,89 @@
+"""Every data set that can be opened by name."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ekgsearch.data.cifar import open_cifar
+from ekgsearch.data.digits import open_digits
+from ekgsearch.data.folder import open_image_folder
+from ekgsearch.data.images import ArrayImages, Dataset, ImageSet
+from ekgsearch.errors import DataError
+
+__all__ = ["NAMES", "ArrayImages", "Dataset", "DatasetName", "ImageSet", "open_dataset"]
+
+DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder"]
+"""Names that `open_dataset` knows."""
+
+NAMES: tuple[DatasetName, ...] = ("digits", "cifar10", "cifar100", "image_folder")
+"""The same names, in the order in which errors list them."""
+
+_IMAGE_FOLDER_SIZE = 224
+
+
+def open_dataset(
+    name: str,
+    root: Path | None = None,
+    *,
+    image_size: int | None = None,
+    download: bool = True,
+    limit: tuple[int, int] | None = None,
+    max_bad: int = 0,
+    num_threads: int | None = None,
+) -> Dataset:
+    """Open a data set; nothing is ever written into its folder, except a download.
+
+    Args:
+        name: digits (comes with scikit-learn), cifar10, cifar100, or image_folder (root/{train,val}/<class>/*.jpg).
+        root: folder of the data; digits needs none, for CIFAR None means a folder in the user's cache.
+        image_size: height and width in pixels; None means 16 for digits, 32 for CIFAR (the only choice there), 224
+            for image_folder.
+        download: whether CIFAR may be fetched when it is not there.
+        limit: images per class that are kept of the training and of the test set, the first ones; None keeps all.
+        max_bad: unusable files that are left out of the training set of an image_folder; its test set allows none.
+        num_threads: pictures of an image_folder decoded at once; None means one per core, at most 16.
+
+    Raises:
+        DataError: an unknown name, missing, incomplete or damaged data.
+    """
+    if name == "digits":
+        dataset = open_digits(image_size)
+    elif name in ("cifar10", "cifar100"):
+        if image_size not in (None, 32):
+            raise DataError(f"{name}: images are 32x32 pixels, found image_size {image_size}; leave it out")
+        dataset = open_cifar(name, root, download=download)
+    elif name == "image_folder":
+        if root is None:
+            raise DataError(
+                "image_folder: expected the folder that holds train and val, found none; name it in the job"
+            )
+        size = _IMAGE_FOLDER_SIZE if image_size is None else image_size
+        threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
+        dataset = open_image_folder(root, size, max_bad=max_bad, num_threads=threads)
+    else:
+        raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
+    return dataset if limit is None else _limited(dataset, limit)
+
+
+def _limited(dataset: Dataset, limit: tuple[int, int]) -> Dataset:
+    if min(limit) < 1:
+        raise DataError(f"limit must name at least one image per class of each set, found {limit}")
+    train, test = (
+        images.take(_first_of_each_class(images.labels, count))
+        for images, count in zip((dataset.train, dataset.test), limit, strict=True)
+    )
+    return dataclasses.replace(dataset, train=train, test=test)
+
+
+def _first_of_each_class(labels: Tensor, count: int) -> Tensor:
+    """Ids, ascending, of the first images of each class."""
+    order = torch.argsort(labels, stable=True)
+    sizes = torch.bincount(labels)
+    starts = torch.cumsum(sizes, 0) - sizes
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(labels)) - starts[labels[order]]
+    return torch.nonzero(rank < count).flatten()

@@ -1,0 +1,70 @@
+"""From the bytes of one picture file to pixels, or to the reason why that cannot be."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ekgsearch.errors import DataError
+
+MAX_BYTES = 64 * 2**20
+"""Largest picture file that is opened."""
+
+MAX_PIXELS = 64_000_000
+"""Largest picture that is decoded; a few bytes of a prepared file can ask for all the memory there is."""
+
+_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+_KNOWN_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"%PDF": "PDF"}
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decode a whole JPEG or PNG, whatever its file name says, upright and in RGB.
+
+    Greyscale, palette, CMYK and 16-bit pictures are converted; EXIF rotation is applied.
+
+    Raises:
+        DataError: with the reason in words: empty, another format, truncated, too large.
+    """
+    if not data:
+        raise DataError("the file is empty")
+    if len(data) > MAX_BYTES:
+        raise DataError(f"the file has {len(data)} bytes, at most {MAX_BYTES} are read")
+    if not data.startswith(tuple(_MAGIC)):
+        kind = next((name for magic, name in _KNOWN_OTHERS.items() if data.startswith(magic)), "")
+        raise DataError(f"expected JPEG or PNG, found {kind or 'a file that starts with ' + repr(data[:8])}")
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DataError(f"{picture.width}x{picture.height} pixels, at most {MAX_PIXELS} are decoded")
+            return _rgb(ImageOps.exif_transpose(picture))
+    except DataError:
+        raise
+    # A damaged file can make a decoder raise nearly anything; all of it means the same here.
+    except Exception as error:
+        raise DataError(f"it cannot be decoded: {error}") from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture).astype(np.int64) >> 8
+        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert("RGB")
+    return picture.convert("RGB")
+
+
+def square_pixels(picture: Image.Image, size: int) -> np.ndarray:
+    """Resize the short side to 256/224 of the size (bilinear) and cut the centre, the usual ImageNet evaluation.
+
+    Args:
+        picture: RGB picture.
+        size: height and width of the result, pixels.
+
+    Returns:
+        Pixels (3, size, size), uint8.
+    """
+    short = round(size * 256 / 224)
+    scale = short / min(picture.size)
+    width, height = (max(short, int(side * scale)) for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(resized.crop((left, top, left + size, top + size)))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,0 +1,174 @@
+"""Verifying every picture of a folder once: which files are sound, of which class, and with which content."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ekgsearch.data.cache import cached_json, source_key
+from ekgsearch.data.decode import MAX_BYTES, open_picture
+from ekgsearch.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_NUM_NAMED = 5
+_LOG_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedImage:
+    """A picture that was decoded without complaint.
+
+    Attributes:
+        path: path inside the split folder, with forward slashes.
+        label: position of its class folder in alphabetical order.
+        sha256: checksum (hex) of the file.
+    """
+
+    path: str
+    label: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadFile:
+    """A file that is no usable picture, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageIndex:
+    """What is in a split folder.
+
+    Attributes:
+        folder: the split folder.
+        class_names: names of the class folders, in alphabetical order.
+        images: sound pictures, ordered by path.
+        bad: the other files, ordered by path.
+    """
+
+    folder: Path
+    class_names: tuple[str, ...]
+    images: tuple[IndexedImage, ...]
+    bad: tuple[BadFile, ...]
+
+    def check_bad(self, max_bad: int) -> None:
+        """Accept a number of bad files with a warning.
+
+        Raises:
+            DataError: there are more; the first ones are named with their reasons.
+        """
+        if not self.bad:
+            return
+        named = "; ".join(f"{file.path}: {file.reason}" for file in self.bad[:_NUM_NAMED])
+        rest = f"; and {len(self.bad) - _NUM_NAMED} more" if len(self.bad) > _NUM_NAMED else ""
+        message = f"{self.folder}: {len(self.bad)} files are no usable pictures ({named}{rest})"
+        if len(self.bad) > max_bad:
+            raise DataError(f"{message}; at most {max_bad} are allowed here: mend or remove them")
+        logger.warning("%s; they are left out", message)
+
+
+def index_images(folder: Path, *, num_threads: int) -> ImageIndex:
+    """Verify the pictures of a split folder, which holds one folder per class; remembered until a file changes.
+
+    Hidden files (and the `._*` files of macOS) are skipped.
+
+    Raises:
+        DataError: there are no class folders, one is empty or has folders inside.
+    """
+    class_names = class_folders(folder)
+    paths = [path for name in class_names for path in _class_files(folder / name)]
+    logger.info("%s: %d files in %d classes", folder, len(paths), len(class_names))
+    key = source_key("image-index", paths)
+    checks = cached_json(key, lambda: _check_all(paths, num_threads))
+    labels = {name: label for label, name in enumerate(class_names)}
+    images, bad = [], []
+    for path, (checksum, reason) in zip(paths, checks, strict=True):
+        name = path.relative_to(folder).as_posix()
+        if reason:
+            bad.append(BadFile(name, reason))
+        else:
+            images.append(IndexedImage(name, labels[path.parent.name], checksum))
+    return ImageIndex(folder, class_names, tuple(images), tuple(bad))
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Names of the class folders of a split folder, in alphabetical order.
+
+    Raises:
+        DataError: the folder is missing or has none, as an unsorted validation set.
+    """
+    if not folder.is_dir():
+        raise DataError(f"expected a folder with one folder per class at {folder}, found none")
+    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    if not names:
+        files = sum(1 for _ in folder.iterdir())
+        raise DataError(
+            f"{folder}: expected one folder per class, found {files} files and no folder; sort the pictures by class"
+        )
+    return names
+
+
+def check_same_classes(first: Path, second: Path) -> None:
+    """Compare the class folders of two splits.
+
+    Raises:
+        DataError: they differ; the difference is named.
+    """
+    ours, theirs = set(class_folders(first)), set(class_folders(second))
+    if ours != theirs:
+        raise DataError(
+            f"{first} has {len(ours)} class folders and {second} has {len(theirs)}: "
+            f"only in the first {_named(ours - theirs)}; only in the second {_named(theirs - ours)}"
+        )
+
+
+def _class_files(folder: Path) -> list[Path]:
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    nested = [path.name for path in paths if path.is_dir()]
+    if nested:
+        raise DataError(
+            f"{folder}: expected pictures only, found folders {_named(nested)}; "
+            "a class is one folder without folders inside"
+        )
+    if not paths:
+        raise DataError(f"{folder}: the class has no pictures; add some or remove the folder from every split")
+    return paths
+
+
+def _check_all(paths: Sequence[Path], num_threads: int) -> list[tuple[str, str]]:
+    start = logged = time.monotonic()
+    checks = []
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as pool:
+        for number, check in enumerate(pool.map(_check_file, paths), start=1):
+            checks.append(check)
+            if time.monotonic() - logged > _LOG_SECONDS:
+                logged = time.monotonic()
+                rate = number / (logged - start)
+                logger.info("verified %d of %d pictures, %.0f per second", number, len(paths), rate)
+    return checks
+
+
+def _check_file(path: Path) -> tuple[str, str]:
+    """Checksum, and the reason why the file is unusable or an empty text."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return "", f"the file has {path.stat().st_size} bytes, at most {MAX_BYTES} are read"
+        data = path.read_bytes()
+        open_picture(data)
+    except OSError as error:
+        return "", f"it cannot be read: {error.strerror}"
+    except DataError as error:
+        return "", str(error)
+    return hashlib.sha256(data).hexdigest(), ""
+
+
+def _named(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - _NUM_NAMED} more" if len(ordered) > _NUM_NAMED else ""
+    return (", ".join(ordered[:_NUM_NAMED]) or "none") + rest

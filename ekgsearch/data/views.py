@@ -1,0 +1,197 @@
+"""Normalised and augmented views of a batch of images, which can be made again from the image ids alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ekgsearch.data.draws import uniforms
+from ekgsearch.errors import DataError
+
+Crop = Literal["pad", "resized"]
+"""Random crop of the padded image, or of a random part of it that is enlarged again."""
+
+_FLIP, _TOP, _LEFT, _BRIGHTNESS, _CONTRAST, _SATURATION, _LIGHTING, _AREA, _RATIO = 0, 1, 2, 3, 4, 5, 6, 9, 10
+_NUM_DRAWS = 11
+"""Index of each random number of an image; lighting takes three."""
+
+_LUMA = (0.299, 0.587, 0.114)
+_MIN_AREA = 0.08
+_MAX_LOG_RATIO = 0.28768207245178085
+"""Parts of the image: at least 8 % of its area, sides at most 4:3 (arXiv 1409.4842, sec. 6)."""
+
+_PRINCIPAL_VALUES = (0.2175, 0.0188, 0.0045)
+_PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+"""Principal components of ImageNet pixels in 0..1, one per column (Krizhevsky et al., 2012, sec. 4.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Subtract a mean from every channel and divide by a standard deviation.
+
+    Attributes:
+        mean: of the red, green and blue pixels, in pixel units 0..255.
+        std: of the same, in pixel units 0..255.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise DataError(
+                f"normalisation needs three means and three positive deviations in pixel units 0..255, "
+                f"found {self.mean} and {self.std}"
+            )
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map pixels (B, 3, H, W) in 0..255, uint8 or float, to the network's input, float32."""
+        mean, std = (_per_channel(torch.tensor(values, device=images.device)) for values in (self.mean, self.std))
+        return (images.to(torch.float32) - mean) / std
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """What is done at random to an image of a view; the order is colour, crop, flip.
+
+    Attributes:
+        pad: pixels around the image, of the mean colour, before a crop of the original size ("pad" crop only).
+        flip: mirror left and right with probability 1/2.
+        brightness: add a number up to this size to pixels in 0..1; 0 is off.
+        contrast: multiply the distance to the channel's mean by 1 +- this; 0 is off.
+        saturation: multiply the distance to grey by 1 +- this; 0 is off.
+        lighting: standard deviation of the noise along the principal components of ImageNet's colours; 0 is off.
+        crop: "pad" for small images, "resized" for ImageNet.
+    """
+
+    pad: int = 4
+    flip: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    lighting: float = 0.0
+    crop: Crop = "pad"
+
+    def __post_init__(self) -> None:
+        numbers = {
+            "pad": self.pad,
+            "brightness": self.brightness,
+            "contrast": self.contrast,
+            "saturation": self.saturation,
+            "lighting": self.lighting,
+        }
+        for name, number in numbers.items():
+            if number < 0:
+                raise DataError(f"augmentation: {name} must not be negative, found {number}")
+        if self.crop not in ("pad", "resized"):
+            raise DataError(f"augmentation: crop must be pad or resized, found {self.crop!r}")
+
+    @property
+    def changes_colour(self) -> bool:
+        """Whether any colour changes."""
+        return any((self.brightness, self.contrast, self.saturation, self.lighting))
+
+
+def view(
+    images: Tensor,
+    ids: Tensor,
+    *,
+    augmentation: Augmentation,
+    normalisation: Normalisation,
+    seed: int,
+    epoch: int,
+    view: int,
+) -> Tensor:
+    """Make one augmented, normalised view of each image.
+
+    Every random number is a function of (seed, epoch, view, image id) and of what it is for: the same view comes out
+    in whatever batch, order or process, and on whatever device up to rounding.
+
+    Args:
+        images: pixels (B, 3, H, W), uint8.
+        ids: image ids (B,), int64.
+        augmentation: what is done.
+        normalisation: of the network.
+        seed: of the job or one derived from it.
+        epoch: epoch.
+        view: number of the view of this epoch.
+
+    Returns:
+        Views (B, 3, H, W), float32, on the device of the images.
+    """
+    draws = uniforms(ids.to(images.device), _NUM_DRAWS, seed, epoch, view)
+    out = normalisation(_recoloured(images, draws, augmentation) if augmentation.changes_colour else images)
+    if augmentation.crop == "resized":
+        return _resized_crop(out, draws, augmentation.flip)
+    if augmentation.pad or augmentation.flip:
+        return _padded_crop(out, draws, augmentation.pad, augmentation.flip)
+    return out
+
+
+def _recoloured(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+    """Pixels in 0..255, float32, with other brightness, contrast, saturation and light."""
+    symmetric = (2.0 * draws - 1.0).to(torch.float32)[:, :, None, None, None]
+    # Sums of whole numbers are exact, so that the mean of an image does not depend on how the batch is summed.
+    mean = images.sum((2, 3), dtype=torch.int64)[:, :, None, None].to(torch.float32) / (
+        255 * images.shape[2] * images.shape[3]
+    )
+    pixels = images.to(torch.float32) / 255.0
+    pixels = (pixels - mean) * (1.0 + augmentation.contrast * symmetric[:, _CONTRAST]) + mean
+    pixels = pixels + augmentation.brightness * symmetric[:, _BRIGHTNESS]
+    red, green, blue = pixels.unbind(1)
+    grey = (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+    pixels = grey + (pixels - grey) * (1.0 + augmentation.saturation * symmetric[:, _SATURATION])
+    if augmentation.lighting:
+        pixels = pixels + augmentation.lighting * _light(draws).to(torch.float32)[:, :, None, None]
+    return pixels.clamp(0.0, 1.0) * 255.0
+
+
+def _light(draws: Tensor) -> Tensor:
+    """Colour noise (B, 3) along the principal components, of standard deviation 1 times each component's."""
+    normal = torch.special.ndtri(draws[:, _LIGHTING : _LIGHTING + 3].clamp(min=2.0**-53))
+    first, second, third = (normal[:, axis] * _PRINCIPAL_VALUES[axis] for axis in range(3))
+    channels = [axes[0] * first + axes[1] * second + axes[2] * third for axes in _PRINCIPAL_AXES]
+    return torch.stack(channels, dim=1)
+
+
+def _padded_crop(images: Tensor, draws: Tensor, pad: int, flip: bool) -> Tensor:
+    """Shift each image by up to the padding, fill with zeros, and mirror half of them."""
+    batch, channels, height, width = images.shape
+    shift = (draws[:, (_TOP, _LEFT)] * (2 * pad + 1)).to(torch.int64) - pad
+    rows = torch.arange(height, device=images.device) + shift[:, :1]
+    columns = torch.arange(width, device=images.device) + shift[:, 1:]
+    if flip:
+        columns = torch.where(draws[:, _FLIP, None] < 0.5, width - 1 - columns, columns)
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    source = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
+    moved = images.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, channels, -1))
+    return moved.view(batch, channels, height, width) * inside[:, None]
+
+
+def _resized_crop(images: Tensor, draws: Tensor, flip: bool) -> Tensor:
+    """Enlarge a random part of each image to the whole size (bilinear), and mirror half of them."""
+    _, _, height, width = images.shape
+    area = _MIN_AREA + (1.0 - _MIN_AREA) * draws[:, _AREA]
+    root_ratio = torch.exp((2.0 * draws[:, _RATIO] - 1.0) * (_MAX_LOG_RATIO / 2.0))
+    part_height, part_width = ((area.sqrt() * factor).clamp(max=1.0) for factor in (1.0 / root_ratio, root_ratio))
+    rows = _positions(height, part_height, draws[:, _TOP])
+    columns = _positions(width, part_width, draws[:, _LEFT])
+    if flip:
+        columns = torch.where(draws[:, _FLIP, None] < 0.5, columns.flip(1), columns)
+    batch = len(images)
+    across = columns[:, None, :].expand(batch, height, width)
+    grid = torch.stack((across, rows[:, :, None].expand(batch, height, width)), dim=-1)
+    return F.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+
+
+def _positions(size: int, part: Tensor, offset: Tensor) -> Tensor:
+    """Pixel centres (B, size) of a part of a side, in the -1..1 coordinates of `grid_sample`."""
+    centres = (torch.arange(size, device=part.device, dtype=part.dtype) + 0.5) / size
+    start = (1.0 - part) * offset
+    return 2.0 * (start[:, None] + part[:, None] * centres) - 1.0
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.to(torch.float32)[None, :, None, None]
