@@ -1,7 +1,9 @@
 """Figures of how a run went: search trajectory, rewards of the candidates, learning curves."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,14 +48,15 @@ def plot_rewards(run: RunTables) -> Figure:
         table = run.candidates
         figure = new_figure(_WIDTH, 3.3)
         axes = figure.add_subplot()
-        finite = table[table["reward"].notna()]
+        finite = table[np.isfinite(table["reward"].astype(float))]
         if finite.empty:
             note(axes, "No candidate was recorded.")
             return figure
         won = finite[finite["won"].astype(bool)]
         rest = finite.drop(won.index)
         flat = len(rest) > _MANY_POINTS
-        label = f"candidates ({len(table)})"
+        label = f"candidates ({len(rest)})"
+        label += f", {len(table) - len(finite)} more not finite" if len(finite) < len(table) else ""
         axes.plot(
             rest["iteration"], rest["reward"], "o", ms=3, mew=0, color=colour("faint"), label=label, rasterized=flat
         )
@@ -96,7 +99,7 @@ def _mark_teachers(axes: Axes, run: RunTables) -> None:
     table = run.iterations[run.iterations["iteration"].isin(chosen)]
     if table.empty:
         return
-    look = {"mfc": colour("surface"), "mew": 1.4, "color": colour("orange"), "zorder": 4}
+    look: dict[str, Any] = {"mfc": colour("surface"), "mew": 1.4, "color": colour("orange"), "zorder": 4}
     axes.plot(table["iteration"], table["loss"], "D", ms=4.6, label="chosen as teacher", **look)
 
 
@@ -109,7 +112,7 @@ def _limit_to_bulk(axes: Axes, rewards: pd.Series, won: pd.Series) -> None:
     floor = low - 0.08 * span
     axes.set_ylim(bottom=floor)
     text = f"{int((rewards < floor).sum())} candidates lie below"
-    place = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "fontsize": 8}
+    place: dict[str, Any] = {"transform": axes.transAxes, "ha": "right", "va": "bottom", "fontsize": 8}
     axes.text(0.995, 0.02, text, color=colour("muted"), **place)
 
 
@@ -137,18 +140,18 @@ def _accuracy_panel(axes: Axes, curves: Sequence[tuple[str, pd.DataFrame]], phas
     if last and len(values) > 20:
         axes.set_ylim(bottom=max(float(values.min()), min(last) - 3.0 * (values.max() - min(last) + 2.0)))
     axes.set_title(f"{phase}: top-1 (%), test bold, train thin")
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.03), borderaxespad=0, ncols=3, handlelength=2.8)
 
 
 def _loss_panel(axes: Axes, curves: Sequence[tuple[str, pd.DataFrame]]) -> None:
     distilled = any((part["loss_distillation"] > 0).any() for _, part in curves)
-    for number, (label, part) in enumerate(curves):
+    for number, (_, part) in enumerate(curves):
         shade = colour(SERIES[number % len(SERIES)])
-        axes.plot(part["epoch"], part["loss"], color=shade, ls=DASHES[number % len(DASHES)], label=label)
+        axes.plot(part["epoch"], part["loss"], color=shade, ls=DASHES[number % len(DASHES)])
         if (part["loss_distillation"] > 0).any():
             axes.plot(part["epoch"], part["loss_distillation"], color=shade, lw=0.9, alpha=0.45)
-    axes.set_title("training loss, nats per image" + (": total bold, distillation term thin" if distilled else ""))
+    axes.set_title("training loss (nats per image)" + (", distillation thin" if distilled else ""))
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
 
 
 def _count_axis(axes: Axes, label: str) -> None:

@@ -79,7 +79,8 @@ def width_remark(run: RunTables) -> str:
 def last_subnetwork(run: RunTables) -> pd.DataFrame:
     """Return the rows of the sub-network after the last search iteration, in the order of the channel groups."""
     rows = run.subnetworks
-    return rows[rows["iteration"] == rows["iteration"].max()]
+    last: pd.DataFrame = rows[rows["iteration"] == rows["iteration"].max()]
+    return last
 
 
 def hours_by_phase(run: RunTables) -> pd.DataFrame:
@@ -117,26 +118,25 @@ def over_seeds(summaries: Sequence[SummaryRow]) -> pd.DataFrame:
     """Average runs that differ in their seed alone, where there are at least two.
 
     Columns: kind, runs, top1, top1_deviation, diff, diff_deviation (percentage points), macs_reduction. Runs are of one
-    kind when method, objective, architecture, data set, counter and the share of MACs removed (to a whole percent)
-    agree; the deviation is that of a sample.
+    kind when method, objective, architecture, data set and counter agree and the shares of MACs removed lie within two
+    percentage points; the deviation is that of a sample.
     """
-    table = pd.DataFrame(
-        {
-            "kind": f"{s.method} + {s.objective}, {s.architecture} on {s.dataset}, {s.counter}",
-            "percent": round(100 * s.macs_reduction),
-            "seed": s.seed,
-            "top1": s.final_top1,
-            "diff": s.final_top1 - s.full_top1,
-            "macs_reduction": s.macs_reduction,
-        }
-        for s in summaries
-    )
+    kinds: list[tuple[str, list[SummaryRow]]] = []
+    for s in sorted(summaries, key=lambda s: s.macs_reduction):
+        name = f"{s.method} + {s.objective}, {s.architecture} on {s.dataset}, {s.counter}"
+        alike = [group for kind, group in kinds if kind == name and s.macs_reduction - group[0].macs_reduction <= 0.02]
+        if alike:
+            alike[-1].append(s)
+        else:
+            kinds.append((name, [s]))
     rows = []
-    for (kind, _), part in table.groupby(["kind", "percent"], sort=False):
-        if part["seed"].nunique() > 1:
-            means = part[["top1", "diff", "macs_reduction"]].mean().to_dict()
-            deviations = {f"{name}_deviation": part[name].std() for name in ("top1", "diff")}
-            rows.append({"kind": kind, "runs": len(part), **means, **deviations})
+    for kind, group in kinds:
+        if len({s.seed for s in group}) > 1:
+            top1 = pd.Series([s.final_top1 for s in group])
+            diff = pd.Series([s.final_top1 - s.full_top1 for s in group])
+            macs = sum(s.macs_reduction for s in group) / len(group)
+            spread = top1.std(), diff.std()
+            rows.append((kind, len(group), top1.mean(), spread[0], diff.mean(), spread[1], macs))
     columns = ["kind", "runs", "top1", "top1_deviation", "diff", "diff_deviation", "macs_reduction"]
     return pd.DataFrame(rows, columns=columns)
 

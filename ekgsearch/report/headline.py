@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ekgsearch.records import SummaryRow
 from ekgsearch.report import numbers
 from ekgsearch.report.published import published_near
-from ekgsearch.report.tables import RunTables
+from ekgsearch.report.tables import RunTables, rows_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine
         summary: the result of the run.
         num_published: how many published results to list, best first.
     """
-    s = summary
+    s, nan = summary, float("nan")
+    cost: tuple[float, float, float, float]
     lines = [ResultLine("Unpruned network", "before", s.full_top1, 0.0, s.full_macs, 0.0, s.full_params, 0.0, "run")]
     for label, remark, top1, kind in (
         ("Sub-network as searched", "no fine-tuning", s.searched_top1, "run"),
@@ -77,14 +78,13 @@ def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine
         ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
     ):
         if kind != "baseline" or numbers.known(top1):
-            cost = s.kept_macs, s.macs_reduction, s.kept_params, s.params_reduction
-            if label.endswith("uniform width"):
-                cost = s.kept_macs, s.macs_reduction, float("nan"), float("nan")
+            params = (nan, nan) if label.endswith("uniform width") else (s.kept_params, s.params_reduction)
+            cost = s.kept_macs, s.macs_reduction, *params
             lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind))
-    nan = float("nan")
-    for row in published_near(s.dataset, s.architecture, s.macs_reduction).head(num_published).itertuples():
-        cost = nan, float(row.macs_reduction), nan, float(row.params_reduction)
-        lines.append(ResultLine(row.method, row.source, float(row.top1), float(row.top1_diff), *cost, "published"))
+    for row in rows_of(published_near(s.dataset, s.architecture, s.macs_reduction).head(num_published)):
+        accuracy = row["top1"], row["top1_diff"]
+        cost = nan, row["macs_reduction"], nan, row["params_reduction"]
+        lines.append(ResultLine(row["method"], row["source"], *accuracy, *cost, "published"))
     return lines
 
 
@@ -105,8 +105,8 @@ def _final_tiles(s: SummaryRow) -> list[Tile]:
             "test set, last epoch",
             diff >= 0,
         ),
-        _cost_tile("MACs per image", s.full_macs, s.kept_macs, s.macs_reduction, f"counter {s.counter}"),
-        _cost_tile("Parameters", s.full_params, s.kept_params, s.params_reduction, f"counter {s.counter}"),
+        _cost_tile("MACs per image", s.full_macs, s.kept_macs, s.macs_reduction, f"counted as {s.counter}"),
+        _cost_tile("Parameters", s.full_params, s.kept_params, s.params_reduction, f"counted as {s.counter}"),
         _latency_tile("Latency, batch 1", s.full_latency_ms, s.slim_latency_ms, s.device),
         _latency_tile("Latency, batch 64", s.full_latency_batch64_ms, s.slim_latency_batch64_ms, s.device),
         Tile("Device-hours", numbers.hours(s.device_hours), remark=f"all phases and attempts, {s.device}"),

@@ -15,7 +15,7 @@ from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.plots import PLOTS, plot_comparison
 from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.style import to_png, to_svg
-from ekgsearch.report.tables import RunTables, load_run
+from ekgsearch.report.tables import RunTables, load_run, rows_of
 from ekgsearch.storage.files import file_sha256, write_atomically
 
 MAX_DETAILED_RUNS = 8
@@ -45,7 +45,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) 
     runs = [load_run(run_dir) for run_dir in run_dirs]
     target = _target(runs, out)
     figures = target.parent / "plots"
-    figures.mkdir(parents=True, exist_ok=True)
+    _make_folder(figures)
     if len(runs) == 1:
         context = {"title": headline.title(runs[0]), "runs": [_run_context(runs[0], "run", figures)], "several": None}
     else:
@@ -60,6 +60,13 @@ def _target(runs: Sequence[RunTables], out: Path | str | None) -> Path:
     return runs[0].path / "report.html" if len(runs) == 1 else runs[0].path.parent / "comparison.html"
 
 
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {path} for figures: {error}; write the report elsewhere") from error
+
+
 def _render(context: Mapping[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
@@ -72,7 +79,7 @@ def _render(context: Mapping[str, Any]) -> str:
     )
     environment.globals["times"] = numbers.times
     template = files("ekgsearch.report").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(version=ekgsearch.__version__, none=numbers.NONE, **context)
+    return environment.from_string(template).render(version=ekgsearch.__version__, dash=numbers.NONE, **context)
 
 
 def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, Any]:
@@ -93,8 +100,8 @@ def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, An
             "widths": facts.width_remark(run),
             "speed": facts.speed_remark(s) if s else "",
         },
-        "phases": facts.hours_by_phase(run).to_dict("records"),
-        "widths": facts.last_subnetwork(run).to_dict("records"),
+        "phases": rows_of(facts.hours_by_phase(run)),
+        "widths": rows_of(facts.last_subnetwork(run)),
         "provenance": [(name, _text(value)) for name, value in run.provenance.items()],
         "files": [(name, file_sha256(run.path / name)) for name in _FILES if (run.path / name).is_file()],
     }
@@ -127,7 +134,7 @@ def _published(run: RunTables) -> list[dict[str, Any]]:
         return []
     table = published_for(run.summary.dataset, run.summary.architecture)
     ordered = table.assign(base=table["method"] == UNPRUNED).sort_values(["base", "macs_reduction"], kind="stable")
-    return [{str(name): value for name, value in row.items()} for row in ordered.to_dict("records")]
+    return rows_of(ordered)
 
 
 def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, A
             "plot": Markup(to_svg(figure, "Figure: test accuracy over the share of MACs removed", "comparison")),
             "rows": [_comparison_row(run) for run in runs],
             "best": max((s.final_top1 for s in finished if numbers.known(s.final_top1)), default=None),
-            "seeds": facts.over_seeds(finished).to_dict("records") if finished else [],
+            "seeds": rows_of(facts.over_seeds(finished)),
         },
     }
 

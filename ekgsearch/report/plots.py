@@ -1,6 +1,7 @@
 """Figures of what a run achieved and what it cost: accuracy over MACs, widths, device-hours, latency."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,7 +12,7 @@ from ekgsearch.report import numbers
 from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search
 from ekgsearch.report.facts import hours_by_phase, last_subnetwork
 from ekgsearch.report.published import UNPRUNED, published_for
-from ekgsearch.report.style import SERIES, colour, figure_style, new_figure, note
+from ekgsearch.report.style import SERIES, colour, figure_style, label_point, new_figure, note
 from ekgsearch.report.tables import RunTables
 
 FULL_WIDTH = 10.0
@@ -52,14 +53,14 @@ def plot_widths(run: RunTables) -> Figure:
         axes.barh(places, last["num_kept"], height=0.66, color=colour("blue"), label="kept")
         for place, size, kept in zip(places, last["size"], last["num_kept"], strict=True):
             text = f"{kept} / {size}" if kept < size else f"{size}"
-            offset = {"xytext": (4, 0), "textcoords": "offset points"}
-            axes.annotate(text, (size, place), va="center", fontsize=7.5, color=colour("muted"), **offset)
+            label_point(axes, text, (size, place), (4, 0))
         axes.set_yticks(places, labels=list(last["channel_group"]), fontsize=7.8)
         axes.set_ylim(-0.7, len(last) - 0.3)
         axes.set_xlim(0, 1.06 * last["size"].max())
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("channels")
-        figure.legend(*_kept_first(axes), loc="outside upper left", ncols=2)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=2)
     return figure
 
 
@@ -78,10 +79,7 @@ def plot_device_hours(run: RunTables) -> Figure:
         axes.barh(places, busy, height=0.6, color=colour("blue"), label="busy")
         axes.barh(places, idle, left=busy, height=0.6, color=colour("sky"), label="idle")
         for place, hours in zip(places, table["device_hours"], strict=True):
-            offset = {"xytext": (4, 0), "textcoords": "offset points"}
-            axes.annotate(
-                numbers.hours(hours), (hours * scale, place), va="center", fontsize=8, color=colour("muted"), **offset
-            )
+            label_point(axes, numbers.hours(hours), (hours * scale, place), (4, 0), fontsize=8)
         axes.set_yticks(places, labels=list(table["phase"]))
         axes.set_xlim(0, 1.2 * float((busy + idle).max()) or 1.0)
         axes.grid(visible=False, axis="y")
@@ -153,25 +151,30 @@ def _published(axes: Axes, s: SummaryRow) -> None:
     pruned = table[table["method"] != UNPRUNED]
     if pruned.empty:
         return
-    look = {"color": colour("faint"), "zorder": 2}
+    look: dict[str, Any] = {"color": colour("faint"), "zorder": 2}
     axes.plot(100 * table["macs_reduction"], table["top1"], "d", ms=4.6, label="published", **look)
     for _, part in pruned.groupby("method"):
         axes.plot(100 * part["macs_reduction"], part["top1"], lw=0.8, alpha=0.55, **look)
-    _name_methods(axes, pruned)
+    own = [(0.0, s.full_top1), *((100 * s.macs_reduction, y) for y in (s.final_top1, s.plain_top1, s.uniform_top1))]
+    _name_methods(axes, pruned, own)
 
 
-def _name_methods(axes: Axes, pruned: pd.DataFrame) -> None:
-    """Write each method's name at its best point, best methods first, where no other name is in the way."""
-    best = pruned.sort_values("top1", ascending=False).drop_duplicates("method")
-    span = max(float(pruned["top1"].max() - pruned["top1"].min()), 0.5)
-    taken: list[tuple[float, float]] = []
-    for row in best.itertuples():
-        x, y = 100 * float(row.macs_reduction), float(row.top1)
-        if any(abs(x - at) < 7 and abs(y - height) < 0.06 * span for at, height in taken):
-            continue
-        taken.append((x, y))
-        offset = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-        axes.annotate(row.method, (x, y), fontsize=7.5, color=colour("muted"), zorder=2, **offset)
+def _name_methods(axes: Axes, pruned: pd.DataFrame, own: Sequence[tuple[float, float]]) -> None:
+    """Write each method's name once, above or below one of its points, best first, where nothing is in the way."""
+    ranked = pruned.sort_values("top1", ascending=False)
+    line = 0.05 * max(float(ranked["top1"].max() - ranked["top1"].min()), 0.5)
+    points = [*own, *zip(100 * ranked["macs_reduction"], ranked["top1"], strict=True)]
+    names: list[tuple[float, float]] = []
+    named: set[str] = set()
+    for method, removed, y in zip(ranked["method"], ranked["macs_reduction"], ranked["top1"], strict=True):
+        x, half = 100 * removed, 0.45 * len(method)
+        for height, offset in ((y + line, 6), (y - line, -13)):
+            clear = all(abs(x - at) > half + 3 or abs(height - other) > line for at, other in names)
+            clear = clear and all(abs(x - at) > half or abs(height - other) > 0.7 * line for at, other in points)
+            if clear and method not in named:
+                names.append((x, height))
+                named.add(method)
+                label_point(axes, method, (x, y), (0, offset), ha="center", va="baseline", zorder=2)
 
 
 def _baselines(axes: Axes, s: SummaryRow) -> None:
@@ -197,17 +200,12 @@ def _before_after(axes: Axes, s: SummaryRow) -> None:
 
 def _finish_accuracy(axes: Axes) -> None:
     axes.set_xlabel("MACs removed (%)")
-    axes.set_ylabel("test top-1 (%)")
+    axes.set_ylabel("test top-1 (%)", labelpad=7)
     axes.set_xlim(-3, max(60.0, axes.get_xlim()[1]))
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
     assert axes.figure is not None
     axes.figure.legend(loc="outside upper left", ncols=3 if len(axes.get_legend_handles_labels()[1]) > 5 else 5)
-
-
-def _kept_first(axes: Axes) -> tuple[list[object], list[str]]:
-    handles, labels = axes.get_legend_handles_labels()
-    return handles[::-1], labels[::-1]
 
 
 def _hour_unit(longest: float) -> tuple[str, float]:

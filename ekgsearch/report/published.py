@@ -28,10 +28,8 @@ def published_for(dataset: str, architecture: str) -> pd.DataFrame:
     """
     table = published_results()
     wanted = _plain(dataset), _plain(architecture)
-    same = [
-        (_plain(row.dataset), _plain(row.architecture)) == wanted
-        for row in table[["dataset", "architecture"]].itertuples()
-    ]
+    named = zip(table["dataset"], table["architecture"], strict=True)
+    same = [(_plain(data), _plain(network)) == wanted for data, network in named]
     return table[same].sort_values(["macs_reduction", "top1"], kind="stable").reset_index(drop=True)
 
 

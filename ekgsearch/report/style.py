@@ -39,7 +39,7 @@ SERIES = ("blue", "orange", "green", "purple", "muted")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.4, 1.2, 1.4)), (0, (8, 2)))
 """Line dashes in the same order, so that no series is told by colour alone."""
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": FONT,
     "font.size": 9.0,
     "axes.titlesize": 9.5,
@@ -106,6 +106,12 @@ def note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=PALETTE["muted"])
 
 
+def label_point(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """Write small muted text beside a point of the data, `offset` typographic points away."""
+    look = {"fontsize": 7.5, "va": "center", **look}
+    axes.annotate(text, point, xytext=offset, textcoords="offset points", color=colour("muted"), **look)
+
+
 def to_png(figure: Figure, dots_per_inch: int = 160) -> bytes:
     """Render a figure as PNG bytes."""
     buffer = io.BytesIO()
@@ -139,7 +145,8 @@ def to_svg(figure: Figure, label: str, key: str) -> str:
     head, body = markup.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     width = re.search(r'width="([0-9.]+)pt"', head)
-    assert box is not None and width is not None, head
+    assert box is not None, head
+    assert width is not None, head
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*"', "<g", body)

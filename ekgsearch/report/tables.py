@@ -88,7 +88,7 @@ def load_table(run_dir: Path | str, name: str) -> pd.DataFrame:
     return _read(path, name)
 
 
-def export(runs: Sequence[Path | str], out: Path | str, table: str = "summary") -> Path:
+def export(runs: Sequence[Path | str], out: Path | str, table: str = "summary") -> int:
     """Write one parquet file with the rows that several runs have in one table, in the order given.
 
     Column types and descriptions are those of the table; the `run` column tells the runs apart.
@@ -97,6 +97,9 @@ def export(runs: Sequence[Path | str], out: Path | str, table: str = "summary") 
         runs: run directories; those without rows in this table add none.
         out: the file to write; replaced if it is there.
         table: name of the table, see `ROW_TYPES`.
+
+    Returns:
+        The number of rows written.
 
     Raises:
         StorageError: no run has rows in this table, or one of the folders is no run directory.
@@ -109,9 +112,13 @@ def export(runs: Sequence[Path | str], out: Path | str, table: str = "summary") 
             f"expected rows in table {table!r} of at least one run, found none in: {names}; "
             "the summary is written when a run finishes, choose another table for runs that were stopped"
         )
-    target = Path(out)
-    write_table(target, rows, ROW_TYPES[table])
-    return target
+    write_table(Path(out), rows, ROW_TYPES[table])
+    return len(rows)
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as dictionaries of plain Python values."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _check_is_run(path: Path) -> None:
@@ -142,7 +149,7 @@ def _read(path: Path, name: str) -> pd.DataFrame:
 
 
 def _rows(frame: pd.DataFrame, row_type: type) -> list[Any]:
-    return [row_type(**{str(key): value for key, value in row.items()}) for row in frame.to_dict("records")]
+    return [row_type(**row) for row in rows_of(frame)]
 
 
 def _name(frames: Sequence[pd.DataFrame], path: Path) -> str:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from ekgsearch.records import SummaryRow
 from ekgsearch.report import facts, headline, numbers
-from ekgsearch.report.tables import RunTables
+from ekgsearch.report.tables import RunTables, rows_of
 
 
 def summary_text(run: RunTables) -> str:
     """Return the end-of-run table: networks with accuracy and cost, latency, device-hours by phase.
 
-    Plain text of at most about 100 columns, without colours, ending in no newline; for a run that has not finished, what is
-    known so far and what is missing.
+    Plain text without colours and without a newline at its end, 80 to 100 columns wide; for a run that has not
+    finished, what is known so far and what is missing.
     """
     blocks = [headline.title(run) + (f"   [run {run.name}]" if run.summary else "")]
     if run.summary is not None:
@@ -61,9 +61,11 @@ def _hours(run: RunTables) -> str:
     if table.empty:
         return ""
     rows = [["  device-hours", "held", "idle", "attempts"]]
-    for row in table.itertuples():
-        attempts = f"{row.attempts}" + (f" ({row.ended})" if row.ended else "")
-        rows.append([f"  {row.phase}", numbers.hours(row.device_hours), numbers.hours(row.idle_hours), attempts])
+    for row in rows_of(table):
+        attempts = f"{row['attempts']}" + (f" ({row['ended']})" if row["ended"] else "")
+        rows.append(
+            [f"  {row['phase']}", numbers.hours(row["device_hours"]), numbers.hours(row["idle_hours"]), attempts]
+        )
     total, idle = table["device_hours"].sum(), table["idle_hours"].sum()
     rows.append(["  total", numbers.hours(total), numbers.hours(idle), str(int(table["attempts"].sum()))])
     return _aligned(rows, "<>><", rule=True)

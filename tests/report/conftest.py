@@ -61,7 +61,7 @@ class SyntheticRun:
         self._search()
 
     def _search(self) -> None:
-        self._iteration(0, "", 0, 0.0, math.nan, [])
+        self._iteration(0, "", 0, 0.0, math.nan)
         removed, iteration = 0.0, 0
         while removed < self.reduction:
             iteration += 1
@@ -73,7 +73,7 @@ class SyntheticRun:
             self.kept[winner] = max(self.kept[winner], 2)
             self._candidates(iteration, rewards, winner, removed)
             removed = min(removed + float(self.random.uniform(0.004, 0.013)), 0.7)
-            self._iteration(iteration, winner, len(rewards), removed, 0.31, [])
+            self._iteration(iteration, winner, len(rewards), removed, 0.31)
 
     def _reward(self, removed: float) -> float:
         tail = self.random.exponential(0.03) if self.random.uniform() > 0.03 else self.random.uniform(0.3, 1.5)
@@ -88,7 +88,7 @@ class SyntheticRun:
             )
             self.candidates.append(row)
 
-    def _iteration(self, iteration: int, group: str, tried: int, removed: float, threshold: float, _: list) -> None:
+    def _iteration(self, iteration: int, group: str, tried: int, removed: float, threshold: float) -> None:
         score = 0.11 + 0.9 * removed**2.4 + float(self.random.normal(0, 0.003))
         loss = 0.55 * score
         self.iterations.append(

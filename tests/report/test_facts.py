@@ -1,0 +1,115 @@
+"""Sentences, sums and headline numbers."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from ekgsearch.report import facts, headline
+from ekgsearch.report.tables import load_run
+from ekgsearch.report.terminal import summary_text
+
+
+@pytest.fixture(scope="module")
+def run(finished_run):
+    return load_run(finished_run)
+
+
+def test_hours_by_phase_add_up_over_attempts(run):
+    table = facts.hours_by_phase(run).set_index("phase")
+    assert list(table.index) == ["pretrain", "warmup", "search", "bank", "finetune", "evaluate"]
+    assert table.loc["search", "attempts"] == 2
+    assert table.loc["search", "ended"] == "1 died"
+    assert table.loc["search", "device_hours"] == pytest.approx((211 + 505) / 3600)
+    assert table["device_hours"].sum() == pytest.approx(run.summary.device_hours)
+    assert (table["busy_hours"] + table["idle_hours"]).sum() == pytest.approx(run.summary.device_hours)
+
+
+def test_the_verdict_sets_the_slim_network_beside_the_unpruned_one_and_the_baselines(run):
+    s = replace(
+        run.summary, full_top1=94.0, final_top1=93.5, macs_reduction=0.5, plain_top1=93.0, uniform_top1=math.nan
+    )
+    text = facts.verdict(s)
+    assert "needs 50.0 % of the MACs" in text
+    assert "0.50 points less" in text
+    assert "plain fine-tuning of the same widths reaches 93.00 %" in text
+    assert "uniform" not in text
+
+
+def test_the_speed_remark_is_silent_where_nothing_was_measured(run):
+    nan = math.nan
+    assert "1.04× at batch 1 and 1.61× at batch 64" in facts.speed_remark(run.summary)
+    s = replace(run.summary, full_latency_ms=nan, slim_latency_ms=nan, slim_latency_batch64_ms=nan)
+    assert facts.speed_remark(s) == ""
+
+
+def test_width_and_search_remarks_count(run):
+    last = facts.last_subnetwork(run)
+    cut = int((last["num_kept"] < last["size"]).sum())
+    assert facts.width_remark(run).startswith(f"{cut} of 30 channel groups were cut")
+    assert "0, 22, 34, 43 and 49" in facts.search_remark(run)
+
+
+def test_results_list_before_after_baselines_and_published(run):
+    lines = headline.result_lines(run.summary)
+    assert [line.kind for line in lines][:7] == ["run", "run", "run", "result", "run", "baseline", "baseline"]
+    result = lines[3]
+    assert result.top1 == run.summary.final_top1
+    assert result.diff == pytest.approx(run.summary.final_top1 - run.summary.full_top1)
+    assert {line.kind for line in lines[7:]} == {"published"}
+
+
+def test_baselines_that_did_not_run_are_left_out(run):
+    s = replace(run.summary, plain_top1=math.nan, uniform_top1=math.nan, dataset="digits")
+    assert {line.kind for line in headline.result_lines(s)} == {"run", "result"}
+
+
+def test_tiles_without_a_measurement_are_left_out(run):
+    nan = math.nan
+    s = replace(run.summary, full_latency_ms=nan, slim_latency_ms=nan)
+    titles = [tile.title for tile in headline.tiles(replace(run, summary=s))]
+    assert "Latency, batch 1" not in titles
+    assert "Latency, batch 64" in titles
+
+
+def test_a_drop_in_accuracy_is_not_called_good(run):
+    worse = replace(run, summary=replace(run.summary, final_top1=90.0))
+    assert headline.tiles(worse)[0].good is False
+
+
+def test_runs_that_differ_in_their_seed_alone_are_averaged(run):
+    one = replace(run.summary, seed=1, final_top1=94.0, macs_reduction=0.509)
+    two = replace(one, seed=2, final_top1=94.2, macs_reduction=0.499)
+    other = replace(one, seed=3, objective="plain")
+    table = facts.over_seeds([one, two, other])
+    assert len(table) == 1
+    row = table.iloc[0]
+    assert (row["runs"], row["top1"]) == (2, pytest.approx(94.1))
+    assert row["top1_deviation"] == pytest.approx(pd.Series([94.0, 94.2]).std())
+    assert facts.over_seeds([]).empty
+
+
+def test_the_console_text_is_aligned_and_complete(run):
+    text = summary_text(run)
+    assert "* Slim network, fine-tuned" in text
+    assert "2 (1 died)" in text
+    assert "Latency at batch 64" in text
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= 100
+    table = [line for line in lines if line.startswith(("  Unpruned", "* Slim", "  Baseline"))]
+    assert len({len(line) for line in table}) == 1
+
+
+def test_the_console_text_of_a_stopped_run_says_what_is_missing(write_run, tmp_path):
+    text = summary_text(load_run(write_run(tmp_path / "stopped", tables=("iterations",))))
+    assert "MACs per image" in text
+    assert "Not recorded:" in text
+    assert "summary" in text
+
+
+def test_the_console_text_of_a_run_that_wrote_nothing_is_still_text(write_run, tmp_path):
+    text = summary_text(load_run(write_run(tmp_path / "begun", tables=())))
+    assert text.startswith("begun")
+    assert "search iterations" in text

@@ -1,0 +1,86 @@
+"""The figures show what the tables hold."""
+
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from ekgsearch.report.plots import PLOTS, plot_accuracy, plot_comparison, plot_rewards, plot_widths
+from ekgsearch.report.style import PALETTE, to_png, to_svg
+from ekgsearch.report.tables import load_run
+
+
+@pytest.fixture(scope="module")
+def run(finished_run):
+    return load_run(finished_run)
+
+
+def test_kept_widths_are_the_lengths_of_the_bars(run):
+    axes = plot_widths(run).axes[0]
+    kept = [bar.get_width() for bar in axes.containers[1]]
+    last = run.subnetworks[run.subnetworks["iteration"] == run.summary.iterations]
+    assert kept == list(last["num_kept"])[::-1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(last["channel_group"])[::-1]
+
+
+def test_every_finite_reward_is_drawn_and_winners_are_marked(run):
+    rewards = run.candidates["reward"].copy()
+    rewards[rewards.index[~run.candidates["won"]][0]] = -np.inf
+    changed = load_run(run.path)
+    object.__setattr__(changed, "candidates", run.candidates.assign(reward=rewards))
+    rest, won = plot_rewards(changed).axes[0].lines
+    assert len(rest.get_xdata()) + len(won.get_xdata()) == len(rewards) - 1
+    assert list(won.get_ydata()) == list(run.candidates.loc[run.candidates["won"], "reward"])
+    assert "1 more not finite" in rest.get_label()
+
+
+def test_the_accuracy_figure_holds_before_after_baselines_and_published_points(run):
+    lines = {line.get_label(): line for line in plot_accuracy(run).axes[0].lines}
+    s = run.summary
+    after = next(line for label, line in lines.items() if label.startswith("this run"))
+    assert (after.get_xdata()[0], after.get_ydata()[0]) == (100 * s.macs_reduction, s.final_top1)
+    assert lines["same widths, plain fine-tuning"].get_ydata()[0] == s.plain_top1
+    assert len(lines["published"].get_xdata()) > 10
+
+
+@pytest.mark.parametrize("name", list(PLOTS))
+def test_a_run_without_rows_gives_a_figure_that_says_so(write_run, tmp_path, name):
+    empty = load_run(write_run(tmp_path / "empty", tables=()))
+    figure = PLOTS[name](empty)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert any(re.search("not finished|No |not measured", text) for text in texts)
+
+
+def test_runs_of_other_data_are_compared_without_published_points(run, write_run, tmp_path):
+    other = load_run(write_run(tmp_path / "other", seed=2, dataset="digits", architecture="resnet20"))
+    labels = [line.get_label() for line in plot_comparison([run, other]).axes[0].lines]
+    assert "published" not in labels
+    assert "ekg + ekg, resnet20, digits" in labels
+
+
+def test_markup_takes_its_colours_from_the_page_and_no_address(run):
+    markup = to_svg(PLOTS["learning"](run), 'a "label" <&>', "key")
+    assert 'aria-label="a &quot;label&quot; &lt;&amp;>"' in markup
+    assert "var(--blue)" in markup
+    assert not any(value in markup for value in PALETTE.values())
+    assert "http" not in markup
+    assert "<style" not in markup
+
+
+def test_identifiers_of_two_figures_of_a_page_differ(run):
+    first, second = (to_svg(PLOTS["search"](run), "x", key) for key in ("one", "two"))
+    identifiers = [set(re.findall(r'id="([^"]+)"', markup)) for markup in (first, second)]
+    assert identifiers[0]
+    assert not identifiers[0] & identifiers[1]
+
+
+def test_equal_tables_give_equal_files(run):
+    assert to_svg(PLOTS["search"](run), "x", "k") == to_svg(PLOTS["search"](run), "x", "k")
+    assert to_png(PLOTS["latency"](run)) == to_png(PLOTS["latency"](run))
+
+
+def test_drawing_leaves_matplotlib_as_it_was(run):
+    before = dict(mpl.rcParams)
+    to_png(PLOTS["latency"](run))
+    assert dict(mpl.rcParams) == before

@@ -1,0 +1,47 @@
+"""Published results that ship with the package."""
+
+import pytest
+
+from ekgsearch.report.published import UNPRUNED, published_for, published_near, published_results
+
+
+def test_every_published_result_names_its_source_and_lies_in_range():
+    table = published_results()
+    assert (table["source"].str.len() > 5).all()
+    assert (table["top1"].notna() | table["top1_diff"].notna()).all()
+    assert table["top1"].dropna().between(60, 100).all()
+    assert table["top1_diff"].dropna().between(-6, 2).all()
+    assert table["macs_reduction"].dropna().between(0, 0.9).all()
+    assert not table.duplicated(["dataset", "architecture", "method", "macs_reduction", "top1", "top1_diff"]).any()
+
+
+def test_resnet56_has_the_ten_points_of_the_paper():
+    table = published_for("cifar10", "resnet56")
+    ekg = table[table["method"] == "EKG"]
+    assert list(ekg["top1"]) == [94.26, 94.28, 94.19, 94.25, 94.15, 94.09, 93.92, 93.89, 93.69, 93.39]
+    assert list(ekg["macs_reduction"].round(4))[5] == 0.5012
+
+
+@pytest.mark.parametrize(
+    ("dataset", "architecture"),
+    [
+        ("CIFAR-10", "ResNet-56"),
+        ("imagenet", "resnet50"),
+        ("ImageNet-1k", "resnet50"),
+        ("cifar100", "mobilenet_v2_cifar"),
+    ],
+)
+def test_names_are_compared_without_punctuation_and_variant(dataset, architecture):
+    assert not published_for(dataset, architecture).empty
+
+
+def test_an_unknown_network_has_no_published_results():
+    assert published_for("digits", "resnet20").empty
+
+
+def test_near_results_are_pruned_networks_of_like_cost_best_first():
+    near = published_near("cifar10", "resnet56", 0.5)
+    assert near["top1"].is_monotonic_decreasing
+    assert ((near["macs_reduction"] - 0.5).abs() <= 0.06).all()
+    assert UNPRUNED not in set(near["method"])
+    assert len(near) >= 5

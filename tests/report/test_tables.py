@@ -1,0 +1,86 @@
+"""Reading run directories and collecting rows over runs."""
+
+import pyarrow.parquet as pq
+import pytest
+
+from ekgsearch.errors import StorageError
+from ekgsearch.records import SummaryRow
+from ekgsearch.report.tables import ROW_TYPES, export, load_run, load_table
+from ekgsearch.storage.tables import read_table, schema, write_table
+
+
+def test_a_finished_run_has_all_tables(finished_run):
+    run = load_run(finished_run)
+    assert run.name == "resnet56-half"
+    assert run.missing == ()
+    assert isinstance(run.summary, SummaryRow)
+    assert run.summary.architecture == "resnet56"
+    assert len(run.candidates) == run.summary.candidates
+    assert "resnet56-cifar10-50" in run.job
+    assert run.provenance["torch"] == "2.15.0"
+
+
+def test_a_stopped_run_says_which_tables_it_lacks(write_run, tmp_path):
+    run = load_run(write_run(tmp_path / "stopped", tables=("iterations", "candidates")))
+    assert run.missing == ("subnetworks", "epochs", "device_hours", "summary")
+    assert run.summary is None
+    assert list(run.epochs.columns)[:3] == ["run", "phase", "network"]
+
+
+def test_a_table_without_rows_counts_as_missing(write_run, tmp_path):
+    folder = write_run(tmp_path / "begun", tables=("iterations",))
+    write_table(folder / "tables" / "summary.parquet", [], SummaryRow)
+    assert "summary" in load_run(folder).missing
+
+
+def test_the_name_of_a_run_without_rows_is_its_folder(write_run, tmp_path):
+    assert load_run(write_run(tmp_path / "nothing-yet", tables=())).name == "nothing-yet"
+
+
+def test_a_folder_that_is_no_run_is_refused_with_what_it_holds(tmp_path):
+    (tmp_path / "cat.jpg").touch()
+    with pytest.raises(StorageError, match=r"job\.yaml.*cat\.jpg"):
+        load_run(tmp_path)
+    with pytest.raises(StorageError, match="found nothing at"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_damaged_provenance_is_named(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", tables=())
+    (folder / "provenance.json").write_text("{")
+    with pytest.raises(StorageError, match=r"provenance\.json"):
+        load_run(folder)
+
+
+def test_a_table_of_another_version_is_refused_with_the_missing_columns(finished_run, write_run, tmp_path):
+    folder = write_run(tmp_path / "run", tables=("iterations",))
+    table = pq.read_table(folder / "tables" / "iterations.parquet").drop_columns(["score"])
+    pq.write_table(table.replace_schema_metadata(None), folder / "tables" / "iterations.parquet")
+    with pytest.raises(StorageError, match="lacks the columns score"):
+        load_run(folder)
+
+
+def test_an_unknown_table_is_refused_with_the_known_ones(finished_run):
+    with pytest.raises(StorageError, match="iterations, candidates"):
+        load_table(finished_run, "losses")
+
+
+@pytest.mark.parametrize("table", list(ROW_TYPES))
+def test_export_joins_the_rows_of_runs_and_keeps_the_schema(finished_run, write_run, tmp_path, table):
+    other = write_run(tmp_path / "other", seed=2, reduction=0.3)
+    out = tmp_path / "all.parquet"
+    num_rows = export([finished_run, other], out, table)
+    rows = read_table(out)
+    assert num_rows == len(rows)
+    assert list(rows["run"].unique()) == ["resnet56-half", "other"]
+    assert len(rows) == len(load_table(finished_run, table)) + len(load_table(other, table))
+    written = pq.read_schema(out)
+    for column in schema(ROW_TYPES[table]):
+        assert written.field(column.name).type == column.type
+        assert written.field(column.name).metadata[b"description"] == column.metadata[b"description"]
+
+
+def test_export_without_rows_is_refused(write_run, tmp_path):
+    stopped = write_run(tmp_path / "stopped", tables=("iterations",))
+    with pytest.raises(StorageError, match="written when a run finishes"):
+        export([stopped], tmp_path / "all.parquet")
