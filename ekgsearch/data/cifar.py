@@ -47,7 +47,10 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
     """
     if root is None:
         root = cache_folder() / "datasets"
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{name}: {root} cannot be made ({error.strerror}); name a folder in the job") from error
     elif not root.is_dir():
         raise DataError(f"{name}: expected a folder of data at {root}, found none; mend the path in the job")
     images = _find(name, root)

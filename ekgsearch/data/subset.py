@@ -42,7 +42,7 @@ def split_search_subset(
             raise DataError(
                 f"class {label} has {count} training images, {needed} are needed ({search_per_class} for the search "
                 f"and {warmup_per_class} for its warm-up); lower search.images_per_class or "
-                "search.warmup_images_per_class"
+                "warmup.images_per_class"
             )
         members = torch.nonzero(labels.cpu() == label).flatten().numpy()
         search.append(members[::-1][:search_per_class])

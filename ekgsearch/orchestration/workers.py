@@ -103,9 +103,7 @@ class RayTeam:
 
     def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every worker; replace those that are lost and ask them again."""
-        references = {
-            member.index: getattr(member.actor, method).remote(*arguments) for member in self._members
-        }
+        references = {member.index: getattr(member.actor, method).remote(*arguments) for member in self._members}
         return [self._answer(member, references[member.index], method, arguments) for member in self._members]
 
     def _answer(self, member: Member, reference: Any, method: str, arguments: tuple[Any, ...]) -> Any:

@@ -5,14 +5,13 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.manifest import BankSpec
-from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.groups import analyse
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints
@@ -81,8 +80,19 @@ class TrainingPlan:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished training: its epochs, and where the trained weights are."""
+    """A finished training.
 
+    Attributes:
+        name: network that was trained.
+        phase: phase it belongs to.
+        objective: training objective.
+        result: its epochs.
+        weights: file of the trained weights.
+    """
+
+    name: str
+    phase: str
+    objective: str
     result: TrainResult
     weights: Path
 
@@ -97,14 +107,14 @@ class Outcome:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             epochs = tuple(EpochMetrics.from_dict(epoch) for epoch in values["epochs"])
+            return cls(name, values["phase"], values["objective"], TrainResult(epochs), weights_path(folder, name))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: expected the record of a finished training, found {error}") from error
-        return cls(TrainResult(epochs), weights_path(folder, name))
 
-    def rows(self, task: TrainingTask, plan: TrainingPlan) -> list[EpochRow]:
+    def rows(self, run: str) -> list[EpochRow]:
         """Rows of the table of epochs."""
         return [
-            epoch.row(run=plan.run, phase=plan.phase.value, network=task.name, objective=task.config.objective)
+            epoch.row(run=run, phase=self.phase, network=self.name, objective=self.objective)
             for epoch in self.result.epochs
         ]
 
@@ -166,7 +176,7 @@ def run_plan(
                 on_step=progress.advance,
             )
         if world.rank == 0:
-            _write_outcome(folder, task, model, result)
+            _write_outcome(folder, plan, task, model, result)
 
 
 def pending(tasks: Iterable[TrainingTask], folder: Path) -> list[TrainingTask]:
@@ -187,9 +197,13 @@ def _progress(plan: TrainingPlan, task: TrainingTask, num_images: int, world: Wo
     return Progress(f"{plan.phase.value} {task.name} ({task.config.objective})", total, "images", logger)
 
 
-def _write_outcome(folder: Path, task: TrainingTask, model: nn.Module, result: TrainResult) -> None:
+def _write_outcome(folder: Path, plan: TrainingPlan, task: TrainingTask, model: nn.Module, result: TrainResult) -> None:
     save_tensors(weights_path(folder, task.name), model.state_dict(), {"network": task.name})
-    record: dict[str, Any] = {"epochs": [epoch.to_dict() for epoch in result.epochs]}
+    record = {
+        "phase": plan.phase.value,
+        "objective": task.config.objective,
+        "epochs": [epoch.to_dict() for epoch in result.epochs],
+    }
     write_atomically(outcome_path(folder, task.name), canonical_json(record).encode())
 
 
@@ -205,4 +219,3 @@ def load_student(workload: Workload, subnetwork: Subnetwork | None, weights: Pat
 def describe(tasks: Iterable[TrainingTask]) -> str:
     """Names and objectives of trainings, for a log line."""
     return ", ".join(f"{task.name} ({task.config.objective}, {task.config.epochs} epochs)" for task in tasks)
-

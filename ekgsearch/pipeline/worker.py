@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ekgsearch.bank.build import bank_layout, build_block, write_block
 from ekgsearch.bank.manifest import BankSpec
-from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.groups import analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
@@ -60,9 +60,7 @@ class Worker:
             SearchBatch(index, self._images(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
             for index, ids in share.batches
         ]
-        self._evaluator = BatchEvaluator(
-            self._masked, batches, share.num_images, reuse_prefix=share.reuse_prefix
-        )
+        self._evaluator = BatchEvaluator(self._masked, batches, share.num_images, reuse_prefix=share.reuse_prefix)
 
     def begin(self, history: Sequence[Subnetwork]) -> Timed[dict[int, BatchResult]]:
         """Set the ensemble knowledge to the mean logits of these networks."""

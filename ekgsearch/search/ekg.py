@@ -145,9 +145,7 @@ class EkgSearch:
     def _that_lower_the_cost(self, current: Decision, candidates: list[Candidate]) -> list[Candidate]:
         before = self._budget.measured(current.macs, current.params)
         return [
-            candidate
-            for candidate in candidates
-            if self._budget.measured(*self._costs(candidate.subnetwork)) < before
+            candidate for candidate in candidates if self._budget.measured(*self._costs(candidate.subnetwork)) < before
         ]
 
     def _costs(self, subnetwork: Subnetwork) -> tuple[int, int]:

@@ -101,19 +101,24 @@ class BatchEvaluator:
         self._candidate_logits = {}
 
     def _from_images(self, batch: SearchBatch, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Tensor]:
-        return [
-            self._masked.forward(batch.images, candidate.subnetwork, norm_mode="batch") for candidate in candidates
-        ]
+        return [self._masked.forward(batch.images, candidate.subnetwork, norm_mode="batch") for candidate in candidates]
 
     @torch.no_grad()
     def _from_prefix(self, batch: SearchBatch, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Tensor]:
-        masked = self._masked
+        """Run the current network once, keeping what each candidate starts from; then only what differs."""
+        masked, images = self._masked, batch.images
+        weights, masks = masked.weights(current), masked.masks(current)
         starts = [masked.first_step(candidate.group) for candidate in candidates]
-        values = masked.record(batch.images, current, norm_mode="batch", starts=sorted(set(starts)))
-        return [
-            masked.resume(values, candidate.subnetwork, norm_mode="batch", start=start)
-            for candidate, start in zip(candidates, starts, strict=True)
-        ]
+        needed = frozenset[str]().union(*(masked.live_at(start) for start in set(starts)))
+        _, values = masked.run(images, weights, masks, keep=needed)
+        logits = []
+        for candidate, start in zip(candidates, starts, strict=True):
+            changed = (candidate.group,)
+            candidate_weights = {**weights, **masked.weights(candidate.subnetwork, groups=changed)}
+            candidate_masks = {**masks, **masked.masks(candidate.subnetwork, groups=changed)}
+            output, _ = masked.run(images, candidate_weights, candidate_masks, start=start, values=values)
+            logits.append(output)
+        return logits
 
     def _mean_score(self, batch: SearchBatch) -> Callable[[Tensor], Tensor]:
         knowledge = self._knowledge[batch.index]

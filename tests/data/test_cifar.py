@@ -260,3 +260,10 @@ def test_a_download_is_opened_from_where_it_was_extracted(tmp_path: Path, monkey
 
     monkeypatch.setattr(utils, "download_and_extract_archive", fetch)
     assert len(open_dataset("cifar10", tmp_path).train) == 10
+
+
+def test_a_cache_that_cannot_hold_a_download_asks_for_a_folder(cache: Path) -> None:
+    cache.parent.mkdir()
+    cache.write_text("no folder")
+    with pytest.raises(DataError, match="name a folder in the job"):
+        open_dataset("cifar10")

@@ -1,0 +1,63 @@
+"""What can be cut from a job's network: the table of its channel groups."""
+
+from fractions import Fraction
+
+from ekgsearch.channels.cost import group_share, reachable
+from ekgsearch.channels.graph import ChannelGroup
+from ekgsearch.experiment import Job
+from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.search.steps import coarse_step, narrowed, num_kept
+
+
+def group_table(job: Job) -> str:
+    """Describe the channel groups of a job's network as text.
+
+    One line per group: members, width, first step of the search, share of the multiply-accumulates that go if the
+    group alone is cut to one channel; then what is frozen and why, and how far the whole network can be reduced.
+    """
+    setup = set_up(job)
+    lines = [_line("channel group", "width", "step", "MACs", "members")]
+    lines += [_describe(setup, group) for group in setup.graph.groups]
+    frozen = [f"  {group.name} ({group.size} channels): {group.frozen}" for group in setup.graph.frozen]
+    if frozen:
+        lines += ["", f"frozen ({len(frozen)}):", *frozen]
+    return "\n".join([*lines, "", *_totals(setup)])
+
+
+def _describe(setup: Setup, group: ChannelGroup) -> str:
+    counter = setup.job.search.counter
+    step = coarse_step(group.size, group.uses, setup.job.search.step)
+    first = group.size - num_kept(group.size, narrowed(Fraction(1), step))
+    members = [
+        f"{len(group.producers)} out ({_some([member.layer for member in group.producers])})",
+        f"{len(group.norms)} norm",
+        f"{len(group.consumers)} in ({_some([member.layer for member in group.consumers])})",
+    ]
+    share = group_share(setup.graph, group, counter)
+    return _line(group.name, str(group.size), f"-{first}", f"{share:.2%}", ", ".join(members))
+
+
+def _totals(setup: Setup) -> list[str]:
+    search, budget = setup.job.search, setup.budget
+    full, least = setup.full_costs, reachable(setup.graph, search.counter)
+    return [
+        f"{len(setup.graph.groups)} channel groups, "
+        f"{sum(group.size for group in setup.graph.groups):,} channels that can be cut (counter {search.counter})",
+        _total("MACs", full.macs, least.macs),
+        _total("params", full.params, least.params),
+        f"budget  {budget.limit:>15,.0f}  {budget.unit}",
+    ]
+
+
+def _total(unit: str, full: int, least: int) -> str:
+    return f"{unit:<7} {full:>15,}  reachable {least:>13,}  (reduction up to {1 - least / full:.2%})"
+
+
+def _line(name: str, width: str, step: str, share: str, members: str) -> str:
+    return f"{name:<28} {width:>6} {step:>5} {share:>8}  {members}"
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown}, +{len(names) - 3}"

@@ -1,0 +1,107 @@
+"""The phases before the search: train the unpruned network where no weights are given, and warm it up."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from ekgsearch.data.views import Augmentation
+from ekgsearch.experiment import TrainingFields
+from ekgsearch.finetune.config import FinetuneConfig, Objective
+from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run_plan
+from ekgsearch.records import Phase
+from ekgsearch.runtime.environment import device_name, num_cores
+from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.storage.tensors import save_tensors
+
+log = logging.getLogger(__name__)
+
+NO_AUGMENTATION = Augmentation(pad=0, flip=False, brightness=0, contrast=0, saturation=0)
+
+
+def pretrain(state: RunState) -> None:
+    """Commit the weights of the unpruned network: the given ones, or trained ones."""
+    if state.line("pretrain"):
+        state.committed("pretrain")
+        return
+    setup, section = state.setup, state.setup.job.pretrain
+    path = state.folder / "initial.safetensors"
+    save_tensors(path, setup.network.state_dict(), {"network": setup.net.name})
+    if setup.job.net.weights is None:
+        config = training_config(
+            section,
+            objective="plain",
+            augmentation=Augmentation(pad=section.pad, flip=section.flip, brightness=0, contrast=0, saturation=0),
+            seed=sub_seed(setup.job.seed, "pretrain"),
+            num_evaluations=10,
+        )
+        ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
+        task = TrainingTask(name="full", config=config, subnetwork=None, ids=ids, evaluate=True)
+        path = _train_here(state, Phase.PRETRAIN, task, path)
+    state.commit("pretrain", path)
+
+
+def warm_up(state: RunState) -> None:
+    """Commit the weights after a short training on the warm-up subset."""
+    if state.line("warmup"):
+        state.committed("warmup")
+        return
+    setup, section = state.setup, state.setup.job.warmup
+    path = state.committed("pretrain")
+    assert path is not None
+    if section.epochs:
+        config = FinetuneConfig(
+            objective="plain",
+            epochs=section.epochs,
+            batch_size=min(section.batch_size, len(setup.warmup_ids)),
+            learning_rate=section.learning_rate,
+            milestones=(),
+            weight_decay=section.weight_decay,
+            augmentation=NO_AUGMENTATION,
+            seed=sub_seed(setup.job.seed, "warmup"),
+            shuffle=False,
+        )
+        ids = tuple(setup.warmup_ids.tolist())
+        task = TrainingTask(name="warmup", config=config, subnetwork=None, ids=ids, evaluate=False)
+        path = _train_here(state, Phase.WARMUP, task, path)
+    state.commit("warmup", path)
+
+
+def training_config(
+    section: TrainingFields, *, objective: Objective, augmentation: Augmentation, seed: int, num_evaluations: int
+) -> FinetuneConfig:
+    """Turn a training section of the job into a training configuration; milestones become epochs."""
+    return FinetuneConfig(
+        objective=objective,
+        epochs=section.epochs,
+        batch_size=section.batch_size,
+        learning_rate=section.learning_rate,
+        milestones=tuple(sorted({round(share * section.epochs) for share in section.milestones} - {0})),
+        decay=section.decay,
+        momentum=section.momentum,
+        weight_decay=section.weight_decay,
+        augmentation=augmentation,
+        seed=seed,
+        evaluate_every=max(1, section.epochs // num_evaluations),
+    )
+
+
+def _train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path) -> Path:
+    """Train one network on all cores of this machine, or on its device; returns the file of its weights."""
+    setup = state.setup
+    cores = num_cores() if setup.device == "cpu" else 1
+    plan = TrainingPlan(
+        run=setup.job.run_name,
+        phase=phase,
+        workload=setup.workload(weights),
+        tasks=(task,),
+        bank=None,
+        threads=cores,
+    )
+    device = device_name(torch.device(setup.device))
+    threads = torch.get_num_threads()
+    with state.ledger.attempt(phase, device, cores) as clock, clock.working(cores):
+        run_plan(plan, state.training_folder)
+    torch.set_num_threads(threads)
+    return Outcome.read(state.training_folder, task.name).weights

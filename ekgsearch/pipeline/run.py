@@ -1,0 +1,107 @@
+"""The phases of a run in order: every finished one is a line of the journal, and is not done again."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from ekgsearch.errors import ResumeError, StorageError
+from ekgsearch.experiment import Job
+from ekgsearch.jobfile import job_text
+from ekgsearch.pipeline.backend import Backend
+from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
+from ekgsearch.pipeline.preparing import pretrain, warm_up
+from ekgsearch.pipeline.searching import search_and_fill_bank
+from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.state import RunState
+from ekgsearch.records import canonical_json
+from ekgsearch.runtime.environment import provenance
+from ekgsearch.runtime.ledger import Ledger
+from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.journal import Journal
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT_FACTS = ("python", "torch", "cpu", "gpus", "threads")
+
+
+def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False) -> None:
+    """Run a job to its end, or continue it where it stopped.
+
+    Args:
+        job: what to do; its run directory exists.
+        backend: where the heavy phases run.
+        continue_anyway: continue a run directory of another job, machine or version.
+
+    Raises:
+        EkgError: bad input, a resumed run that differs, lost workers, a full disk, numbers that are not finite. What
+            is in the journal is kept, and the same command continues.
+    """
+    run_dir = job.run_dir
+    with Journal.open(run_dir / "journal.jsonl") as journal:
+        setup = set_up(job)
+        start_or_check(setup, journal, continue_anyway)
+        ledger = Ledger(run_dir / "ledger", job.run_name)
+        state = RunState(setup, journal, ledger, backend)
+        if state.line("done"):
+            log.info("%s has finished before; its tables are written again", run_dir)
+        pretrain(state)
+        warm_up(state)
+        search_and_fill_bank(state)
+        finetune(state)
+        evaluate_and_write_tables(state)
+        if not state.line("done"):
+            journal.append("done")
+
+
+def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> None:
+    """Write the first line of the journal, or compare it with this run.
+
+    Raises:
+        ResumeError: the run directory belongs to another job, other images or weights, machine or version.
+    """
+    run_dir = setup.job.run_dir
+    facts = _facts(setup)
+    found = provenance()
+    if not journal.lines:
+        write_atomically(run_dir / "job.yaml", job_text(setup.job).encode())
+        write_atomically(run_dir / "provenance.json", json.dumps(found, indent=2, sort_keys=True).encode())
+        journal.append("run", **facts)
+        return
+    recorded = {name: journal.lines[0].get(name) for name in facts}
+    differences = [
+        f"{name} was {recorded[name]}, is {value}" for name, value in facts.items() if recorded[name] != value
+    ]
+    differences += _environment_differences(run_dir / "provenance.json", found)
+    if differences and not continue_anyway:
+        raise ResumeError(
+            f"{run_dir} belongs to another run: {'; '.join(differences)}. Choose another output (--set output=...), "
+            "delete the folder to start again, or continue all the same with --resume"
+        )
+    for difference in differences:
+        log.warning("continuing although %s", difference)
+
+
+def _facts(setup: Setup) -> dict[str, Any]:
+    """What decides the decisions, as far as it can be hashed."""
+    return {
+        "job": setup.job.sha256,
+        "data": setup.dataset.content_hash,
+        "net": setup.net.to_dict(),
+        "counter": setup.budget.counter,
+        "macs": setup.full_costs.macs,
+        "params": setup.full_costs.params,
+        "groups": {group.name: group.size for group in setup.graph.groups},
+    }
+
+
+def _environment_differences(path: Path, found: dict[str, Any]) -> list[str]:
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path}: expected the provenance of this run, found {error}") from error
+    return [
+        f"{name} was {canonical_json(recorded.get(name))}, is {canonical_json(found.get(name))}"
+        for name in ENVIRONMENT_FACTS
+        if recorded.get(name) != found.get(name)
+    ]

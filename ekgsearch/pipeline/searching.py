@@ -1,0 +1,163 @@
+"""The search and the memory bank: one team of workers does both."""
+
+import logging
+
+import torch
+
+from ekgsearch.bank.build import check_space, commit, missing_blocks
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.channels.slim import slim
+from ekgsearch.pipeline.backend import BankOrder, Team
+from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
+from ekgsearch.pipeline.training import BankAddress
+from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.runtime.environment import device_name
+from ekgsearch.runtime.progress import Progress
+from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.uniform import uniform_width
+from ekgsearch.storage.files import file_sha256, write_atomically
+from ekgsearch.storage.objects import open_store
+from ekgsearch.storage.tensors import save_tensors
+
+log = logging.getLogger(__name__)
+
+MOST_BATCHES_PER_BLOCK = 8
+"""Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""
+
+
+def search_and_fill_bank(state: RunState) -> None:
+    """Find the sub-network, write the slim network, and build the memory bank if the fine-tuning needs one."""
+    job = state.setup.job
+    needs_bank = job.finetune.objective == "ekg"
+    if needs_bank:
+        spec = bank_spec(state, teachers=("?",) * job.bank.teachers)
+        check_space(open_store(bank_uri(state)), spec.num_bytes)
+    if job.search.method == "uniform":
+        if not state.line("search"):
+            _finish_search(state, uniform_width(state.open_graph(), state.setup.budget))
+        return
+    is_searched, is_filled = state.line("search"), state.line("bank") or not needs_bank
+    if is_searched and is_filled:
+        state.committed("search")
+        return
+    backend = state.backend
+    with backend.team(state.workload, state.setup.search_batches, reuse_prefix=job.search.reuse_prefix) as team:
+        if not is_searched:
+            _search(state, team)
+            write_tables(state)
+        if not is_filled:
+            _fill_bank(state, team)
+            write_tables(state)
+
+
+def bank_uri(state: RunState) -> str:
+    """Where the memory bank lives: as the job says, else inside the run directory."""
+    return state.setup.job.bank.uri or str(state.folder / "bank")
+
+
+def bank_address(state: RunState) -> BankAddress:
+    """The complete memory bank of this run."""
+    made = decisions(state)
+    chosen = teachers_of(state, made)
+    spec = bank_spec(state, teachers=tuple(made[index].subnetwork.sha256 for index in chosen))
+    return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=state.folder / "bank-cache")
+
+
+def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
+    """What the memory bank of this run is made of."""
+    setup, section = state.setup, state.setup.job.bank
+    num_images = len(setup.dataset.train)
+    num_batches = -(-num_images // section.batch_size)
+    return BankSpec(
+        dataset_hash=setup.dataset.train.content_hash,
+        weights_hash=file_sha256(state.start_weights),
+        teachers=teachers,
+        num_images=num_images,
+        num_classes=setup.dataset.num_classes,
+        batch_size=section.batch_size,
+        seed=setup.job.seed,
+        batches_per_block=max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16)),
+        dtype=section.dtype,
+    )
+
+
+def _search(state: RunState, team: Team) -> None:
+    setup, job = state.setup, state.setup.job
+    made = decisions(state)
+    if made:
+        log.info("continuing the search after iteration %d", made[-1].iteration)
+    full = setup.budget.measured(setup.full_costs.macs, setup.full_costs.params)
+    to_remove = full - setup.budget.limit
+    unit = f"{setup.budget.unit} removed"
+    search = EkgSearch(setup.graph, team, setup.budget, EkgSettings(step=job.search.step, trim=job.search.trim))
+    with (
+        state.ledger.attempt(Phase.SEARCH, device_name(torch.device(setup.device)), _devices(state)) as clock,
+        Progress("search", round(to_remove), unit, log) as progress,
+    ):
+        team.charge(clock)
+        removed = 0
+        if made:
+            removed = full - setup.budget.measured(made[-1].macs, made[-1].params)
+            progress.advance(removed)
+        for decision in search.run(made):
+            state.journal.append("iteration", **decision.to_record())
+            made.append(decision)
+            now = full - setup.budget.measured(decision.macs, decision.params)
+            progress.advance(
+                now - removed,
+                iteration=decision.iteration,
+                group=decision.group,
+                loss=f"{decision.evaluation.loss:.4f}",
+                reduction=f"{now / full:.1%}",
+            )
+            removed = now
+    _finish_search(state, made[-1].subnetwork)
+
+
+def _finish_search(state: RunState, subnetwork: Subnetwork) -> None:
+    """Write the chosen sub-network and its slim network, then commit them."""
+    write_atomically(state.folder / "subnetwork.json", (canonical_json(subnetwork.to_dict()) + "\n").encode())
+    slimmed = slim(state.open_graph(), subnetwork)
+    path = state.folder / "slim.safetensors"
+    save_tensors(path, slimmed.state_dict(), structure_metadata(state, subnetwork))
+    state.commit("search", path, subnetwork=subnetwork.sha256)
+
+
+def structure_metadata(state: RunState, subnetwork: Subnetwork) -> dict[str, str]:
+    """What `ekgsearch.pipeline.load.load_slim` needs beside the tensors to rebuild a slim network."""
+    return {
+        "net": canonical_json(state.setup.net.to_dict()),
+        "subnetwork": canonical_json(subnetwork.to_dict()),
+        "mean": canonical_json(list(state.setup.mean)),
+        "std": canonical_json(list(state.setup.std)),
+    }
+
+
+def _fill_bank(state: RunState, team: Team) -> None:
+    made = decisions(state)
+    chosen = teachers_of(state, made)
+    if len(chosen) < state.setup.job.bank.teachers:
+        log.warning(
+            "bank.teachers = %d, but the search left %d interim sub-networks beside the student: using %d",
+            state.setup.job.bank.teachers,
+            len(made) - 1,
+            len(chosen),
+        )
+    spec, uri = bank_address(state).spec, bank_uri(state)
+    store = open_store(uri)
+    blocks = missing_blocks(store, spec, verify=True)
+    teachers = tuple(made[index].subnetwork for index in chosen)
+    device = device_name(torch.device(state.setup.device))
+    with (
+        state.ledger.attempt(Phase.BANK, device, _devices(state)) as clock,
+        Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
+    ):
+        team.charge(clock)
+        team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri), progress.advance)
+        manifest = commit(store, spec)
+    state.journal.append("bank", manifest=manifest.sha256, teachers=list(chosen))
+
+
+def _devices(state: RunState) -> int:
+    return state.backend.num_search_devices

@@ -1,0 +1,205 @@
+"""Everything that can be checked before any expensive work: images, network, weights, channel groups, budget."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.groups import analyse
+from ekgsearch.data.datasets import Dataset
+from ekgsearch.data.subset import batches, split_search_subset
+from ekgsearch.errors import JobError, NetworkError
+from ekgsearch.experiment import Job, NetSection, expand_path
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
+from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.workload import DataRequest, Workload
+from ekgsearch.records import Costs
+from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.search.budget import Budget, set_budget
+
+log = logging.getLogger(__name__)
+
+DATA_VARIABLE = "EKGSEARCH_DATA"
+CACHE = "~/.cache/ekgsearch/data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """A checked job, opened.
+
+    Attributes:
+        job: the job.
+        data: how any process opens the images.
+        dataset: the images, opened in this process.
+        train_ids: training images in use; None for all.
+        search_ids, warmup_ids: the two subsets, image ids in their fixed order.
+        net: the unpruned network.
+        network: the same, built, with the given weights or freshly initialised.
+        graph: its channel groups.
+        full_costs: its costs under the job's counter.
+        budget: what the search aims at.
+        mean, std: input normalisation in pixel units 0..255.
+        device: "cpu" or "cuda".
+    """
+
+    job: Job
+    data: DataRequest
+    dataset: Dataset
+    train_ids: torch.Tensor | None
+    search_ids: torch.Tensor
+    warmup_ids: torch.Tensor
+    net: NetSpec
+    network: nn.Module
+    graph: ChannelGraph
+    full_costs: Costs
+    budget: Budget
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: str
+
+    @property
+    def search_batches(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Pairs (batch index, image ids) of the search subset."""
+        parts = batches(self.search_ids, self.job.search.batch_size)
+        return tuple((index, tuple(part.tolist())) for index, part in enumerate(parts))
+
+    def workload(self, weights: Path) -> Workload:
+        """What a process needs to open the network with these weights."""
+        return Workload(
+            net=self.net,
+            weights=weights,
+            data=self.data,
+            mean=self.mean,
+            std=self.std,
+            device=self.device,
+            threads=self.job.cluster.threads_per_worker,
+        )
+
+
+def set_up(job: Job) -> Setup:
+    """Open and check what a job names.
+
+    Raises:
+        JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
+    """
+    data = data_request(job)
+    dataset = data.open()
+    data = DataRequest(name=data.name, root=data.root, image_size=data.image_size, max_bad=data.max_bad)
+    search_ids, warmup_ids = split_search_subset(
+        dataset.train.labels,
+        search_per_class=job.search.images_per_class,
+        warmup_per_class=job.warmup.images_per_class if job.warmup.epochs else 0,
+    )
+    sidecar = _sidecar(job.net)
+    net = net_spec(job.net, sidecar, dataset.num_classes, dataset.image_shape)
+    network = build(net, seed=sub_seed(job.seed, "network"))
+    if job.net.weights is not None:
+        load_weights(network, _weights_path(job.net))
+    network.eval()
+    graph = analyse(network, net.input_shape)
+    search = job.search
+    budget = set_budget(
+        graph, reduction=search.reduction, absolute=search.budget, unit=search.unit, counter=search.counter
+    )
+    return Setup(
+        job=job,
+        data=data,
+        dataset=dataset,
+        train_ids=_first_of_each_class(dataset.train.labels, job.data.train_images),
+        search_ids=search_ids,
+        warmup_ids=warmup_ids,
+        net=net,
+        network=network,
+        graph=graph,
+        full_costs=cost(graph, graph.full(), search.counter),
+        budget=budget,
+        mean=sidecar.mean if sidecar else dataset.mean,
+        std=sidecar.std if sidecar else dataset.std,
+        device=_device(job),
+    )
+
+
+def data_request(job: Job) -> DataRequest:
+    """How the images of a job are opened; its folder is `data.root`, else $EKGSEARCH_DATA, else the user's cache."""
+    root: Path | None = None
+    if job.data.root is not None:
+        root = expand_path(job.data.root, "data.root")
+    elif job.data.name != "digits":
+        root = Path(os.environ.get(DATA_VARIABLE, CACHE)).expanduser()
+    return DataRequest(
+        name=job.data.name,
+        root=None if root is None else root.absolute(),
+        image_size=job.data.image_size,
+        download=job.data.download,
+        max_bad=job.data.max_bad_images,
+    )
+
+
+def net_spec(section: NetSection, sidecar: Sidecar | None, num_classes: int, image_shape: Sequence[int]) -> NetSpec:
+    """The network of a job: what the job says, else what the weights' sidecar says, else the defaults.
+
+    Raises:
+        NetworkError: the job and the sidecar name different networks.
+    """
+    known = sidecar.net if sidecar else None
+    for field in ("name", "shortcut", "padding"):
+        asked = getattr(section, field)
+        if known is not None and asked is not None and asked != getattr(known, field):
+            raise NetworkError(
+                f"net.{field} = {asked}, but {section.weights} belongs to a network with {field} "
+                f"{getattr(known, field)}; change net.{field} or the weights"
+            )
+    if known is not None and known.num_classes != num_classes:
+        raise NetworkError(
+            f"{section.weights} has {known.num_classes} classes, but the data set has {num_classes}; "
+            "choose the data set that the weights were trained on"
+        )
+    return NetSpec(
+        name=section.name,
+        num_classes=num_classes,
+        input_shape=(image_shape[0], image_shape[1], image_shape[2]),
+        shortcut=section.shortcut or (known.shortcut if known else "projection"),
+        padding=section.padding or (known.padding if known else "torch"),
+    )
+
+
+def _weights_path(section: NetSection) -> Path:
+    assert section.weights is not None
+    return expand_path(section.weights, "net.weights")
+
+
+def _sidecar(section: NetSection) -> Sidecar | None:
+    if section.weights is None:
+        return None
+    path = _weights_path(section)
+    if not path.is_file():
+        raise NetworkError(f"net.weights = {section.weights}: there is no file {path}")
+    return read_sidecar(path) if sidecar_path(path).is_file() else None
+
+
+def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.Tensor | None:
+    """The first images of every class, in data-set order, `num_images` in all as evenly as it goes."""
+    if num_images is None:
+        return None
+    if num_images > len(labels):
+        raise JobError(f"data.train_images = {num_images}, but the training set has {len(labels)} images")
+    rank_in_class = torch.zeros_like(labels)
+    for label in labels.unique():
+        chosen = labels == label
+        rank_in_class[chosen] = torch.arange(int(chosen.sum()))
+    order = torch.argsort(rank_in_class, stable=True)
+    return order[:num_images].sort().values
+
+
+def _device(job: Job) -> str:
+    has_cuda = torch.cuda.is_available()
+    if job.cluster.device == "cuda" and not has_cuda:
+        raise JobError("cluster.device = cuda, but torch finds no CUDA device on this machine; use auto or cpu")
+    return "cuda" if has_cuda and job.cluster.device != "cpu" else "cpu"
