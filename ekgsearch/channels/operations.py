@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 
 class Kind(StrEnum):
@@ -53,17 +54,17 @@ _MODULES: dict[Kind, tuple[type[nn.Module], ...]] = {
 }  # fmt: skip
 
 _FUNCTIONS: dict[Kind, str] = {
-    Kind.IDENTITY: "clone detach contiguous to float double half bfloat16 type_as cpu cuda _to_copy alias "
+    Kind.IDENTITY: "detach to float double half bfloat16 type_as cpu cuda _to_copy alias "
     "lift_fresh_copy positive",
     Kind.ELEMENTWISE: "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid tanh "
     "softplus softsign tanhshrink hardshrink softshrink logsigmoid threshold abs neg clamp clamp_min clamp_max square "
     "sin cos erf dropout dropout1d dropout2d alpha_dropout feature_alpha_dropout feature_dropout",
     Kind.BINARY: "add sub rsub mul multiply subtract div truediv true_divide maximum minimum",
     Kind.AVERAGE: "avg_pool2d adaptive_avg_pool2d interpolate upsample upsample_nearest2d upsample_bilinear2d",
-    Kind.POOL: "max_pool2d adaptive_max_pool2d",
+    Kind.POOL: "max_pool2d adaptive_max_pool2d amax amin",
     Kind.REDUCE: "mean sum",
     Kind.SOFTMAX: "softmax log_softmax _softmax _log_softmax",
-    Kind.MOVE: "view reshape flatten unflatten permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze "
+    Kind.MOVE: "contiguous clone view reshape flatten unflatten permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze "
     "cat concat concatenate stack chunk split split_with_sizes tensor_split unsafe_split unsafe_chunk unbind getitem "
     "slice select narrow pad constant_pad_nd expand expand_as view_as reshape_as repeat repeat_interleave roll flip "
     "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
@@ -101,7 +102,7 @@ def is_plain(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
     """Tell whether a module computes just what one of these torch classes computes, from its own parameters."""
     if type(module) not in classes:
         return False
-    return not nn.utils.parametrize.is_parametrized(module) and not module._forward_pre_hooks
+    return not parametrize.is_parametrized(module) and not module._forward_pre_hooks
 
 
 def module_kind(module: nn.Module) -> Kind:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ekgsearch.channels.groups import analyse
+from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import NetworkError
 from ekgsearch.nets.spec import NetSpec

@@ -11,7 +11,7 @@ from torch import nn
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.groups import analyse
+from ekgsearch.channels.graph import analyse
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError, NetworkError

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.groups import analyse
+from ekgsearch.channels.graph import analyse
 from ekgsearch.errors import StorageError
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.setup import Setup

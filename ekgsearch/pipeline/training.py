@@ -11,7 +11,7 @@ from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.manifest import BankSpec
-from ekgsearch.channels.groups import analyse
+from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ekgsearch.bank.build import bank_layout, build_block, write_block
 from ekgsearch.bank.manifest import BankSpec
-from ekgsearch.channels.groups import analyse
+from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork

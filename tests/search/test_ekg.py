@@ -11,7 +11,7 @@ from torch import nn
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.groups import analyse
+from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.errors import BudgetError, NumericsError
 from ekgsearch.maths.knowledge import cross_entropy_terms
