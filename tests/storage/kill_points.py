@@ -1,7 +1,7 @@
-"""Run a writing scenario again and again, killed (SIGKILL) before, in the middle of and after every system call it makes.
+"""Run a writing scenario again and again, killed (SIGKILL) before, within and after every system call it makes.
 
-Run as a program: ``python kill_points.py SCENARIO FOLDER``. Point n leaves its state in ``FOLDER/n``; the last folder is
-that of the run that came to its end. Prints the number of folders.
+Run as a program: ``python kill_points.py SCENARIO FOLDER``. Point n leaves its state in ``FOLDER/n``; the last folder
+is that of the run that came to its end. Prints the number of folders.
 """
 
 import os

@@ -47,7 +47,9 @@ def test_an_existing_file_stays_where_replacing_is_not_allowed(tmp_path: Path) -
 
 
 def test_a_vanished_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"gone/a: its folder does not exist.*3 bytes are needed, \d+ bytes are free"):
+    with pytest.raises(
+        StorageError, match=r"gone/a: its folder does not exist.*3 bytes are needed, \d+ bytes are free"
+    ):
         write_atomically(tmp_path / "gone" / "a", b"abc")
 
 

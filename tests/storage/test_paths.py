@@ -11,9 +11,30 @@ from ekgsearch.errors import StorageError
 from ekgsearch.storage.paths import inside
 
 PARTS = st.sampled_from(
-    ["..", ".", "", "a", "out", "loop", "\0", "~", "C:", "\\", "\\..", "..\\", "...", "..a", "%2e%2e", "\ud800", "\n", "é"]
+    [
+        "..",
+        ".",
+        "",
+        "a",
+        "out",
+        "loop",
+        "\0",
+        "~",
+        "C:",
+        "\\",
+        "\\..",
+        "..\\",
+        "...",
+        "..a",
+        "%2e%2e",
+        "\ud800",
+        "\n",
+        "é",
+    ]
 )
-NAMES = st.one_of(st.lists(PARTS, max_size=6).map("/".join), st.lists(PARTS, max_size=4).map("\\".join), st.text(max_size=12))
+NAMES = st.one_of(
+    st.lists(PARTS, max_size=6).map("/".join), st.lists(PARTS, max_size=4).map("\\".join), st.text(max_size=12)
+)
 
 
 @pytest.fixture(scope="module")

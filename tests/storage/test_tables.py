@@ -16,7 +16,15 @@ from hypothesis import strategies as st
 from ekgsearch import records
 from ekgsearch.errors import StorageError
 from ekgsearch.records import SubnetworkRow
-from ekgsearch.storage.tables import append_rows, concat_tables, read_arrow, read_table, schema, write_arrow, write_table
+from ekgsearch.storage.tables import (
+    append_rows,
+    concat_tables,
+    read_arrow,
+    read_table,
+    schema,
+    write_arrow,
+    write_table,
+)
 
 ROW_TYPES = [
     kind
@@ -87,7 +95,10 @@ def test_tables_of_several_runs_are_put_together_with_their_descriptions(tmp_pat
     table = concat_tables([tmp_path / "a", tmp_path / "b"])
     assert table.num_rows == 10
     write_arrow(tmp_path / "all", table)
-    assert read_table(tmp_path / "all").attrs["descriptions"]["size"] == "channels of the channel group in the unpruned network"
+    assert (
+        read_table(tmp_path / "all").attrs["descriptions"]["size"]
+        == "channels of the channel group in the unpruned network"
+    )
 
 
 def test_tables_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
@@ -176,5 +187,7 @@ def test_a_full_disk_keeps_the_old_rows(small_disk: Path) -> None:
     write_table(path, ROWS[:1], SubnetworkRow)
     (small_disk / "filler").write_bytes(bytes((1 << 20) - 8192))
     with pytest.raises(StorageError, match="no space is left"):
-        append_rows(path, [SubnetworkRow("run", i, i * 7, f"g{i * i}", i, i, str(i**5)) for i in range(9999)], SubnetworkRow)
+        append_rows(
+            path, [SubnetworkRow("run", i, i * 7, f"g{i * i}", i, i, str(i**5)) for i in range(9999)], SubnetworkRow
+        )
     assert len(read_table(path)) == 1

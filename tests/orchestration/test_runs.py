@@ -1,0 +1,174 @@
+"""Whole runs through the command line: the same journal however the work is spread, stopped or killed."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import RunCommand, command, environment
+
+from ekgsearch.pipeline.load import load_slim
+from ekgsearch.storage.journal import read_journal
+
+TABLES = ("summary", "iterations", "candidates", "subnetworks", "epochs", "device_hours")
+
+
+def journal_bytes(run: Path) -> bytes:
+    return (run / "journal.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory, ekgsearch: RunCommand) -> Path:
+    """An uninterrupted run in one process."""
+    from conftest import JOB
+
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "job.yaml").write_text(JOB.format(output=folder / "run"))
+    finished = ekgsearch("run", folder / "job.yaml")
+    assert finished.returncode == 0, finished.stderr
+    return folder / "run"
+
+
+def test_a_run_leaves_everything_that_is_promised(reference: Path) -> None:
+    for name in ("job.yaml", "provenance.json", "journal.jsonl", "subnetwork.json", "log.txt", "report.html"):
+        assert (reference / name).stat().st_size > 0, name
+    for table in TABLES:
+        assert len(pd.read_parquet(reference / "tables" / f"{table}.parquet")), table
+    assert list((reference / "plots").glob("*.png"))
+    summary = pd.read_parquet(reference / "tables" / "summary.parquet").iloc[0]
+    assert 0.3 <= summary.macs_reduction < 0.35
+    assert summary.kept_macs < summary.full_macs
+    hours = pd.read_parquet(reference / "tables" / "device_hours.parquet")
+    assert set(hours.phase) == {"pretrain", "warmup", "search", "bank", "finetune", "evaluate"}
+    assert (hours.exit_state == "finished").all()
+    assert summary.device_hours == pytest.approx(hours.device_hours.sum())
+
+
+def test_the_final_network_opens_from_one_file(reference: Path) -> None:
+    network = load_slim(reference / "final.safetensors")
+    summary = pd.read_parquet(reference / "tables" / "summary.parquet").iloc[0]
+    assert sum(parameter.numel() for parameter in network.parameters()) == summary.kept_params
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_a_finished_run_is_not_done_again(reference: Path, ekgsearch: RunCommand) -> None:
+    before = journal_bytes(reference)
+    start = time.monotonic()
+    again = ekgsearch("run", reference.parent / "job.yaml")
+    assert again.returncode == 0, again.stderr
+    assert "finished before" in again.stderr
+    assert journal_bytes(reference) == before
+    assert time.monotonic() - start < 60
+
+
+def test_export_and_report_join_runs(reference: Path, ekgsearch: RunCommand, tmp_path: Path) -> None:
+    out = tmp_path / "all.parquet"
+    assert ekgsearch("export", reference, reference, "--out", out).returncode == 0
+    assert len(pd.read_parquet(out)) == 2
+    page = tmp_path / "page.html"
+    finished = ekgsearch("report", reference, "--out", page)
+    assert finished.returncode == 0, finished.stderr
+    assert "<html" in page.read_text()
+
+
+def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
+    reference: Path, ekgsearch: RunCommand
+) -> None:
+    before = journal_bytes(reference)
+    refused = ekgsearch("run", reference.parent / "job.yaml", "--set", "finetune.epochs=3")
+    assert refused.returncode == 2
+    assert "belongs to another run" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert journal_bytes(reference) == before
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_journal_does_not_depend_on_the_number_of_workers(
+    workers: int, reference: Path, job_file: Path, ekgsearch: RunCommand
+) -> None:
+    finished = ekgsearch("run", job_file, "--set", f"cluster.search_workers={workers}")
+    assert finished.returncode == 0, finished.stderr
+    assert journal_bytes(job_file.parent / "run") == journal_bytes(reference)
+
+
+def test_the_journal_survives_kills_of_the_driver(reference: Path, job_file: Path, ekgsearch: RunCommand) -> None:
+    expected = journal_bytes(reference)
+    run = job_file.parent / "run"
+    generator = random.Random(0)
+    num_iterations = sum(line["kind"] == "iteration" for line in read_journal(reference / "journal.jsonl"))
+    for after_lines in sorted(generator.sample(range(3, 3 + num_iterations), 3)):
+        kill_after(run, job_file, after_lines)
+        assert expected.startswith(journal_bytes(run)[: -200 or None][:100])
+    finished = ekgsearch("run", job_file)
+    assert finished.returncode == 0, finished.stderr
+    assert journal_bytes(run) == expected
+    hours = pd.read_parquet(run / "tables" / "device_hours.parquet")
+    died = hours[hours.exit_state == "died"]
+    assert len(died) >= 1
+    assert (died.wall_seconds >= 0).all()
+
+
+def kill_after(run: Path, job_file: Path, lines: int) -> None:
+    """Start the run and SIGKILL it as soon as its journal has so many lines."""
+    process = subprocess.Popen(command("run", job_file), env=environment(), stderr=subprocess.DEVNULL)
+    journal = run / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stopped_run_says_so_and_continues(
+    sent: signal.Signals, status: int, reference: Path, job_file: Path, ekgsearch: RunCommand
+) -> None:
+    run = job_file.parent / "run"
+    process = subprocess.Popen(command("run", job_file), env=environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "journal.jsonl").exists() and b'"iteration"' in journal_bytes(run):
+            break
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == status, errors
+    assert "the same command continues" in errors
+    assert "Traceback" not in errors
+    finished = ekgsearch("run", job_file)
+    assert finished.returncode == 0, finished.stderr
+    assert journal_bytes(run) == journal_bytes(reference)
+    hours = pd.read_parquet(run / "tables" / "device_hours.parquet")
+    assert "interrupted" in set(hours.exit_state)
+
+
+def test_two_drivers_on_one_run_directory_are_refused(job_file: Path, ekgsearch: RunCommand) -> None:
+    first = subprocess.Popen(command("run", job_file), env=environment(), stderr=subprocess.DEVNULL)
+    try:
+        journal = job_file.parent / "run" / "journal.jsonl"
+        while not (journal.exists() and journal.stat().st_size):
+            time.sleep(0.05)
+        second = ekgsearch("run", job_file)
+        assert second.returncode == 2
+        assert str(first.pid) in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_the_journal_has_no_time_stamps_or_host_names(reference: Path) -> None:
+    import socket
+
+    text = journal_bytes(reference).decode()
+    assert socket.gethostname() not in text
+    for line in read_journal(reference / "journal.jsonl"):
+        assert not any("time" in key or "seconds" in key or "date" in key for key in json.dumps(line).split('"'))

@@ -1,0 +1,229 @@
+"""Device-hours: every attempt counts once, also the killed ones, and the clock on the wall does not matter."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ekgsearch.errors import StorageError
+from ekgsearch.records import DeviceHoursRow, Phase
+from ekgsearch.runtime import ledger as ledger_module
+from ekgsearch.runtime.ledger import Clock, Ledger
+from ekgsearch.storage.files import write_atomically
+
+
+@pytest.fixture
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The monotonic clock, moved by hand."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_an_attempt_is_wall_time_by_devices(tmp_path: Path, fake_time: list[float]) -> None:
+    ledger = Ledger(tmp_path / "ledger", "run")
+    with ledger.attempt(Phase.SEARCH, "NVIDIA H200", 4) as clock:
+        fake_time[0] += 10
+        with clock.working(devices=3):
+            fake_time[0] += 20
+        clock.busy(7.5)
+        fake_time[0] += 6
+    expected = DeviceHoursRow(
+        run="run",
+        phase="search",
+        attempt=1,
+        device="NVIDIA H200",
+        num_devices=4,
+        wall_seconds=36.0,
+        busy_seconds=67.5,
+        idle_seconds=36 * 4 - 67.5,
+        device_hours=36 * 4 / 3600,
+        exit_state="finished",
+    )
+    assert ledger.rows() == [expected]
+    assert Ledger(tmp_path / "ledger", "run").rows() == [expected]
+
+
+def test_attempts_are_numbered_by_phase_and_summed(tmp_path: Path, fake_time: list[float]) -> None:
+    folder = tmp_path / "ledger"
+    for phase, hours in ((Phase.FINETUNE, 1), (Phase.SEARCH, 2), (Phase.SEARCH, 3)):
+        with Ledger(folder, "run").attempt(phase, "cpu", 2):
+            fake_time[0] += hours * 3600
+    ledger = Ledger(folder, "run")
+    assert [(row.phase, row.attempt) for row in ledger.rows()] == [("search", 1), ("search", 2), ("finetune", 1)]
+    assert ledger.device_hours(Phase.SEARCH) == 10
+    assert ledger.device_hours() == 12
+    assert ledger.device_hours(Phase.BANK) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ValueError("x"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(75), "interrupted"),
+        (SystemExit(1), "failed"),
+    ],
+)
+def test_the_exit_state_says_how_an_attempt_ended(tmp_path: Path, error: BaseException, state: str) -> None:
+    ledger = Ledger(tmp_path, "run")
+    with pytest.raises(type(error)), ledger.attempt(Phase.BANK, "cpu", 1):
+        raise error
+    assert [row.exit_state for row in ledger.rows()] == [state]
+
+
+def test_an_open_attempt_is_seen_with_its_time_so_far(tmp_path: Path, fake_time: list[float]) -> None:
+    ledger = Ledger(tmp_path, "run")
+    with ledger.attempt(Phase.SEARCH, "cpu", 2) as clock, clock.working():
+        fake_time[0] += 50
+        (row,) = ledger.rows()
+        assert (row.exit_state, row.wall_seconds, row.busy_seconds) == ("open", 50, 50)
+        assert ledger.device_hours() == 100 / 3600
+
+
+def test_work_that_overlaps_in_threads_adds_up(fake_time: list[float]) -> None:
+    clock = Clock()
+    started, go_on = threading.Barrier(3), threading.Event()
+
+    def work() -> None:
+        with clock.working():
+            started.wait()
+            go_on.wait()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    fake_time[0] += 5
+    assert clock.read() == (5, 10)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert clock.read() == (5, 10)
+
+
+def test_more_work_than_was_held_is_not_counted_as_negative_idleness(tmp_path: Path, fake_time: list[float]) -> None:
+    ledger = Ledger(tmp_path, "run")
+    with ledger.attempt(Phase.SEARCH, "cpu", 1) as clock:
+        fake_time[0] += 1
+        clock.busy(1.5)
+    assert (ledger.rows()[0].busy_seconds, ledger.rows()[0].idle_seconds) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_negative_work_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        Clock().busy(seconds)
+
+
+def test_an_attempt_without_devices_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1 device"), Ledger(tmp_path, "run").attempt(Phase.BANK, "cpu", 0):
+        pass
+
+
+VICTIM = """
+import sys, time
+from pathlib import Path
+from ekgsearch.records import Phase
+from ekgsearch.runtime import ledger
+ledger.HEARTBEAT_SECONDS = 0.05
+with ledger.Ledger(Path(sys.argv[1]), "run").attempt(Phase.SEARCH, "cpu", 2) as clock, clock.working():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def start_victim(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", VICTIM, str(folder)]
+    victim = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert victim.stdout is not None
+    assert victim.stdout.readline() == "ready\n"
+    return victim
+
+
+def test_a_killed_attempt_counts_up_to_its_last_heartbeat(tmp_path: Path) -> None:
+    start = time.monotonic()
+    victim = start_victim(tmp_path)
+    time.sleep(0.5)
+    assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["open"]
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    lived = time.monotonic() - start
+    ledger = Ledger(tmp_path, "run")
+    (row,) = ledger.rows()
+    assert row.exit_state == "died"
+    assert 0.25 < row.wall_seconds < lived
+    assert 0.25 < row.busy_seconds <= row.wall_seconds
+    assert row.device_hours == row.wall_seconds * 2 / 3600
+    with ledger.attempt(Phase.SEARCH, "cpu", 2):
+        pass
+    assert [(row.attempt, row.exit_state) for row in ledger.rows()] == [(1, "died"), (2, "finished")]
+
+
+def test_a_process_with_the_same_number_is_not_taken_for_the_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path, "run")
+    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        assert Ledger(tmp_path, "run").rows()[0].exit_state == "open"
+        monkeypatch.setattr(ledger_module, "_process_start", lambda process: 1)
+        assert Ledger(tmp_path, "run").rows()[0].exit_state == "died"
+    assert ledger.rows()[0].exit_state == "finished"
+
+
+def test_jumps_of_the_wall_clock_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1e15 * (time.monotonic_ns() % 2 - 0.5))
+    ledger = Ledger(tmp_path, "run")
+    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        time.sleep(0.01)
+    assert 0.01 <= ledger.rows()[0].wall_seconds < 5
+
+
+def test_a_disk_that_refuses_heartbeats_does_not_stop_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_module, "HEARTBEAT_SECONDS", 0.01)
+    ledger = Ledger(tmp_path, "run")
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise StorageError("cannot write: no space is left")
+
+    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        monkeypatch.setattr(ledger_module, "write_atomically", refuse)
+        time.sleep(0.1)
+        monkeypatch.setattr(ledger_module, "write_atomically", write_atomically)
+    assert caplog.text.count("not recorded for now") == 1
+    assert ledger.rows()[0].exit_state == "finished"
+
+
+def test_an_end_that_cannot_be_recorded_does_not_hide_the_error_of_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path, "run")
+
+    def refuse(path: Path, data: bytes) -> None:
+        raise StorageError("no space is left")
+
+    def work() -> None:
+        with ledger.attempt(Phase.SEARCH, "cpu", 1):
+            monkeypatch.setattr(ledger_module, "write_atomically", refuse)
+            raise RuntimeError("the work")
+
+    with pytest.raises(RuntimeError, match="the work"):
+        work()
+    monkeypatch.setattr(ledger_module, "write_atomically", write_atomically)
+    with pytest.raises(StorageError, match="no space"), ledger.attempt(Phase.SEARCH, "cpu", 1):
+        monkeypatch.setattr(ledger_module, "write_atomically", refuse)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"run":"r","phase":"nap"}'])
+def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "search-0001.json").write_text(content)
+    with pytest.raises(StorageError, match=r"search-0001\.json is no record of an attempt"):
+        Ledger(tmp_path, "run")

@@ -1,0 +1,214 @@
+"""One contract for all stores: folders, and whatever Arrow opens."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ekgsearch.errors import StorageError
+from ekgsearch.storage.arrow_store import ArrowStore
+from ekgsearch.storage.local_store import LocalStore
+from ekgsearch.storage.objects import ObjectStore, open_store
+
+
+class ObjectStoreContract:
+    """What every store keeps to; subclasses give the store."""
+
+    def test_what_was_put_is_read_whole_and_in_parts(self, store: ObjectStore) -> None:
+        data = bytes(range(256)) * 100
+        store.put("bank/0001", data)
+        assert store.get("bank/0001") == data
+        assert store.size("bank/0001") == len(data)
+        assert store.read_range("bank/0001", 300, 5) == data[300:305]
+        assert store.read_range("bank/0001", len(data), 0) == b""
+        assert store.exists("bank/0001")
+
+    def test_all_kinds_of_bytes_are_taken(self, store: ObjectStore) -> None:
+        for data in (b"", bytearray(b"array"), memoryview(b"view")):
+            store.put("a", data)
+            assert store.get("a") == bytes(data)
+
+    def test_a_second_put_replaces_the_first(self, store: ObjectStore) -> None:
+        store.put("a", b"long first value")
+        store.put("a", b"second")
+        assert store.get("a") == b"second"
+        assert store.list() == ["a"]
+
+    def test_missing_objects_are_errors_that_name_store_and_key(self, store: ObjectStore) -> None:
+        for action in (
+            lambda: store.get("none/here"),
+            lambda: store.size("none/here"),
+            lambda: store.read_range("none/here", 0, 1),
+        ):
+            with pytest.raises(StorageError, match="none/here") as caught:
+                action()
+            assert store.uri in str(caught.value)
+        assert not store.exists("none/here")
+        assert not store.exists("none")
+        store.delete("none/here")
+
+    def test_a_range_behind_the_end_is_an_error(self, store: ObjectStore) -> None:
+        store.put("a", b"0123")
+        with pytest.raises(StorageError, match="expected 3 bytes from 2 on, found 2"):
+            store.read_range("a", 2, 3)
+        for offset, size in ((-1, 2), (0, -1)):
+            with pytest.raises(StorageError, match="expected numbers from 0"):
+                store.read_range("a", offset, size)
+
+    def test_keys_are_listed_sorted_by_prefix(self, store: ObjectStore) -> None:
+        for key in ("bank/b", "bank/a", "bank/deep/x", "bank2", "z", "bank/.hidden"):
+            store.put(key, b"1")
+        assert store.list() == ["bank/.hidden", "bank/a", "bank/b", "bank/deep/x", "bank2", "z"]
+        assert store.list("bank/") == ["bank/.hidden", "bank/a", "bank/b", "bank/deep/x"]
+        assert store.list("bank/deep/x") == ["bank/deep/x"]
+        assert store.list("bank") == ["bank/.hidden", "bank/a", "bank/b", "bank/deep/x", "bank2"]
+        assert store.list("nothing/") == []
+
+    def test_a_deleted_object_is_gone(self, store: ObjectStore) -> None:
+        store.put("d/a", b"1")
+        store.put("d/b", b"1")
+        store.delete("d/a")
+        assert not store.exists("d/a")
+        assert store.list() == ["d/b"]
+
+    @pytest.mark.parametrize(
+        "key", ["", "/a", "../a", "a/../../b", "a//b", "./a", "a/", "a\0b", "\ud800", "a/.x.partial"]
+    )
+    def test_keys_that_lead_out_or_are_ambiguous_are_refused(self, store: ObjectStore, key: str) -> None:
+        for action in (store.get, store.exists, store.size, store.delete, lambda key: store.put(key, b"x")):
+            with pytest.raises(StorageError, match="expected"):
+                action(key)
+
+    def test_concurrent_writers_leave_one_whole_object(self, store: ObjectStore) -> None:
+        values = [bytes([number]) * 100_000 for number in range(4)]
+        threads = [threading.Thread(target=store.put, args=("shared/key", value)) for value in values]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert store.get("shared/key") in values
+        assert store.list() == ["shared/key"]
+
+    def test_the_address_opens_the_same_store(self, store: ObjectStore) -> None:
+        store.put("a", b"1")
+        assert open_store(store.uri).get("a") == b"1"
+
+
+class TestLocalStore(ObjectStoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> ObjectStore:
+        return open_store(str(tmp_path / "store"))
+
+
+class TestArrowStore(ObjectStoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> ObjectStore:
+        root = tmp_path / "store"
+        root.mkdir()
+        return ArrowStore(pyarrow.fs.LocalFileSystem(), str(root), uri=str(root), first_delay_seconds=0.01)
+
+
+class TestS3Store(ObjectStoreContract):
+    @pytest.fixture
+    def store(self, s3_server: Any) -> ObjectStore:
+        return open_store(s3_server.store_uri)
+
+
+def test_file_addresses_are_folders(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}/with%20space").put("a", b"1")
+    assert (tmp_path / "with space" / "a").read_bytes() == b"1"
+
+
+def test_a_missing_folder_is_an_error_where_it_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="is no folder"):
+        open_store(str(tmp_path / "none"), create=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot make the folder"):
+        open_store(str(tmp_path / "file" / "below"))
+
+
+def test_a_folder_that_vanishes_is_an_error_and_not_made_anew(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    (tmp_path / "store").rmdir()
+    for action in (lambda: store.put("a", b""), lambda: store.exists("a"), store.list):
+        with pytest.raises(StorageError, match=r"store is no folder \(was it removed\?\)"):
+            action()
+    assert not (tmp_path / "store").exists()
+
+
+def test_unfinished_files_of_killed_writers_are_no_objects(tmp_path: Path) -> None:
+    (tmp_path / ".0123.partial").write_bytes(b"half")
+    store = open_store(str(tmp_path))
+    assert store.list() == []
+    assert ArrowStore(pyarrow.fs.LocalFileSystem(), str(tmp_path), uri="x").list() == []
+
+
+def test_links_that_lead_out_of_the_store_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("canary")
+    store = open_store(str(tmp_path / "store"))
+    os.symlink(tmp_path, tmp_path / "store" / "out")
+    for action in (store.get, store.delete, lambda key: store.put(key, b"x")):
+        with pytest.raises(StorageError, match="link that leads out"):
+            action("out/secret")
+    assert (tmp_path / "secret").read_text() == "canary"
+    assert store.list() == []
+
+
+def test_a_full_disk_is_named_and_keeps_the_old_object(small_disk: Path) -> None:
+    store = open_store(str(small_disk / "store"))
+    store.put("a", b"old")
+    free = store.free_bytes()
+    assert free is not None
+    assert free <= 1 << 20
+    with pytest.raises(StorageError, match="no space is left"):
+        store.put("a", bytes(1 << 21))
+    arrow = ArrowStore(pyarrow.fs.LocalFileSystem(), str(small_disk / "store"), uri="arrow")
+    with pytest.raises(StorageError, match="cannot write 'a' in arrow after 1 attempts"):
+        arrow.put("a", bytes(1 << 21))
+    assert store.get("a") == b"old"
+
+
+def test_a_read_only_disk_is_named(read_only_disk: Path) -> None:
+    store = LocalStore(read_only_disk)
+    assert store.get("kept") == b"old"
+    for action in (lambda: store.put("a", b""), lambda: store.put("b/c", b""), lambda: store.delete("kept")):
+        with pytest.raises(StorageError, match=r"[Rr]ead-only"):
+            action()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIAIOSFODNN7EXAMPLE:canary-secret@bucket/prefix",
+        "s3://bucket/prefix?secret_key=canary-secret",
+        "gs://canary-secret@bucket/prefix",
+    ],
+)
+def test_credentials_in_an_address_are_refused_without_repeating_them(uri: str) -> None:
+    with pytest.raises(StorageError, match="holds credentials") as caught:
+        open_store(uri)
+    assert "canary" not in str(caught.value)
+    assert "AKIA" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/path", "s3://bucket/p?colour=red", "s3:///none", "https://host/bucket"])
+def test_addresses_that_are_not_understood_are_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match=r"cannot open the store|has options|names no bucket"):
+        open_store(uri)
+
+
+@given(name=st.text(max_size=20))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_key_is_refused_or_comes_back_as_it_is(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    store = open_store(str(tmp_path_factory.getbasetemp() / "any_keys"))
+    try:
+        store.put(name, b"x")
+    except StorageError:
+        return
+    assert store.list() == [name]
+    store.delete(name)
