@@ -34,7 +34,7 @@ def save_state(folder: Path, state: Mapping[str, Any], *, name: str = "checkpoin
         StorageError: a value is of another kind, or the disk refuses.
     """
     tensors: dict[str, Tensor] = {}
-    structure = canonical_json(_flatten(state, name, tensors))
+    structure = canonical_json(_flatten(state, "state", tensors))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,6 +90,8 @@ def _flatten(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """Turn a value into JSON; tensors go to ``tensors`` under the name of their place."""
     match value:
         case Tensor():
+            while where in tensors:  # keys may hold "/" themselves, and 1 and "1" are written alike
+                where += "'"
             tensors[where] = value
             return {_TENSOR: where}
         case Mapping():

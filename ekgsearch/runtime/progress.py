@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: log lines without secrets, and progress with an estimate of its end."""
 
+import contextlib
 import logging
 import sys
 import time
@@ -41,6 +42,23 @@ class _Console(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
+class _LogFile(logging.FileHandler):
+    """Extends the log file of a run; a disk that refuses is told once and does not stop the run."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name of the standard library)
+        """Tell the terminal once that the log is incomplete."""
+        if not self._has_failed:
+            self._has_failed = True
+            sys.stderr.write(redact(f"cannot write {self.baseFilename}: {sys.exception()}; the log is incomplete\n"))
+
+    def close(self) -> None:
+        """Close the file; what a full disk still refuses was told already."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
     """Send the log of this package to standard error and to the log file of a run; call it once per process.
 
@@ -65,7 +83,7 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
     if run_dir is None:
         return
     try:
-        file = logging.FileHandler(run_dir / LOG_FILE, encoding="utf-8", errors="backslashreplace")
+        file = _LogFile(run_dir / LOG_FILE, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise StorageError(
             f"cannot open {run_dir / LOG_FILE}: {error.strerror}; make the run directory writable"

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -18,10 +19,16 @@ from ekgsearch.storage.secrets import redact
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-_WHOLE_OR_NOTHING = frozenset(
-    {"s3", "gcs", "abfs"}
-)  # type names of Arrow file systems in which a closed upload appears at once
+# Arrow file systems in which an upload by one request appears at once. Larger uploads go in parts, and Arrow (26) puts
+# a shorter object in place when one of its requests fails and the stream is closed: apache/arrow issue 40502.
+_ONE_REQUEST_SYSTEMS = frozenset({"s3", "gcs", "abfs"})
+_ONE_REQUEST_BYTES = 4 << 20
+
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_LASTING_ANSWER = re.compile(  # how Arrow words what S3 will answer again
+    r"AWS Error (?:ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_\w+)"
+    r"|HTTP status 40[0134]"
+)
 _LASTING_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG})
 
 
@@ -74,7 +81,7 @@ class ArrowStore:
             )
 
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
-        """Write a whole object; one upload where that appears at once, else a temporary name and a rename."""
+        """Write a whole object: by one request where that is enough, else under a temporary name and a rename."""
         path = self._path(key)
         self._try("write", key, lambda: self._write(path, data))
 
@@ -132,16 +139,20 @@ class ArrowStore:
         return self._try("look up", key, lambda: self._filesystem.get_file_info(path))
 
     def _write(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        if self._filesystem.type_name in _WHOLE_OR_NOTHING:
-            with self._filesystem.open_output_stream(path, compression=None) as stream:
-                stream.write(data)
+        has_requests = self._filesystem.type_name in _ONE_REQUEST_SYSTEMS
+        if has_requests and memoryview(data).nbytes <= _ONE_REQUEST_BYTES:
+            self._upload(path, data)
             return
         folder = path.rpartition("/")[0]
         partial = f"{folder}/.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
-        self._filesystem.create_dir(folder, recursive=True)
-        with self._filesystem.open_output_stream(partial, compression=None) as stream:
-            stream.write(data)
+        if not has_requests:
+            self._filesystem.create_dir(folder, recursive=True)
+        self._upload(partial, data)
         self._filesystem.move(partial, path)
+
+    def _upload(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        with self._filesystem.open_output_stream(path, compression=None) as stream:
+            stream.write(data)
 
     def _read(self, path: str, offset: int, size: int | None) -> bytes:
         with self._filesystem.open_input_file(path) as file:
@@ -169,4 +180,5 @@ class ArrowStore:
 
 def _is_lasting(error: Exception) -> bool:
     """Whether a repetition would fail the same way."""
-    return isinstance(error, _LASTING) or (isinstance(error, OSError) and error.errno in _LASTING_NUMBERS)
+    has_lasting_number = isinstance(error, OSError) and error.errno in _LASTING_NUMBERS
+    return isinstance(error, _LASTING) or has_lasting_number or _LASTING_ANSWER.search(str(error)) is not None

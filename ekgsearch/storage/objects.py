@@ -85,6 +85,8 @@ def open_store(uri: str, *, create: bool = True) -> ObjectStore:
             f"the address of the store {parts.scheme}://{parts.hostname}{parts.path} holds credentials; leave them out "
             f"and set them where the provider looks for them (environment variables, profile, instance role)"
         )
+    if parts.scheme == "s3" and not parts.netloc:
+        raise StorageError(f"the address of the store {uri} names no bucket; expected one like s3://bucket/prefix")
     try:
         if parts.scheme == "s3":
             filesystem, root = _s3(uri, options), f"{parts.netloc}{parts.path}"
@@ -109,6 +111,5 @@ def _s3(uri: str, options: dict[str, str]) -> pyarrow.fs.S3FileSystem:
         scheme=options.get("scheme") or (scheme if separator else None),
         endpoint_override=(host if separator else endpoint) or None,
         allow_delayed_open=True,
-        background_writes=False,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )

@@ -8,7 +8,7 @@ _SECRET_WORD = (
     r"(?:secret|token|passw(?:or)?d|passphrase|credential|signature|api[_-]?key|access[_-]?key|private[_-]?key)"
 )
 _ASSIGNMENT = re.compile(
-    rf"""(?ix) ([\w.\-]*{_SECRET_WORD}[\w.\-]*["']? \s*[=:]\s*) (?!//)
+    rf"""(?ix) ([\w.\-]*{_SECRET_WORD}[\w.\-]*["']? \s*[=:]\s*) (?!//|\[redacted\])
     ("[^"\n]*" | '[^'\n]*' | (?:(?:bearer|basic)\s+)?[^\s"'&,;)}}\]]+)"""
 )
 _PATTERNS = (
