@@ -61,7 +61,8 @@ def test_the_core_runs_where_ray_dali_lightly_and_torchvision_are_absent() -> No
     "statement", ["import ekgsearch", "import ekgsearch.cli as c; c.cli(['--help'], standalone_mode=False)"]
 )
 def test_importing_and_help_load_neither_torch_nor_ray(statement: str) -> None:
-    loaded = "sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'ray', 'pandas', 'pyarrow', 'matplotlib'})"
+    heavy = {"torch", "ray", "pandas", "pyarrow", "matplotlib"}
+    loaded = f"sorted({{name.split('.')[0] for name in sys.modules}} & {heavy})"
     finished = python(f"import sys\n{statement}\nprint('loaded:', {loaded})")
     assert finished.returncode == 0, finished.stderr
     assert "loaded: []" in finished.stdout

@@ -56,7 +56,9 @@ class _Table:
             column_of[graph.group_classes[name].numpy()] = number
         self._in_size, self._in_const = self._counts([layer.inputs for layer in self.layers], column_of)
         self._out_size, self._out_const = self._counts([layer.outputs for layer in self.layers], column_of)
-        self._groups = np.array([1 if layer.is_depthwise else getattr(layer.module, "groups", 1) for layer in self.layers])
+        self._groups = np.array(
+            [1 if layer.is_depthwise else getattr(layer.module, "groups", 1) for layer in self.layers]
+        )
         self._factors = {
             counter: np.array([_factors(layer, counter) for layer in self.layers], dtype=np.int64).reshape(-1, 4).T
             for counter in get_args(Counter)
@@ -104,7 +106,7 @@ class _Table:
 
 def _used_parameters(graph: ChannelGraph) -> list[Tensor]:
     """Parameters that the traced network reads, in layers or elsewhere."""
-    found = [tensor for module in graph.trace.modules.values() for tensor in module.parameters()]
+    found: list[Tensor] = [tensor for module in graph.trace.modules.values() for tensor in module.parameters()]
     named = dict(graph.network.named_parameters(remove_duplicate=False))
     found += [named[str(n.target)] for n in graph.trace.graph.nodes if n.op == "get_attr" and str(n.target) in named]
     return found

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -41,7 +40,11 @@ class Program:
     """
 
     def __init__(
-        self, graph: fx.Graph, network: nn.Module, modules: Mapping[str, nn.Module], kinds: Mapping[str, Kind]
+        self,
+        graph: fx.Graph,
+        read_tensor: Callable[[str], Tensor],
+        modules: Mapping[str, nn.Module],
+        kinds: Mapping[str, Kind],
     ) -> None:
         nodes = list(graph.nodes)
         self.input = next(node.name for node in nodes if node.op == "placeholder")
@@ -49,8 +52,8 @@ class Program:
         self._output = _bind(result)
         calls = [node for node in nodes if node.op not in ("placeholder", "output")]
         self.steps = tuple(
-            Step(node.name, tuple(n.name for n in node.all_input_nodes), _call(node, network, modules, kinds[node.name]))
-            for node in calls
+            Step(n.name, tuple(i.name for i in n.all_input_nodes), _call(n, read_tensor, modules, kinds[n.name]))
+            for n in calls
         )
         self.last_use: dict[str, int] = {}
         for index, step in enumerate(self.steps):
@@ -87,10 +90,10 @@ def _contains_node(argument: Any) -> bool:
     return bool(found)
 
 
-def _call(node: fx.Node, network: nn.Module, modules: Mapping[str, nn.Module], kind: Kind) -> Call:
+def _call(node: fx.Node, read_tensor: Callable[[str], Tensor], modules: Mapping[str, nn.Module], kind: Kind) -> Call:
     if node.op == "get_attr":
-        read = operator.attrgetter(str(node.target))
-        return lambda values, weights, mode: read(network).detach()
+        path = str(node.target)
+        return lambda values, weights, mode: read_tensor(path).detach()
     args, kwargs = _bind(node.args), _bind(dict(node.kwargs))
     if node.op == "call_module":
         return _module_call(modules[str(node.target)], str(node.target), kind, args, kwargs)
@@ -115,10 +118,7 @@ def _module_call(
                 args(values)[0], _weight(module, path, weights), _detached(module.bias)
             )
         case Kind.CONV, nn.ConvTranspose2d():
-            return lambda values, weights, mode: F.conv_transpose2d(
-                args(values)[0], _weight(module, path, weights), _detached(module.bias), module.stride,
-                module.padding, module.output_padding, module.groups, module.dilation,
-            )  # fmt: skip
+            return lambda values, weights, mode: _transposed(module, args(values)[0], _weight(module, path, weights))
         case Kind.LINEAR, nn.Linear():
             return lambda values, weights, mode: F.linear(
                 args(values)[0], _weight(module, path, weights), _detached(module.bias)
@@ -134,9 +134,17 @@ def _module_call(
     return lambda values, weights, mode: module(*args(values), **kwargs(values))
 
 
+def _transposed(module: nn.ConvTranspose2d, value: Tensor, weight: Tensor) -> Tensor:
+    assert isinstance(module.padding, tuple)
+    bias, output_padding = _detached(module.bias), module.output_padding
+    return F.conv_transpose2d(
+        value, weight, bias, module.stride, module.padding, output_padding, module.groups, module.dilation
+    )
+
+
 def _weight(module: nn.Module, path: str, weights: Mapping[str, Tensor]) -> Tensor:
     given = weights.get(path)
-    return module.weight.detach() if given is None else given  # type: ignore[operator,union-attr,return-value]
+    return module.get_parameter("weight").detach() if given is None else given
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

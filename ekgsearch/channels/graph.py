@@ -3,14 +3,16 @@
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
 
 from ekgsearch.channels.groups import find_groups, parts_of
+from ekgsearch.channels.labelling import Labelling
 from ekgsearch.channels.members import ChannelGroup, Layer, Site
 from ekgsearch.channels.movement import UncuttableError, plan
-from ekgsearch.channels.propagate import Labelling, propagate
+from ekgsearch.channels.propagate import propagate
 from ekgsearch.channels.trace import Trace, trace
 from ekgsearch.errors import NetworkError
 from ekgsearch.records import Subnetwork
@@ -80,15 +82,15 @@ class ChannelGraph:
             size = self.group(name).size
             if not kept:
                 raise NetworkError(f"channel group {name!r} has 0 kept channels of {size}; keep at least 1")
-            if kept[0] < 0 or kept[-1] >= size or any(b <= a for a, b in zip(kept, kept[1:], strict=False)):
+            if kept[0] < 0 or kept[-1] >= size or any(b <= a for a, b in pairwise(kept)):
                 raise NetworkError(
                     f"expected ascending kept channels of {name!r} within 0..{size - 1}, found {kept[:3]}...{kept[-1]}"
                 )
         missing = [group.name for group in self.groups if group.name not in set(names)]
         if missing or len(set(names)) != len(names):
             raise NetworkError(
-                f"expected each of {len(self.groups)} channel groups once in the sub-network, found {len(names)} entries; "
-                f"missing: {missing[:3]}; start from `ChannelGraph.full()`"
+                f"expected each of {len(self.groups)} channel groups once in the sub-network, found {len(names)} "
+                f"entries; missing: {missing[:3]}; start from `ChannelGraph.full()`"
             )
 
     def cut_groups(self, sub: Subnetwork) -> frozenset[str]:

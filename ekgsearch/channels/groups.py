@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from ekgsearch.channels.labelling import Labelling, LayerChannels
 from ekgsearch.channels.labels import Channels
 from ekgsearch.channels.members import ChannelGroup, Layer, Member, Site
 from ekgsearch.channels.operations import JOINS, Kind, is_depthwise, operation_name
-from ekgsearch.channels.propagate import Labelling, LayerChannels
 from ekgsearch.channels.trace import Trace
+
 
 def parts_of(label: object) -> list[Channels]:
     """List the channel labels of a value that is one tensor or several."""
@@ -93,7 +94,7 @@ class _Builder:
     def _reasons(self) -> dict[int, list[str]]:
         reasons: dict[int, list[str]] = defaultdict(list)
         for ids, reason in self.labelling.sets.reasons:
-            for index in self.classes[ids].unique().tolist():
+            for index in np.unique(self.classes[ids].numpy()).tolist():
                 if reason not in reasons[index]:
                     reasons[index].append(reason)
         return reasons
@@ -130,15 +131,15 @@ class _Builder:
 
     def _named(self, starts: dict[int, tuple[int, int]]) -> list[tuple[str, list[int]]]:
         """Split the classes into groups that pass through the same places; name and order the groups."""
-        keys = self._signatures()
+        keys, first = self._signatures(), self._first_nodes()
         groups: dict[int, list[int]] = defaultdict(list)
-        for index in range(self.count):
+        for index in np.flatnonzero(first < len(self.nodes)).tolist():
             groups[int(keys[index])].append(index)
-        nodes = list(self.nodes.values())
-        homeless = self._first_nodes()
-        where = {index: starts.get(index, (homeless[index], 0)) for index in range(self.count)}
+        where = {index: starts.get(index, (int(first[index]), 0)) for group in groups.values() for index in group}
         ordered = sorted((sorted(group, key=where.__getitem__) for group in groups.values()), key=lambda g: where[g[0]])
-        named, used = [], defaultdict(int)
+        nodes = list(self.nodes.values())
+        named: list[tuple[str, list[int]]] = []
+        used: dict[str, int] = defaultdict(int)
         for group in ordered:
             node = nodes[where[group[0]][0]]
             name = str(node.target) if node.op == "call_module" else node.name
@@ -146,25 +147,27 @@ class _Builder:
             named.append((name if used[name] == 1 else f"{name}:{used[name]}", group))
         return named
 
-    def _first_nodes(self) -> dict[int, int]:
-        first: dict[int, int] = dict.fromkeys(range(self.count), len(self.order))
-        for name, label in self.labelling.labels.items():
+    def _first_nodes(self) -> np.ndarray:
+        """Index of the first node whose value holds each class; the number of nodes where none does."""
+        first = np.full(self.count, len(self.nodes))
+        for name, label in reversed(self.labelling.labels.items()):
             for part in parts_of(label):
-                for index in self.classes[part.all_ids].unique().tolist():
-                    first[index] = min(first[index], self.order[name])
-        return {index: min(node, len(self.order) - 1) for index, node in first.items()}
+                first[self.classes[part.all_ids].numpy()] = self.order[name]
+        return first
 
     def _signatures(self) -> np.ndarray:
         """Number the places that each class passes through: layers with multiplicity, and every value."""
         rows = {self._counts(ids) for _, _, ids in self._roles()}
         for label in self.labelling.labels.values():
             for part in parts_of(label):
-                rows.add(self._counts(part.all_ids.unique()))
+                rows.add(self._counts(torch.from_numpy(np.unique(part.all_ids.numpy()))))
         frozen = np.zeros(self.count, dtype=np.int32)
         frozen[list(self.reasons)] = 1
         rows.add(frozen.tobytes())
         table = np.stack([np.frombuffer(row, dtype=np.int32) for row in sorted(rows)], axis=1)
-        packed = np.ascontiguousarray(table).view(np.dtype((np.void, table.dtype.itemsize * table.shape[1]))).reshape(-1)
+        packed = (
+            np.ascontiguousarray(table).view(np.dtype((np.void, table.dtype.itemsize * table.shape[1]))).reshape(-1)
+        )
         return np.unique(packed, return_inverse=True)[1].reshape(-1)
 
     def _counts(self, ids: Tensor) -> bytes:

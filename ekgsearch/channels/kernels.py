@@ -19,7 +19,8 @@ def preserve_norm(kernel: Tensor, original: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(kernel.dtype, torch.float32)
     square = torch.linalg.vector_norm(kernel, dtype=dtype).square().clamp(min=_SMALLEST_SQUARE)
-    return kernel * (torch.linalg.vector_norm(original, dtype=dtype) / square.sqrt()).to(kernel.dtype)
+    scale: Tensor = torch.linalg.vector_norm(original, dtype=dtype) / square.sqrt()
+    return kernel * scale.to(kernel.dtype)
 
 
 def axes(layer: Layer) -> tuple[int | None, int | None]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,13 +94,13 @@ class ChannelSets:
 
     def freeze(self, ids: Tensor, reason: str) -> None:
         """Keep channels for good, for a reason in words."""
-        self.reasons.append((ids.reshape(-1).unique(), reason))
+        self.reasons.append((torch.from_numpy(np.unique(ids.numpy())), reason))
 
     def join(self, first: Tensor, second: Tensor) -> None:
         """Couple channels pair by pair (broadcasting)."""
-        left, right = torch.broadcast_tensors(first, second)
-        pairs = torch.stack([left.reshape(-1), right.reshape(-1)], dim=1)
-        for one, other in pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0).tolist():
+        left, right = np.broadcast_arrays(first.numpy(), second.numpy())
+        pairs = np.stack([left.reshape(-1), right.reshape(-1)], axis=1)
+        for one, other in np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0).tolist():
             self.parents[self._root(other)] = self._root(one)
 
     def _root(self, index: int) -> int:
@@ -116,3 +117,19 @@ class ChannelSets:
         count = int(inverse.max()) + 1 if len(inverse) else 0
         lowest = torch.full((count,), len(roots)).scatter_reduce(0, inverse, torch.arange(len(roots)), "amin")
         return torch.argsort(torch.argsort(lowest))[inverse]
+
+
+def numbers_of(label: Any) -> tuple[Number, ...] | None:
+    """Give the number or numbers that a label stands for; None where it stands for a tensor."""
+    if isinstance(label, Number):
+        return (label,)
+    if isinstance(label, tuple) and all(isinstance(part, Number) for part in label):
+        return label
+    return None
+
+
+def value_of(label: Any) -> Any:
+    """Give what a call is repeated on: ids in place of elements, plain numbers."""
+    if isinstance(label, Channels):
+        return label.ids.double()
+    return tuple(number.value for number in label) if isinstance(label, tuple) else label.value

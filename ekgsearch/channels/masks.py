@@ -74,7 +74,9 @@ class MaskedNetwork:
             By site name a vector of 0 and 1 over the channels of its value; sites that lose nothing are absent.
         """
         cut = self.graph.cut_groups(sub)
-        names = set(self._sites if groups is None else (site for name in groups for site in self.graph.group(name).sites))
+        names = set(
+            self._sites if groups is None else (site for name in groups for site in self.graph.group(name).sites)
+        )
         keep = self.graph.kept_classes(sub)
         like = next(self.graph.network.parameters())
         return {
@@ -218,7 +220,9 @@ class MaskedNetwork:
     ) -> tuple[Any, dict[str, Any]]:
         missing = self.live_at(start) - given.keys() if start else ()
         if missing:
-            raise NetworkError(f"step {start} needs the values {sorted(missing)[:3]}, which were not kept; see `live_at`")
+            raise NetworkError(
+                f"step {start} needs the values {sorted(missing)[:3]}, which were not kept; see `live_at`"
+            )
         program = self._program
         values: dict[str, Any] = {**given, program.input: images}
         for index in range(start, len(program.steps)):

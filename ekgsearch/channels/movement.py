@@ -1,15 +1,16 @@
-"""Movements in a slim network: leave them, change their sizes, or gather channels instead; each is proven by running it."""
+"""Movements in a slim network: left alone, with other sizes, or gathers instead; each is proven by running it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ekgsearch.channels.labels import Channels
+from ekgsearch.channels.calls import call_move, pad_amounts
+from ekgsearch.channels.labels import Channels, value_of
 from ekgsearch.channels.operations import JOINS, PADS, Kind, operation_name
-from ekgsearch.channels.propagate import call_move, pad_amounts
 from ekgsearch.channels.trace import Trace
 from ekgsearch.errors import NetworkError
 
@@ -20,7 +21,7 @@ _RESHAPES = frozenset({"view", "reshape", "unflatten", "flatten", "squeeze", "un
 
 @dataclass(frozen=True, slots=True)
 class Resize:
-    """Call a function with other sizes: `target(value, *args)` on the value of the same input."""
+    """Call a function with other sizes: `target(value, *args)` on the same input; sizes may be nodes."""
 
     target: Any
     args: tuple[Any, ...]
@@ -97,14 +98,15 @@ class _Planner:
         if self.is_folded(sources[0]):
             return self._gather(node)
         whole = {other.name: _numbered(self.labels[other.name].ids.shape) for other in sources}
-        moved = call_move(node, self.trace.modules, lambda other: whole[other.name] if other.name in whole else self._full(other))
+        moved = call_move(node, self.trace.modules, partial(self._given_or_full, whole))
         pieces = moved if isinstance(moved, (tuple, list)) else (moved,)
         wanted = [self._restrict(piece, part) for piece, part in zip(pieces, parts, strict=True)]
         kept = {name: self._restrict(value, self.labels[name]) for name, value in whole.items()}
         if _agrees(self._stays(node, kept), wanted):
             return None
         for resize in self._resizes(node, [piece.shape for piece in wanted]):
-            if _agrees(_attempt(lambda: resize.target(kept[sources[0].name], *resize.args)), wanted):  # noqa: B023
+            args = fx.node.map_arg(resize.args, self._slim)
+            if _agrees(_attempt(partial(resize.target, kept[sources[0].name], *args)), wanted):
                 return resize
         return self._gather(node)
 
@@ -137,7 +139,10 @@ class _Planner:
 
     def _full(self, node: fx.Node) -> Any:
         """The number that a node gives in the whole network."""
-        return _plain(self.labels[node.name])
+        return value_of(self.labels[node.name])
+
+    def _given_or_full(self, values: Mapping[str, Tensor], node: fx.Node) -> Any:
+        return values[node.name] if node.name in values else self._full(node)
 
     def _slim(self, node: fx.Node) -> Any:
         """The number that a node gives in the slim network; an empty-handed tensor of the slim shape for a tensor."""
@@ -207,11 +212,8 @@ class _Planner:
         whole = moved = _numbered(origin.ids.shape)
         for link in reversed(chain):
             before = moved
-            moved = call_move(
-                link,
-                self.trace.modules,
-                lambda other, before=before: before if _is_tensor(self.labels[other.name]) else self._full(other),
-            )
+            values = {other.name: before for other in link.all_input_nodes if _is_tensor(self.labels[other.name])}
+            moved = call_move(link, self.trace.modules, partial(self._given_or_full, values))
         index = torch.searchsorted(_first_line(whole, axis), _first_line(moved, axis))
         inside = bool((index < whole.shape[axis]).all())
         if not inside or not _agrees(whole.index_select(axis, index), [moved]):
@@ -224,10 +226,6 @@ class _Planner:
 
 def _is_tensor(label: Any) -> bool:
     return isinstance(label, Channels)
-
-
-def _plain(label: Any) -> Any:
-    return tuple(number.value for number in label) if isinstance(label, tuple) else label.value
 
 
 def _numbered(shape: torch.Size) -> Tensor:
@@ -251,4 +249,6 @@ def _agrees(found: Any, wanted: list[Tensor]) -> bool:
     pieces = list(found) if isinstance(found, (tuple, list)) else [found]
     if len(pieces) != len(wanted):
         return False
-    return all(isinstance(piece, Tensor) and torch.equal(piece, other) for piece, other in zip(pieces, wanted, strict=True))
+    return all(
+        isinstance(piece, Tensor) and torch.equal(piece, other) for piece, other in zip(pieces, wanted, strict=True)
+    )

@@ -16,8 +16,8 @@ def norm_mode(network: nn.Module, mode: NormMode) -> Iterator[nn.Module]:
     """Run a network in evaluation mode, with batch norms in one of their two modes.
 
     "batch" normalises by the statistics of each batch and neither reads nor writes the running ones (how EKG,
-    arXiv 2203.02651, evaluates during the search); "running" is ordinary evaluation. Dropout is off in both. On leaving,
-    every module is as it was.
+    arXiv 2203.02651, evaluates during the search); "running" is ordinary evaluation. Dropout is off in both. On
+    leaving, every module is as it was.
 
     Args:
         network: any module.

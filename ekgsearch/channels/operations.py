@@ -32,6 +32,9 @@ class Kind(StrEnum):
     UNKNOWN = "unknown"
 
 
+_OFF_IN_EVALUATION = frozenset({"StochasticDepth", "DropPath"})
+"""Class names of modules, of any library, that drop whole branches in training and do nothing in evaluation."""
+
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.InstanceNorm2d)
 _MODULES: dict[Kind, tuple[type[nn.Module], ...]] = {
@@ -54,8 +57,7 @@ _MODULES: dict[Kind, tuple[type[nn.Module], ...]] = {
 }  # fmt: skip
 
 _FUNCTIONS: dict[Kind, str] = {
-    Kind.IDENTITY: "detach to float double half bfloat16 type_as cpu cuda _to_copy alias "
-    "lift_fresh_copy positive",
+    Kind.IDENTITY: "detach to float double half bfloat16 type_as cpu cuda _to_copy alias lift_fresh_copy positive",
     Kind.ELEMENTWISE: "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid tanh "
     "softplus softsign tanhshrink hardshrink softshrink logsigmoid threshold abs neg clamp clamp_min clamp_max square "
     "sin cos erf dropout dropout1d dropout2d alpha_dropout feature_alpha_dropout feature_dropout",
@@ -64,7 +66,8 @@ _FUNCTIONS: dict[Kind, str] = {
     Kind.POOL: "max_pool2d adaptive_max_pool2d amax amin",
     Kind.REDUCE: "mean sum",
     Kind.SOFTMAX: "softmax log_softmax _softmax _log_softmax",
-    Kind.MOVE: "contiguous clone view reshape flatten unflatten permute transpose swapaxes swapdims movedim moveaxis unsqueeze squeeze "
+    Kind.MOVE: "contiguous clone view reshape flatten unflatten permute transpose swapaxes swapdims movedim moveaxis "
+    "unsqueeze squeeze "
     "cat concat concatenate stack chunk split split_with_sizes tensor_split unsafe_split unsafe_chunk unbind getitem "
     "slice select narrow pad constant_pad_nd expand expand_as view_as reshape_as repeat repeat_interleave roll flip "
     "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
@@ -105,10 +108,17 @@ def is_plain(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
     return not parametrize.is_parametrized(module) and not module._forward_pre_hooks
 
 
+def drops_branches(module: nn.Module) -> bool:
+    """Tell whether a module is stochastic depth: parameter-free, and the identity in evaluation mode."""
+    return type(module).__name__ in _OFF_IN_EVALUATION and not list(module.parameters())
+
+
 def module_kind(module: nn.Module) -> Kind:
     """Classify a leaf module."""
     if is_plain(module, (nn.PReLU,)):
         return Kind.NORM
+    if drops_branches(module):
+        return Kind.IDENTITY
     kinds = [kind for kind, classes in _MODULES.items() if is_plain(module, classes)]
     return kinds[0] if kinds else Kind.UNKNOWN
 

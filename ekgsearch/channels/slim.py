@@ -62,7 +62,7 @@ def slim(graph: ChannelGraph, sub: Subnetwork, *, preserve_norm: bool = True) ->
         change = changes.get(node.name)
         copies[node] = _copy_node(new, node, change, copies, by_name, parts)
         if node.op == "get_attr":
-            parts[str(node.target)] = copy.deepcopy(_attribute(graph.network, str(node.target)))
+            parts[str(node.target)] = copy.deepcopy(graph.trace.tensor(str(node.target)))
     new.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     new.lint()
     used = {str(node.target) for node in new.nodes if node.op in ("call_module", "get_attr")}
@@ -88,13 +88,10 @@ def _copy_node(
             parts[path] = ChannelGather(axis, index)
             return new.call_module(path, (value,))
         case Resize(target, args):
-            return new.call_function(target, (copies[node.all_input_nodes[0]], *args))
+            return new.call_function(
+                target, (copies[node.all_input_nodes[0]], *fx.node.map_arg(args, copies.__getitem__))
+            )
     return new.node_copy(node, copies.__getitem__)
-
-
-def _attribute(network: nn.Module, target: str) -> Any:
-    owner, _, leaf = target.rpartition(".")
-    return getattr(network.get_submodule(owner), leaf)
 
 
 def _cut_layer(layer: Layer, keep: Tensor, scaled: bool) -> nn.Module:
@@ -109,7 +106,8 @@ def _cut_layer(layer: Layer, keep: Tensor, scaled: bool) -> nn.Module:
                 _set(module, name, cut(tensor, 0, outputs))
         _resize(module, ("num_features", "num_parameters"), int(outputs.sum()))
         return module
-    kernel = weight = module.get_parameter("weight")
+    weight = module.get_parameter("weight")
+    kernel: Tensor = weight
     for axis, classes in zip(axes(layer), channel_lines(layer), strict=True):
         if axis is not None:
             kernel = cut(kernel, axis, keep[classes])
@@ -147,4 +145,4 @@ def _restore_inplace(module: fx.GraphModule, graph: ChannelGraph) -> None:
                 for call in module.graph.nodes
                 if call.op == "call_module" and call.target == node.target
             )
-            module.get_submodule(str(node.target)).inplace = alone
+            vars(module.get_submodule(str(node.target)))["inplace"] = alone

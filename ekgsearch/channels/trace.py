@@ -1,19 +1,22 @@
 """Trace a network into a list of nodes with known shapes, in one form whatever the tracer."""
 
+import inspect
 import logging
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.execute import Program
 from ekgsearch.channels.lift import lift
-from ekgsearch.channels.operations import Kind, kind_of
+from ekgsearch.channels.operations import Kind, drops_branches, kind_of
 from ekgsearch.errors import EkgError, NetworkError
 
 _log = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ class Trace:
         network: the network itself; its tensors are shared, not copied.
         graph: nodes in execution order.
         modules: leaf modules by path.
+        constants: tensors that the forward itself makes, by the name under which the graph reads them.
         kinds: what each node does to channels, by node name.
         shapes: shape of each node's tensor, by node name; nodes without a single tensor are absent.
         program: the same nodes, ready to run.
@@ -40,9 +44,14 @@ class Trace:
     network: nn.Module
     graph: fx.Graph
     modules: dict[str, nn.Module]
+    constants: dict[str, Tensor]
     kinds: dict[str, Kind]
     shapes: dict[str, tuple[int, ...]]
     program: Program
+
+    def tensor(self, target: str) -> Tensor:
+        """Read a tensor that the graph uses outside layers."""
+        return read_tensor(self.network, self.constants, target)
 
 
 def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
@@ -60,15 +69,16 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     """
     with evaluation(network):
         images = _example(network, input_shape)
-        graph = _graph(network, images)
-        modules = lift(graph, network)
+        graph, constants = _graph(network, images)
+        read = partial(read_tensor, network, constants)
+        modules = lift(graph, network, read)
         kinds = {node.name: kind_of(node, modules) for node in graph.nodes}
         for node in graph.nodes:
             if node.op == "call_module" and (len(node.args) != 1 or node.kwargs):
                 kinds[node.name] = Kind.UNKNOWN
-        program = Program(graph, network, modules, kinds)
+        program = Program(graph, read, modules, kinds)
         shapes = _check(network, program, images)
-    return Trace(network, graph, modules, kinds, shapes, program)
+    return Trace(network, graph, modules, constants, kinds, shapes, program)
 
 
 @contextmanager
@@ -83,7 +93,7 @@ def evaluation(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> torch.Tensor:
+def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise NetworkError(f"expected an input shape (channels, height, width) of positive sizes, found {input_shape}")
     tensors = [tensor for tensor in network.parameters() if tensor.is_floating_point()]
@@ -93,7 +103,7 @@ def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> torch.Ten
     return images.to(device=tensors[0].device, dtype=tensors[0].dtype)
 
 
-def _graph(network: nn.Module, images: torch.Tensor) -> fx.Graph:
+def _graph(network: nn.Module, images: Tensor) -> tuple[fx.Graph, dict[str, Tensor]]:
     try:
         return _symbolic(network)
     except Exception as error:  # any Python code may run in a forward, so anything may be raised
@@ -115,33 +125,56 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def _symbolic(network: nn.Module) -> fx.Graph:
-    import inspect
+class _Tracer(fx.Tracer):
+    """Keeps stochastic depth as one call, so that a slim network can switch it on for training."""
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return drops_branches(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _symbolic(network: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     parameters = list(inspect.signature(network.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
-    graph = fx.Tracer().trace(network, concrete_args=defaults or None)
+    before = set(vars(network))
+    graph = _Tracer().trace(network, concrete_args=defaults or None)
+    # the tracer leaves tensors made in the forward on the network; they belong to the graph
+    constants = {name: vars(network).pop(name) for name in set(vars(network)) - before}
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in placeholders[1:]:
-        for user in list(node.users):
-            graph.erase_node(user)  # the tracer's own check that the default is given
-        graph.erase_node(node)
-    return graph
+    if len(placeholders) != 1 + len(defaults):
+        raise NetworkError(f"expected a forward with one argument without default, found {len(placeholders)}")
+    given = set(placeholders[1:])
+    for node in graph.nodes:
+        if given.intersection(node.all_input_nodes):
+            given.add(node)  # the tracer's checks that defaults are given
+    for node in reversed(list(graph.nodes)):
+        if node in given:
+            graph.erase_node(node)
+    return graph, constants
 
 
-def _exported(network: nn.Module, images: torch.Tensor) -> fx.Graph:
-    program = torch.export.export(
-        network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False
-    )
+def _exported(network: nn.Module, images: Tensor) -> tuple[fx.Graph, dict[str, Tensor]]:
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
     module = program.module(check_guards=False)
-    graph = module.graph
-    output = next(node for node in graph.nodes if node.op == "output")
-    output.args = (pytree.tree_unflatten(list(pytree.tree_leaves(output.args[0])), program.call_spec.out_spec),)
-    graph.set_codegen(fx.graph.CodeGen())
-    return graph
+    graph = fx.Graph()
+    leaves = pytree.tree_leaves(graph.graph_copy(module.graph, {}))
+    graph.output(pytree.tree_unflatten(leaves, program.call_spec.out_spec))
+    constants = dict(program.constants)
+    return graph, {name: value for name, value in constants.items() if isinstance(value, Tensor)}
 
 
-def _check(network: nn.Module, program: Program, images: torch.Tensor) -> dict[str, tuple[int, ...]]:
+def read_tensor(network: nn.Module, constants: dict[str, Tensor], target: str) -> Tensor:
+    """Read a tensor by its path: one that the forward made, or a parameter or buffer of the network.
+
+    Raises:
+        NetworkError: something else is there.
+    """
+    found = constants[target] if target in constants else operator.attrgetter(target)(network)
+    if not isinstance(found, Tensor):
+        raise NetworkError(f"expected a tensor at {target!r} of the traced network, found {type(found).__name__}")
+    return found
+
+
+def _check(network: nn.Module, program: Program, images: Tensor) -> dict[str, tuple[int, ...]]:
     """Run the traced and the original network; return the shapes of all values."""
     with torch.no_grad():
         expected = _outputs(network(images))
@@ -160,8 +193,8 @@ def _check(network: nn.Module, program: Program, images: torch.Tensor) -> dict[s
             "the traced network gives other outputs than the network in evaluation mode (or outputs that are not "
             "finite); its forward must do the same for every image, without randomness"
         )
-    return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def _outputs(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+def _outputs(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

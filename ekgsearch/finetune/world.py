@@ -1,6 +1,7 @@
 """The processes that train one network together, and the few things they tell each other."""
 
 import logging
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,10 @@ class World:
         if self.size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # torch 2.15 renames this argument and says to keep it for statistics that are each process's own
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
 
     @torch.no_grad()
     def average_statistics(self, model: nn.Module) -> None:

@@ -105,7 +105,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             "Give the name, number of classes and shortcut of the network that was trained"
         )
     network.load_state_dict(tensors, strict=False)
-    logger.info("loaded %d tensors from %s", len(tensors), path)
+    logger.debug("loaded %d tensors from %s", len(tensors), path)
 
 
 def _read_json(source: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ekgsearch.errors import EkgError, WorkerError
@@ -74,11 +74,12 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
             num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": use_gpu}
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(cluster.timeout_seconds)),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # mypy follows the older class of the same name
             name="ray",
             storage_path=str(folder.absolute()),
             failure_config=FailureConfig(max_failures=cluster.max_restarts),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -96,8 +97,11 @@ def _train_loop(config: dict[str, Any]) -> None:
     plan: TrainingPlan = config["plan"]
     folder: Path = config["folder"]
     rank = ray.train.get_context().get_world_rank()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report with all its metrics
     if rank == 0:
-        configure_logging(None)
+        configure_logging(folder.parent)
+    else:
+        logging.getLogger("ekgsearch").setLevel(logging.WARNING)
     device = get_device()
     start = time.perf_counter()
     try:

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from ekgsearch.channels.cost import group_share, reachable
-from ekgsearch.channels.graph import ChannelGroup
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.experiment import Job
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.search.steps import coarse_step, narrowed, num_kept

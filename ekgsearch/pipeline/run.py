@@ -17,7 +17,7 @@ from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import canonical_json
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.runtime.ledger import Ledger
-from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.files import remove_partials, write_atomically
 from ekgsearch.storage.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False) -> Non
     """
     run_dir = job.run_dir
     with Journal.open(run_dir / "journal.jsonl") as journal:
+        remove_partials(run_dir)
         setup = set_up(job)
         start_or_check(setup, journal, continue_anyway)
         ledger = Ledger(run_dir / "ledger", job.run_name)

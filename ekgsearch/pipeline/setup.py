@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ekgsearch.channels.cost import cost
-from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError, NetworkError
@@ -191,7 +190,7 @@ def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.
     if num_images > len(labels):
         raise JobError(f"data.train_images = {num_images}, but the training set has {len(labels)} images")
     rank_in_class = torch.zeros_like(labels)
-    for label in labels.unique():
+    for label in sorted(set(labels.tolist())):
         chosen = labels == label
         rank_in_class[chosen] = torch.arange(int(chosen.sum()))
     order = torch.argsort(rank_in_class, stable=True)

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import StorageError
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.setup import Setup
@@ -59,7 +58,7 @@ class RunState:
         line = self.line(kind)
         if line is None:
             return None
-        path = self.folder / line["file"]
+        path = self.folder / str(line["file"])
         if not path.is_file() or file_sha256(path) != line["sha256"]:
             raise StorageError(
                 f"{path}: the journal names this file with SHA-256 {line['sha256'][:12]}..., but it is missing or "

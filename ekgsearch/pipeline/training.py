@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,7 +123,7 @@ class Outcome:
 
 def outcome_path(folder: Path, name: str) -> Path:
     """Record of a finished training; it is written last, so its presence means that all is there."""
-    return folder / f"{name}.json"
+    return folder / f"{name}.epochs.json"
 
 
 def weights_path(folder: Path, name: str) -> Path:
@@ -163,7 +165,7 @@ def run_plan(
             ids=None if task.ids is None else torch.tensor(task.ids),
         )
         port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
-        with _progress(plan, task, len(dataset.train), world) as progress:
+        with _progress(plan, task, len(dataset.train)) as progress:
             result = train(
                 model,
                 data,
@@ -172,7 +174,7 @@ def run_plan(
                 bank=bank if task.config.objective == "ekg" else None,
                 teacher=network if task.config.objective == "single" else None,
                 checkpoint=port,
-                on_epoch=lambda metrics: progress.advance(0, epoch=metrics.epoch, test_top1=f"{metrics.test_top1:.2f}"),
+                on_epoch=partial(_show, progress),
                 on_step=progress.advance,
             )
         if world.rank == 0:
@@ -190,11 +192,18 @@ def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.M
     return slim(analyse(network, workload.net.input_shape), task.subnetwork)
 
 
-def _progress(plan: TrainingPlan, task: TrainingTask, num_images: int, world: World) -> Progress:
-    """Images over all epochs; only rank 0 shows it."""
-    logger = log if world.rank == 0 else logging.getLogger("ekgsearch_silent")
-    total = (num_images if task.ids is None else len(task.ids)) * task.config.epochs
-    return Progress(f"{plan.phase.value} {task.name} ({task.config.objective})", total, "images", logger)
+def _progress(plan: TrainingPlan, task: TrainingTask, num_images: int) -> Progress:
+    """Images over all epochs, all processes together; processes but the first do not log it."""
+    images, batch_size = num_images if task.ids is None else len(task.ids), task.config.batch_size
+    total = max(1, images // batch_size) * min(images, batch_size) * task.config.epochs
+    return Progress(f"{plan.phase.value} {task.name} ({task.config.objective})", total, "images", log)
+
+
+def _show(progress: Progress, metrics: EpochMetrics) -> None:
+    """Put the measurements of an epoch beside the progress."""
+    progress.advance(0, epoch=metrics.epoch, loss=f"{metrics.loss:.4f}")
+    if not math.isnan(metrics.test_top1):
+        progress.advance(0, test_top1=f"{metrics.test_top1:.2f}")
 
 
 def _write_outcome(folder: Path, plan: TrainingPlan, task: TrainingTask, model: nn.Module, result: TrainResult) -> None:

@@ -86,7 +86,8 @@ class Worker:
         ids = bank_layout(spec)[block]
 
         def forward(images: Tensor, teacher: Subnetwork) -> Tensor:
-            return self._masked.forward(images, teacher, norm_mode="batch")
+            logits: Tensor = self._masked.forward(images, teacher, norm_mode="batch")
+            return logits
 
         def batches() -> Iterator[Tensor]:
             for part in torch.split(ids, spec.batch_size):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ekgsearch.channels.cost import cost
-from ekgsearch.channels.graph import ChannelGraph, ChannelGroup
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import BudgetError, NumericsError
 from ekgsearch.maths.otsu import trimmed_otsu
 from ekgsearch.records import Subnetwork

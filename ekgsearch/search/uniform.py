@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from ekgsearch.channels.cost import cost
-from ekgsearch.channels.graph import ChannelGraph, ChannelGroup
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.budget import Budget
 

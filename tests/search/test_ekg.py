@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from ekgsearch.channels.cost import cost
-from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.errors import BudgetError, NumericsError
 from ekgsearch.maths.knowledge import cross_entropy_terms

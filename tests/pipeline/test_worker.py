@@ -1,0 +1,104 @@
+"""A worker fills the memory bank with what the masked teachers say (invariant E9)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.build import bank_layout, commit, missing_blocks
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.select import choose_teachers
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.norm import norm_mode
+from ekgsearch.channels.slim import slim
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.load import load_slim
+from ekgsearch.pipeline.worker import SearchShare, Worker
+from ekgsearch.pipeline.workload import DataRequest, Workload
+from ekgsearch.records import Subnetwork, canonical_json
+from ekgsearch.storage.files import file_sha256
+from ekgsearch.storage.objects import open_store
+from ekgsearch.storage.tensors import save_tensors
+
+
+@pytest.fixture(scope="module")
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    request = DataRequest(name="digits", root=None, image_size=8)
+    dataset = request.open()
+    net = NetSpec("resnet20", 10, dataset.image_shape)
+    network = build(net, seed=3)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 0.7)
+    path = tmp_path_factory.mktemp("weights") / "start.safetensors"
+    save_tensors(path, network.state_dict(), {})
+    return Workload(net=net, weights=path, data=request, mean=dataset.mean, std=dataset.std, device="cpu", threads=1)
+
+
+def teachers_of(workload: Workload) -> list[Subnetwork]:
+    full = analyse(workload.open_network(), workload.net.input_shape).full()
+    halved = Subnetwork.of({name: kept[: max(1, len(kept) // 2)] for name, kept in full.kept})
+    return [full, full.replace("conv1", range(3, 12)), halved]
+
+
+def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tmp_path: Path) -> None:
+    dataset, teachers = workload.data.open(), teachers_of(workload)
+    spec = BankSpec(
+        dataset_hash=dataset.train.content_hash,
+        weights_hash=file_sha256(workload.weights),
+        teachers=tuple(teacher.sha256 for teacher in teachers),
+        num_images=len(dataset.train),
+        num_classes=10,
+        batch_size=200,
+        seed=5,
+        batches_per_block=2,
+        dtype="float32",
+    )
+    store = open_store(str(tmp_path / "bank"))
+    worker = Worker(workload, SearchShare(batches=((0, (0, 1)),), num_images=2, reuse_prefix=True))
+    for block in reversed(missing_blocks(store, spec)):
+        worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
+    commit(store, spec)
+    bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
+
+    graph = analyse(workload.open_network(), workload.net.input_shape)
+    masked = MaskedNetwork(graph)
+    seen = torch.zeros(len(dataset.train), dtype=torch.int64)
+    for block in bank_layout(spec):
+        for ids in torch.split(block, spec.batch_size):
+            images = workload.normalisation(dataset.train.read(ids))
+            rows = bank.read(ids)
+            seen[ids] += 1
+            for index, teacher in enumerate(teachers):
+                logits = masked.forward(images, teacher, norm_mode="batch")
+                torch.testing.assert_close(rows[:, :, index], logits, rtol=0, atol=1e-5)
+    assert (seen == 1).all()
+    small = slim(graph, teachers[2])
+    with norm_mode(small, "batch"), torch.no_grad():
+        expected = small(images)
+    torch.testing.assert_close(rows[:, :, 2], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_teachers_are_distinct_without_the_student_and_start_with_the_lowest_loss() -> None:
+    losses = [0.20, 0.19, 0.21, 0.30, 0.42, 0.55, 0.61]
+    chosen = choose_teachers(losses, 5)
+    assert len(set(chosen)) == 5
+    assert losses[chosen[0]] == min(losses)
+    assert [losses[index] for index in chosen] == sorted(losses[index] for index in chosen)
+
+
+def test_a_slim_network_opens_from_its_file_alone(workload: Workload, tmp_path: Path) -> None:
+    graph = analyse(workload.open_network(), workload.net.input_shape)
+    subnetwork = teachers_of(workload)[2]
+    network = slim(graph, subnetwork).eval()
+    metadata = {
+        "net": canonical_json(workload.net.to_dict()),
+        "subnetwork": canonical_json(subnetwork.to_dict()),
+    }
+    save_tensors(tmp_path / "slim.safetensors", network.state_dict(), metadata)
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(load_slim(tmp_path / "slim.safetensors")(images), network(images))
