@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ekgsearch.errors import JobError
 from ekgsearch.records import Counter, content_hash
+from ekgsearch.search.steps import Quirk
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -102,6 +103,9 @@ class SearchSection(Section):
     trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
     images_per_class: Positive = Field(32, description="images of the search subset per class")
     batch_size: Positive = Field(256, description="images of one indivisible batch (batch statistics)")
+    quirks: tuple[Quirk, ...] = Field(
+        (), description="what is done as in the program published with the paper (README, Decisions); none by default"
+    )
     reuse_prefix: bool = Field(True, description="share what candidates have in common; the decisions are the same")
 
 

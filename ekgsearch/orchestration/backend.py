@@ -7,8 +7,9 @@ from pathlib import Path
 from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.training import fit
 from ekgsearch.orchestration.workers import RayTeam
-from ekgsearch.pipeline.backend import Batches, InProcessBackend, Team
+from ekgsearch.pipeline.backend import InProcessBackend, Team
 from ekgsearch.pipeline.training import TrainingPlan
+from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.runtime.ledger import Clock
 
@@ -26,13 +27,13 @@ class RayBackend:
         return max(1, self._cluster.search_workers)
 
     @contextmanager
-    def team(self, workload: Workload, batches: Batches, *, reuse_prefix: bool) -> Iterator[Team]:
+    def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
         """Start the workers; they stop at the end of the context."""
         if self._cluster.search_workers == 0:
-            with self._local.team(workload, batches, reuse_prefix=reuse_prefix) as team:
+            with self._local.team(workload, plan) as team:
                 yield team
             return
-        workers = RayTeam(workload, batches, self._cluster, reuse_prefix=reuse_prefix)
+        workers = RayTeam(workload, plan, self._cluster)
         try:
             yield workers
         finally:

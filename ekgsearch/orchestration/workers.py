@@ -10,8 +10,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.experiment import ClusterSection
-from ekgsearch.pipeline.backend import BankOrder, Batches
-from ekgsearch.pipeline.worker import SearchShare, Timed, Worker
+from ekgsearch.pipeline.backend import BankOrder
+from ekgsearch.pipeline.worker import SearchPlan, Timed, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -26,7 +26,7 @@ class Member:
     """One worker of the team: its batches, its current actor, and how often it was replaced."""
 
     index: int
-    share: SearchShare
+    owned: tuple[int, ...]
     actor: Any
     restarts: int = 0
 
@@ -39,18 +39,16 @@ class RayTeam:
     call. Answers of a replaced worker are never read.
     """
 
-    def __init__(self, workload: Workload, batches: Batches, cluster: ClusterSection, *, reuse_prefix: bool) -> None:
+    def __init__(self, workload: Workload, plan: SearchPlan, cluster: ClusterSection) -> None:
         self._workload = workload
+        self._plan = plan
         self._cluster = cluster
         self._history: list[Subnetwork] = []
         self._candidates: Sequence[Candidate] = ()
         self._clock: Clock | None = None
-        num_images = sum(len(ids) for _, ids in batches)
-        shares = [
-            SearchShare(batches=part, num_images=num_images, reuse_prefix=reuse_prefix)
-            for part in spread(batches, cluster.search_workers)
-        ]
-        self._members = [Member(index, share, self._start(share)) for index, share in enumerate(shares)]
+        sizes = [len(ids) for _, ids in plan.batches]
+        shares = spread(sizes, cluster.search_workers)
+        self._members = [Member(index, owned, self._start(owned)) for index, owned in enumerate(shares)]
 
     def stop(self) -> None:
         """End all workers."""
@@ -64,7 +62,7 @@ class RayTeam:
     def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
         """Set the ensemble knowledge; return the evaluation of the last network."""
         self._history = list(history)
-        return mean_over_batches(_merged(self._ask_all("begin", self._history)))
+        return mean_over_batches(_merged(self._ask_all("begin", self._history)), self._plan.nominal_batch)
 
     def scores(self, current: Subnetwork) -> GroupScores:
         """Importance of every channel."""
@@ -73,7 +71,8 @@ class RayTeam:
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates in their order."""
         self._candidates = candidates
-        return evaluations(_merged(self._ask_all("evaluate", current, candidates)), len(candidates))
+        answers = _merged(self._ask_all("evaluate", current, candidates))
+        return evaluations(answers, len(candidates), self._plan.nominal_batch)
 
     def commit(self, winner: int) -> None:
         """Average the winner's logits into the ensemble knowledge."""
@@ -130,12 +129,12 @@ class RayTeam:
             ) from error
         log.warning("search worker %d %s; starting another one (%d)", member.index, what, member.restarts)
         ray.kill(member.actor)
-        member.actor = self._start(member.share)
+        member.actor = self._start(member.owned)
 
-    def _start(self, share: SearchShare) -> Any:
+    def _start(self, owned: tuple[int, ...]) -> Any:
         num_gpus = 1 if self._workload.device == "cuda" else 0
         options = {"num_cpus": self._cluster.cpus_per_worker, "num_gpus": num_gpus, "max_restarts": 0}
-        return _RemoteWorker.options(**options).remote(self._workload, share)
+        return _RemoteWorker.options(**options).remote(self._workload, self._plan, owned)
 
     def _take(self, answer: Timed[Any]) -> Any:
         if self._clock is not None:
@@ -146,14 +145,19 @@ class RayTeam:
 _RemoteWorker = ray.remote(Worker)
 
 
-def spread(batches: Batches, num_workers: int) -> list[Batches]:
+def spread(sizes: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:
     """Give every batch to the worker with the fewest images so far; never more workers than batches.
 
-    The result depends on the batches and the number of workers alone. Each worker's batches are in batch order.
+    Args:
+        sizes: images of each batch.
+        num_workers: workers that are wanted, at least 1.
+
+    Returns:
+        For each worker the indices of its batches, ascending; it depends on the arguments alone.
     """
-    parts: list[list[tuple[int, tuple[int, ...]]]] = [[] for _ in range(min(num_workers, len(batches)))]
-    for batch in sorted(batches, key=lambda item: (-len(item[1]), item[0])):
-        min(parts, key=lambda part: sum(len(ids) for _, ids in part)).append(batch)
+    parts: list[list[int]] = [[] for _ in range(min(num_workers, len(sizes)))]
+    for batch in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
+        min(parts, key=lambda part: sum(sizes[index] for index in part)).append(batch)
     return [tuple(sorted(part)) for part in parts]
 
 

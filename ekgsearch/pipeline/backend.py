@@ -10,14 +10,12 @@ import torch
 
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.pipeline.training import TrainingPlan, run_plan
-from ekgsearch.pipeline.worker import SearchShare, Worker
+from ekgsearch.pipeline.worker import SearchPlan, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Candidate, Evaluation, Evaluator, GroupScores, mean_over_batches, sum_over_batches
 from ekgsearch.search.evaluate import evaluations
-
-Batches = tuple[tuple[int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ class Backend(Protocol):
         """Devices (CPU: cores) that the workers of search and bank hold."""
         ...
 
-    def team(self, workload: Workload, batches: Batches, *, reuse_prefix: bool) -> AbstractContextManager[Team]:
+    def team(self, workload: Workload, plan: SearchPlan) -> AbstractContextManager[Team]:
         """Start the workers; they stop at the end of the context."""
         ...
 
@@ -69,8 +67,9 @@ class Backend(Protocol):
 class InProcessTeam:
     """One worker in this process that owns all batches."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, nominal_batch: int | None) -> None:
         self._worker = worker
+        self._nominal_batch = nominal_batch
         self._clock: Clock | None = None
 
     def charge(self, clock: Clock) -> None:
@@ -81,7 +80,7 @@ class InProcessTeam:
         """Set the ensemble knowledge; return the evaluation of the last network."""
         answer = self._worker.begin(history)
         self._busy(answer.busy_seconds)
-        return mean_over_batches(answer.value)
+        return mean_over_batches(answer.value, self._nominal_batch)
 
     def scores(self, current: Subnetwork) -> GroupScores:
         """Importance of every channel."""
@@ -93,7 +92,7 @@ class InProcessTeam:
         """Evaluate candidates in their order."""
         answer = self._worker.evaluate(current, candidates)
         self._busy(answer.busy_seconds)
-        return evaluations(answer.value, len(candidates))
+        return evaluations(answer.value, len(candidates), self._nominal_batch)
 
     def commit(self, winner: int) -> None:
         """Average the winner's logits into the ensemble knowledge."""
@@ -117,13 +116,12 @@ class InProcessBackend:
     num_search_devices = 1
 
     @contextmanager
-    def team(self, workload: Workload, batches: Batches, *, reuse_prefix: bool) -> Iterator[Team]:
+    def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
         """Open the one worker; the number of torch threads is restored afterwards."""
         threads = torch.get_num_threads()
-        num_images = sum(len(ids) for _, ids in batches)
-        share = SearchShare(batches=batches, num_images=num_images, reuse_prefix=reuse_prefix)
         try:
-            yield InProcessTeam(Worker(workload, share))
+            worker = Worker(workload, plan, [index for index, _ in plan.batches])
+            yield InProcessTeam(worker, plan.nominal_batch)
         finally:
             torch.set_num_threads(threads)
 

@@ -6,7 +6,7 @@ from ekgsearch.channels.cost import group_share, reachable
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.experiment import Job
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.search.steps import coarse_step, narrowed, num_kept
+from ekgsearch.search.steps import StepRule, coarse_step
 
 
 def group_table(job: Job) -> str:
@@ -27,7 +27,8 @@ def group_table(job: Job) -> str:
 def _describe(setup: Setup, group: ChannelGroup) -> str:
     counter = setup.job.search.counter
     step = coarse_step(group.size, group.uses, setup.job.search.step)
-    first = group.size - num_kept(group.size, narrowed(Fraction(1), step))
+    rule = StepRule()
+    first = group.size - rule.num_kept(group.size, rule.narrowed(Fraction(1), step))
     members = [
         f"{len(group.producers)} out ({_some([member.layer for member in group.producers])})",
         f"{len(group.norms)} norm",

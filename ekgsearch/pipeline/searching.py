@@ -42,7 +42,7 @@ def search_and_fill_bank(state: RunState) -> None:
         state.committed("search")
         return
     backend = state.backend
-    with backend.team(state.workload, state.setup.search_batches, reuse_prefix=job.search.reuse_prefix) as team:
+    with backend.team(state.workload, state.setup.search_plan) as team:
         if not is_searched:
             _search(state, team)
             write_tables(state)
@@ -90,7 +90,8 @@ def _search(state: RunState, team: Team) -> None:
     full = setup.budget.measured(setup.full_costs.macs, setup.full_costs.params)
     to_remove = full - setup.budget.limit
     unit = f"{setup.budget.unit} removed"
-    search = EkgSearch(setup.graph, team, setup.budget, EkgSettings(step=job.search.step, trim=job.search.trim))
+    settings = EkgSettings(step=job.search.step, trim=job.search.trim, quirks=frozenset(job.search.quirks))
+    search = EkgSearch(setup.graph, team, setup.budget, settings)
     with (
         state.ledger.attempt(Phase.SEARCH, device_name(torch.device(setup.device)), _devices(state)) as clock,
         Progress("search", round(to_remove), unit, log) as progress,

@@ -18,6 +18,7 @@ from ekgsearch.experiment import Job, NetSection, expand_path
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed
@@ -64,10 +65,15 @@ class Setup:
     device: str
 
     @property
-    def search_batches(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Pairs (batch index, image ids) of the search subset."""
-        parts = batches(self.search_ids, self.job.search.batch_size)
-        return tuple((index, tuple(part.tolist())) for index, part in enumerate(parts))
+    def search_plan(self) -> SearchPlan:
+        """The batches of the search subset and how they are evaluated."""
+        section = self.job.search
+        parts = batches(self.search_ids, section.batch_size)
+        return SearchPlan(
+            batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
+            nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,
+            reuse_prefix=section.reuse_prefix,
+        )
 
     def workload(self, weights: Path) -> Workload:
         """What a process needs to open the network with these weights."""

@@ -30,24 +30,36 @@ class Timed(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchShare:
-    """The batches of the search subset that one worker owns.
+class SearchPlan:
+    """Batches of the search subset and how networks are evaluated on them.
 
     Attributes:
         batches: pairs (batch index, image ids); a batch is never split.
-        num_images: images of the whole search subset.
+        nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
         reuse_prefix: whether candidates share the steps before their channel group.
     """
 
     batches: tuple[tuple[int, tuple[int, ...]], ...]
-    num_images: int
+    nominal_batch: int | None
     reuse_prefix: bool
+
+    @property
+    def divisor(self) -> int:
+        """What the summed score is divided by: the images of all batches, or the nominal batch size."""
+        return self.nominal_batch or sum(len(ids) for _, ids in self.batches)
 
 
 class Worker:
     """Evaluates networks on its batches, and builds blocks of the memory bank."""
 
-    def __init__(self, workload: Workload, share: SearchShare) -> None:
+    def __init__(self, workload: Workload, plan: SearchPlan, owned: Sequence[int]) -> None:
+        """Open the network and the images.
+
+        Args:
+            workload: what to open.
+            plan: the batches of the whole search subset.
+            owned: indices of the batches that this worker evaluates.
+        """
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
         self._dataset = workload.data.open()
@@ -58,9 +70,10 @@ class Worker:
         self._masked = MaskedNetwork(analyse(network, workload.net.input_shape))
         batches = [
             SearchBatch(index, self._images(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
-            for index, ids in share.batches
+            for index, ids in plan.batches
+            if index in owned
         ]
-        self._evaluator = BatchEvaluator(self._masked, batches, share.num_images, reuse_prefix=share.reuse_prefix)
+        self._evaluator = BatchEvaluator(self._masked, batches, plan.divisor, reuse_prefix=plan.reuse_prefix)
 
     def begin(self, history: Sequence[Subnetwork]) -> Timed[dict[int, BatchResult]]:
         """Set the ensemble knowledge to the mean logits of these networks."""

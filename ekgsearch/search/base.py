@@ -91,15 +91,21 @@ class Evaluator(Protocol):
         ...
 
 
-def mean_over_batches(results: Mapping[int, BatchResult]) -> Evaluation:
-    """Add the sums of all batches in batch order and divide by the true number of images."""
+def mean_over_batches(results: Mapping[int, BatchResult], nominal_batch: int | None = None) -> Evaluation:
+    """Add the sums of all batches in batch order and divide by the number of images.
+
+    Args:
+        results: by batch index.
+        nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
+    """
     ordered = [results[batch] for batch in sorted(results)]
     images = sum(result.images for result in ordered)
+    divisor = images if nominal_batch is None else nominal_batch * len(ordered)
     loss = score = 0.0
     for result in ordered:
         loss += result.loss_sum
         score += result.score_sum
-    return Evaluation(loss / images, score / images, sum(result.correct for result in ordered), images)
+    return Evaluation(loss / divisor, score / divisor, sum(result.correct for result in ordered), images)
 
 
 def sum_over_batches(scores: Mapping[int, GroupScores]) -> GroupScores:
@@ -130,6 +136,8 @@ class Decision:
     Attributes:
         iteration: from 1; 0 is the unpruned network.
         group: the channel group that was cut; empty in iteration 0.
+        changed: channel groups that keep other channels than before: the one that was cut, and with the quirk
+            `rank_removed_channels` others whose dead channels changed places.
         subnetwork: the interim sub-network that now stands.
         rate: width of the cut channel group as the step rule tracks it.
         threshold: trimmed Otsu threshold; None where all channel groups were tried.
@@ -140,6 +148,7 @@ class Decision:
 
     iteration: int
     group: str
+    changed: tuple[str, ...]
     subnetwork: Subnetwork
     rate: Fraction
     threshold: float | None
@@ -150,11 +159,10 @@ class Decision:
 
     def to_record(self) -> dict[str, Any]:
         """Fields of the journal line; floats keep all their digits, a non-finite number becomes null."""
-        kept = self.subnetwork[self.group] if self.group else ()
         return {
             "iteration": self.iteration,
             "group": self.group,
-            "kept": list(kept),
+            "kept": {name: list(self.subnetwork[name]) for name in self.changed},
             "rate": str(self.rate),
             "threshold": self.threshold,
             **_numbers(self.evaluation),
@@ -179,8 +187,8 @@ def decisions_from_records(records: Iterable[Mapping[str, Any]], full: Subnetwor
     decisions: list[Decision] = []
     current = full
     for record in records:
-        if record["group"]:
-            current = current.replace(record["group"], record["kept"])
+        for name, kept in record["kept"].items():
+            current = current.replace(name, kept)
         outcomes = tuple(
             CandidateOutcome(line["group"], line["num_kept"], line["macs"], line["params"], _evaluation(line))
             for line in record["candidates"]
@@ -189,6 +197,7 @@ def decisions_from_records(records: Iterable[Mapping[str, Any]], full: Subnetwor
             Decision(
                 record["iteration"],
                 record["group"],
+                tuple(record["kept"]),
                 current,
                 Fraction(record["rate"]),
                 record["threshold"],

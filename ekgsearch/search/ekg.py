@@ -14,7 +14,7 @@ from ekgsearch.maths.otsu import trimmed_otsu
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import Candidate, CandidateOutcome, Decision, Evaluation, Evaluator, GroupScores
 from ekgsearch.search.budget import Budget
-from ekgsearch.search.steps import coarse_step, importance_order, narrowed, num_kept
+from ekgsearch.search.steps import Quirk, StepRule, coarse_step, importance_order, two_decimal_rates
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +26,12 @@ class EkgSettings:
     Attributes:
         step: r, share of a private channel group that one iteration removes, in (0, 1).
         trim: share of the channel groups trimmed at each end before Otsu's threshold, in [0, 0.5).
+        quirks: what is done as in the reference program; none by default.
     """
 
     step: float = 0.2
     trim: float = 0.2
+    quirks: frozenset[Quirk] = frozenset()
 
 
 class EkgSearch:
@@ -46,6 +48,7 @@ class EkgSearch:
         self._evaluator = evaluator
         self._budget = budget
         self._settings = settings
+        self._rule = StepRule("rounded_rates" in settings.quirks)
 
     def run(self, history: Sequence[Decision] = ()) -> Iterator[Decision]:
         """Yield every decision as it is made; decision 0 is the unpruned network.
@@ -61,7 +64,7 @@ class EkgSearch:
         evaluation = self._evaluator.begin([decision.subnetwork for decision in decisions] or [self._graph.full()])
         if not decisions:
             full = self._graph.full()
-            decisions.append(Decision(0, "", full, Fraction(1), None, evaluation, *self._costs(full)))
+            decisions.append(Decision(0, "", (), full, Fraction(1), None, evaluation, *self._costs(full)))
             _require_finite(decisions[0])
             yield decisions[0]
         rates = {group.name: Fraction(1) for group in self._graph.groups}
@@ -74,9 +77,11 @@ class EkgSearch:
 
     def _iterate(self, current: Decision, rates: dict[str, Fraction]) -> Decision:
         scores = self._evaluator.scores(current.subnetwork)
-        proposals = self._proposals(current, rates, scores)
-        threshold, candidates = self._shortlist(current.subnetwork, proposals, scores)
-        candidates = self._that_lower_the_cost(current, candidates)
+        standing = self._ranked_anew(current.subnetwork, scores)
+        proposals = self._proposals(standing, rates, scores)
+        threshold, candidates = self._shortlist(standing, proposals, scores, rates)
+        if "unchanged_candidates" not in self._settings.quirks:
+            candidates = self._that_lower_the_cost(current, candidates)
         if not candidates:
             log.warning("iteration %d: the shortlist lowers no cost; trying all channel groups", current.iteration + 1)
             threshold, candidates = None, self._that_lower_the_cost(current, proposals)
@@ -84,9 +89,9 @@ class EkgSearch:
             raise BudgetError(
                 f"no channel group can be cut further in iteration {current.iteration + 1}, but the network still has "
                 f"{self._budget.measured(current.macs, current.params):,} {self._budget.unit} against a budget of "
-                f"{self._budget.limit:,}; raise the budget"
+                f"{self._budget.limit:,.0f}; raise the budget"
             )
-        evaluations = self._evaluator.evaluate(current.subnetwork, candidates)
+        evaluations = self._evaluator.evaluate(standing, candidates)
         winner = _lowest_score(evaluations, current.iteration + 1)
         self._evaluator.commit(winner)
         outcomes = tuple(
@@ -94,9 +99,11 @@ class EkgSearch:
             for candidate, evaluation in zip(candidates, evaluations, strict=True)
         )
         chosen = candidates[winner]
+        before = dict(current.subnetwork.kept)
         return Decision(
             current.iteration + 1,
             chosen.group,
+            tuple(name for name, kept in chosen.subnetwork.kept if kept != before[name]),
             chosen.subnetwork,
             chosen.rate,
             threshold,
@@ -106,38 +113,65 @@ class EkgSearch:
             outcomes,
         )
 
-    def _proposals(self, current: Decision, rates: dict[str, Fraction], scores: GroupScores) -> list[Candidate]:
+    def _ranked_anew(self, current: Subnetwork, scores: GroupScores) -> Subnetwork:
+        """The current sub-network; with the quirk `rank_removed_channels`, as many channels, the best of all."""
+        if "rank_removed_channels" not in self._settings.quirks:
+            return current
+        return Subnetwork.of(
+            {
+                group.name: importance_order(scores[group.name], range(group.size))[: len(current[group.name])]
+                for group in self._graph.groups
+            }
+        )
+
+    def _proposals(self, current: Subnetwork, rates: dict[str, Fraction], scores: GroupScores) -> list[Candidate]:
         """The next cut of every channel group that has one, least important channels first."""
+        keeps_unchanged = "unchanged_candidates" in self._settings.quirks
         proposals = []
         for group in self._graph.groups:
-            kept = current.subnetwork[group.name]
-            rate = narrowed(rates[group.name], coarse_step(group.size, group.uses, self._settings.step))
-            if num_kept(group.size, rate) < len(kept):
+            kept = current[group.name]
+            rate = self._rule.narrowed(rates[group.name], coarse_step(group.size, group.uses, self._settings.step))
+            if self._rule.num_kept(group.size, rate) < len(kept) or (keeps_unchanged and rates[group.name] > 0):
                 order = importance_order(scores[group.name], kept)
-                proposals.append(self._refined(current.subnetwork, group, order, rate))
+                proposals.append(self._refined(current, group, order, rate))
         return proposals
 
     def _refined(self, current: Subnetwork, group: ChannelGroup, order: list[int], rate: Fraction) -> Candidate:
         """Cut to `rate`, or, if that falls below the budget, to the widest number of channels that meets it."""
-        coarse = num_kept(group.size, rate)
-        candidate = Candidate(group.name, current.replace(group.name, order[:coarse]), rate)
+
+        def cut(to_rate: Fraction, count: int) -> Candidate:
+            return Candidate(group.name, current.replace(group.name, order[:count]), to_rate)
+
+        coarse = self._rule.num_kept(group.size, rate)
+        candidate = cut(rate, coarse)
         if not self._budget.has_room_above(*self._costs(candidate.subnetwork)):
             return candidate
+        if "two_decimal_refinement" in self._settings.quirks:
+            for tried, fallback in two_decimal_rates(rate, group.size):
+                candidate = cut(tried, self._rule.num_kept(group.size, tried))
+                if not self._budget.is_met(*self._costs(candidate.subnetwork)):
+                    return cut(fallback, self._rule.num_kept(group.size, fallback))
+            return candidate
         for count in range(coarse + 1, len(order)):
-            wider = current.replace(group.name, order[:count])
-            if not self._budget.is_met(*self._costs(wider)):
+            wider = cut(Fraction(count, group.size), count)
+            if not self._budget.is_met(*self._costs(wider.subnetwork)):
                 break
-            candidate = Candidate(group.name, wider, Fraction(count, group.size))
+            candidate = wider
         return candidate
 
     def _shortlist(
-        self, current: Subnetwork, proposals: list[Candidate], scores: GroupScores
+        self, current: Subnetwork, proposals: list[Candidate], scores: GroupScores, rates: dict[str, Fraction]
     ) -> tuple[float | None, list[Candidate]]:
         """Threshold and the proposals whose channels to remove have a summed score at or below it."""
         doomed = {}
         for proposal in proposals:
-            removed = set(current[proposal.group]) - set(proposal.subnetwork[proposal.group])
-            doomed[proposal.group] = math.fsum(scores[proposal.group][channel] for channel in removed)
+            name = proposal.group
+            if "whole_vector_shortlist" in self._settings.quirks:
+                is_uncut = round((1 - rates[name]) * len(scores[name])) == 0
+                doomed[name] = float(scores[name].sum()) if is_uncut else 0.0
+            else:
+                removed = set(current[name]) - set(proposal.subnetwork[name])
+                doomed[name] = math.fsum(scores[name][channel] for channel in removed)
         threshold = trimmed_otsu(list(doomed.values()), self._settings.trim)
         if threshold is None:
             return None, proposals

@@ -40,14 +40,21 @@ class BatchEvaluator:
     `reuse_prefix` the current network runs once per batch and every candidate starts at the first step that its
     channel group touches: the same operations on the same tensors, hence the same bits, at roughly half the cost.
     Without it every candidate runs from the images on; that is the reference path.
+
+    Args:
+        masked: the masked network.
+        batches: the batches that this evaluator owns.
+        divisor: what the summed score is divided by before its gradient is taken: the images of the whole search
+            subset, or the nominal batch size (quirk `nominal_batch_means`).
+        reuse_prefix: whether candidates share the steps before their channel group.
     """
 
     def __init__(
-        self, masked: MaskedNetwork, batches: Sequence[SearchBatch], num_images: int, *, reuse_prefix: bool = True
+        self, masked: MaskedNetwork, batches: Sequence[SearchBatch], divisor: int, *, reuse_prefix: bool = True
     ) -> None:
         self._masked = masked
         self._batches = sorted(batches, key=lambda batch: batch.index)
-        self._num_images = num_images
+        self._divisor = divisor
         self._reuse_prefix = reuse_prefix
         self._knowledge: dict[int, Tensor] = {}
         self._count = 0
@@ -125,7 +132,7 @@ class BatchEvaluator:
 
         def score(logits: Tensor) -> Tensor:
             to_label, to_ensemble = cross_entropy_terms(logits, batch.labels, knowledge.to(logits.dtype))
-            return (to_label + to_ensemble).sum() / self._num_images
+            return (to_label + to_ensemble).sum() / self._divisor
 
         return score
 
@@ -139,9 +146,11 @@ class BatchEvaluator:
         )
 
 
-def evaluations(by_batch: dict[int, list[BatchResult]], num_candidates: int) -> list[Evaluation]:
+def evaluations(
+    by_batch: dict[int, list[BatchResult]], num_candidates: int, nominal_batch: int | None = None
+) -> list[Evaluation]:
     """Turn the results of every batch, each a list over candidates, into one evaluation per candidate."""
     return [
-        mean_over_batches({batch: results[position] for batch, results in by_batch.items()})
+        mean_over_batches({batch: results[position] for batch, results in by_batch.items()}, nominal_batch)
         for position in range(num_candidates)
     ]

@@ -1,20 +1,57 @@
-"""How far a channel group is cut at a time: steps, kept numbers, and which channels go first.
-
-Rates are exact fractions. The reference program rounds them to five decimals, which for some widths (3, or 64 at a
-step of 1/64) keeps one channel more than the rule says; on the published configurations both give the same numbers.
-"""
+"""How far a channel group is cut at a time: steps, kept numbers, and which channels go first."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+Quirk = Literal[
+    "nominal_batch_means",
+    "rank_removed_channels",
+    "rounded_rates",
+    "two_decimal_refinement",
+    "unchanged_candidates",
+    "whole_vector_shortlist",
+]
+"""What the program published with the paper does differently where a number depends on it.
 
-def num_kept(size: int, rate: Fraction) -> int:
-    """Channels kept of `size` at a rate in 0..1: ``max(1, ceil(size * rate))`` (EKG, arXiv 2203.02651)."""
-    return max(1, math.ceil(size * rate))
+nominal_batch_means: a batch's sums are divided by the nominal batch size, also for a short last batch, and the batches
+are averaged as equals. rank_removed_channels: all channels are ranked anew in every iteration; removed ones score 0 and
+so tie with dead ones. rounded_rates: rates are rounded to five decimals and multiplied in float32.
+two_decimal_refinement: the last step tries widths rounded to two decimals. unchanged_candidates: a channel group is a
+candidate until its rate is 0, although its last step may remove nothing. whole_vector_shortlist: a channel group that
+was never cut is judged by the sum of all its scores, one that was cut by 0, and so is always on the shortlist.
+"""
+
+QUIRKS: tuple[Quirk, ...] = get_args(Quirk)
+"""All of them: the program that was published with the paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRule:
+    """Kept numbers and rates; exact by default, rounded as in the reference program if asked.
+
+    Attributes:
+        is_rounded: the quirk `rounded_rates`. On the published configurations both give the same numbers.
+    """
+
+    is_rounded: bool = False
+
+    def num_kept(self, size: int, rate: Fraction) -> int:
+        """Channels kept of `size` at a rate in 0..1: ``max(1, ceil(size * rate))`` (EKG, arXiv 2203.02651)."""
+        if self.is_rounded:
+            return max(1, math.ceil(np.float32(size) * np.float32(float(rate))))
+        return max(1, math.ceil(size * rate))
+
+    def narrowed(self, rate: Fraction, step: Fraction) -> Fraction:
+        """The rate one step further, never below 0."""
+        if self.is_rounded:
+            return max(Fraction(0), decimal(round(float(rate) - float(step), 5)))
+        return max(Fraction(0), rate - step)
 
 
 def coarse_step(size: int, uses: int, step: float) -> Fraction:
@@ -26,17 +63,21 @@ def coarse_step(size: int, uses: int, step: float) -> Fraction:
             residual group), so that a cut that touches many layers is a small one.
         step: r, the prune ratio per step, in (0, 1); taken as the decimal number that it is written as.
     """
-    return max(Fraction(1, size), Fraction(str(step)) / uses)
+    return max(Fraction(1, size), decimal(step) / uses)
 
 
-def narrowed(rate: Fraction, step: Fraction) -> Fraction:
-    """The rate one step further, never below 0."""
-    return max(Fraction(0), rate - step)
+def decimal(number: float) -> Fraction:
+    """The decimal number that a float is written as, exactly."""
+    return Fraction(repr(number))
 
 
-def importance_order(scores: NDArray[np.float64], kept: Sequence[int]) -> list[int]:
-    """Kept channels from most to least important; ties go to the lower channel index.
+def importance_order(scores: NDArray[np.float64], channels: Sequence[int]) -> list[int]:
+    """Channels from most to least important; ties go to the lower channel index."""
+    return sorted(channels, key=lambda channel: (-scores[channel], channel))
 
-    Removed channels are not ranked at all, so that masks stay nested even where a kept channel is dead (score 0).
-    """
-    return sorted(kept, key=lambda channel: (-scores[channel], channel))
+
+def two_decimal_rates(rate: Fraction, size: int) -> list[tuple[Fraction, Fraction]]:
+    """Pairs (rate to try, rate to fall back to) of the quirk `two_decimal_refinement`, from the narrowest on."""
+    start = float(rate)
+    widths = np.arange(start, start + 0.2, 1 / size)
+    return [(decimal(round(float(width), 2)), decimal(round(float(width) - 1 / size, 5))) for width in widths]

@@ -15,7 +15,6 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.workers import RayTeam, spread
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.pipeline.worker import SearchShare, Worker
 from ekgsearch.search.base import Decision
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.storage.tensors import save_tensors
@@ -79,13 +78,13 @@ def cluster(workers: int, **options: object) -> ClusterSection:
 @pytest.fixture(scope="module")
 def expected(setup: Setup, session: None, folder: Path) -> list[dict]:
     workload = setup.workload(folder / "weights.safetensors")
-    return searched(setup, RayTeam(workload, setup.search_batches, cluster(1), reuse_prefix=True))
+    return searched(setup, RayTeam(workload, setup.search_plan, cluster(1)))
 
 
 def test_killed_workers_are_replaced_and_the_decisions_stay(setup: Setup, folder: Path, expected: list[dict]) -> None:
     workload = setup.workload(folder / "weights.safetensors")
     fatal = {2, 6, 9}  # a score pass, an evaluation and a commit: calls go begin, then (scores, evaluate, commit)
-    team = KillingTeam(workload, setup.search_batches, cluster(2), reuse_prefix=True, fatal_calls=fatal)
+    team = KillingTeam(workload, setup.search_plan, cluster(2), fatal_calls=fatal)
     assert searched(setup, team) == expected
     assert sum(member.restarts for member in team._members) == len(fatal)
 
@@ -93,7 +92,7 @@ def test_killed_workers_are_replaced_and_the_decisions_stay(setup: Setup, folder
 def test_a_worker_that_dies_too_often_stops_the_run_with_advice(setup: Setup, folder: Path, session: None) -> None:
     workload = setup.workload(folder / "weights.safetensors")
     options = cluster(1, max_restarts=1)
-    team = KillingTeam(workload, setup.search_batches, options, reuse_prefix=True, fatal_calls={2, 3})
+    team = KillingTeam(workload, setup.search_plan, options, fatal_calls={2, 3})
     with pytest.raises(WorkerError, match=r"died for the 2th time; cluster.max_restarts is 1"):
         searched(setup, team)
 
@@ -102,7 +101,7 @@ def test_a_worker_that_hangs_is_replaced(
     setup: Setup, folder: Path, expected: list[dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workload = setup.workload(folder / "weights.safetensors")
-    team = RayTeam(workload, setup.search_batches, cluster(1, timeout_seconds=15), reuse_prefix=True)
+    team = RayTeam(workload, setup.search_plan, cluster(1, timeout_seconds=15))
     pid = ray.get(team._members[0].actor.__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     assert searched(setup, team) == expected
@@ -110,12 +109,12 @@ def test_a_worker_that_hangs_is_replaced(
 
 
 def test_every_batch_has_one_owner_and_work_is_even() -> None:
-    batches = tuple((index, tuple(range(size))) for index, size in enumerate([256] * 7 + [40]))
+    sizes = [256] * 7 + [40]
     for workers in (1, 2, 3, 8, 20):
-        parts = spread(batches, workers)
+        parts = spread(sizes, workers)
         assert len(parts) == min(workers, 8)
-        assert sorted(batch for part in parts for batch in part) == sorted(batches)
-        loads = [sum(len(ids) for _, ids in part) for part in parts]
+        assert sorted(batch for part in parts for batch in part) == list(range(8))
+        loads = [sum(sizes[batch] for batch in part) for part in parts]
         assert max(loads) - min(loads) <= 256
         assert all(list(part) == sorted(part) for part in parts)
 
@@ -145,10 +144,3 @@ def test_a_cluster_of_two_nodes_is_used_by_its_address(tmp_path: Path, ekgsearch
         assert decisions(spread_out) == decisions(reference)
     finally:
         nodes.shutdown()
-
-
-def test_worker_and_share_are_plain_values(setup: Setup, folder: Path) -> None:
-    workload = setup.workload(folder / "weights.safetensors")
-    share = SearchShare(batches=setup.search_batches, num_images=120, reuse_prefix=True)
-    worker = Worker(workload, share)
-    assert worker.begin([setup.graph.full()]).busy_seconds > 0

@@ -16,7 +16,7 @@ from ekgsearch.channels.slim import slim
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.load import load_slim
-from ekgsearch.pipeline.worker import SearchShare, Worker
+from ekgsearch.pipeline.worker import SearchPlan, Worker
 from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.records import Subnetwork, canonical_json
 from ekgsearch.storage.files import file_sha256
@@ -58,7 +58,7 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
         dtype="float32",
     )
     store = open_store(str(tmp_path / "bank"))
-    worker = Worker(workload, SearchShare(batches=((0, (0, 1)),), num_images=2, reuse_prefix=True))
+    worker = Worker(workload, SearchPlan(batches=((0, (0, 1)),), nominal_batch=None, reuse_prefix=True), [0])
     for block in reversed(missing_blocks(store, spec)):
         worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
     commit(store, spec)

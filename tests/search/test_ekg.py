@@ -19,6 +19,7 @@ from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import (
+    BatchResult,
     Candidate,
     Decision,
     Evaluation,
@@ -30,7 +31,7 @@ from ekgsearch.search.base import (
 from ekgsearch.search.budget import Budget, set_budget
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.steps import coarse_step, num_kept
+from ekgsearch.search.steps import QUIRKS, StepRule, coarse_step
 
 SETTINGS = EkgSettings(step=0.4)
 
@@ -147,7 +148,7 @@ def test_every_candidate_is_one_step_of_the_published_size(graph: ChannelGraph, 
         for outcome in decision.candidates:
             group = graph.group(outcome.group)
             rate = rates[outcome.group] - coarse_step(group.size, group.uses, SETTINGS.step)
-            assert outcome.num_kept == num_kept(group.size, rate)
+            assert outcome.num_kept == StepRule().num_kept(group.size, rate)
         rates[decision.group] = decision.rate
 
 
@@ -218,7 +219,7 @@ def test_the_first_shortlist_follows_from_scores_computed_by_hand(
     scores = sum_over_batches(evaluator.scores(graph.full()))
     doomed = []
     for group in graph.groups:
-        kept = num_kept(group.size, 1 - coarse_step(group.size, group.uses, SETTINGS.step))
+        kept = StepRule().num_kept(group.size, 1 - coarse_step(group.size, group.uses, SETTINGS.step))
         doomed.append(float(np.sort(scores[group.name])[: group.size - kept].sum()))
     threshold = trimmed_otsu(doomed)
     assert threshold is not None
@@ -281,3 +282,23 @@ def test_candidates_that_are_not_finite_are_recorded_and_cannot_win(
     broken = AllPoisoned(evaluator_of(graph, batches, [[0, 1, 2]]).parts)
     with pytest.raises(NumericsError, match="iteration 1"):
         list(EkgSearch(graph, broken, budget_of(graph), SETTINGS).run())
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_every_quirk_alone_reaches_the_budget_and_continues_from_its_records(
+    quirk: str, graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    settings = EkgSettings(step=0.4, quirks=frozenset({quirk}))  # type: ignore[arg-type]
+    budget = budget_of(graph, 0.35)
+    made = list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget, settings).run())
+    assert budget.is_met(made[-1].macs, made[-1].params)
+    history = decisions_from_records(records(made[:3]), graph.full())
+    search = EkgSearch(graph, evaluator_of(graph, batches, [[0], [1, 2]]), budget, settings)
+    assert records(history + list(search.run(history))) == records(made)
+
+
+def test_nominal_means_divide_every_batch_by_the_nominal_size() -> None:
+    results = {0: BatchResult(16, 4, 8.0, 12.0), 1: BatchResult(4, 1, 3.0, 5.0)}
+    assert mean_over_batches(results).loss == pytest.approx(11 / 20)
+    assert mean_over_batches(results, nominal_batch=16).loss == pytest.approx((8 / 16 + 3 / 16) / 2)
+    assert mean_over_batches(results, nominal_batch=16).score == pytest.approx((12 / 16 + 5 / 16) / 2)

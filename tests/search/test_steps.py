@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ekgsearch.search.steps import coarse_step, importance_order, narrowed, num_kept
+from ekgsearch.search.steps import StepRule, coarse_step, importance_order
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,12 @@ from ekgsearch.search.steps import coarse_step, importance_order, narrowed, num_
         (512, [410, 308, 205, 103, 1]),
     ],
 )
-def test_kept_numbers_follow_the_published_vectors(size: int, expected: list[int]) -> None:
+@pytest.mark.parametrize("rule", [StepRule(), StepRule(is_rounded=True)])
+def test_kept_numbers_follow_the_published_vectors(rule: StepRule, size: int, expected: list[int]) -> None:
     rate, kept = Fraction(1), []
     for _ in range(5):
-        rate = narrowed(rate, Fraction(1, 5))
-        kept.append(num_kept(size, rate))
+        rate = rule.narrowed(rate, Fraction(1, 5))
+        kept.append(rule.num_kept(size, rate))
     assert kept == expected
 
 
@@ -42,11 +43,11 @@ def test_a_step_is_never_less_than_one_channel() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 16, 24, 64, 160, 2048])
 @pytest.mark.parametrize("uses", [1, 4, 10])
 def test_every_step_removes_a_channel_until_one_is_left(size: int, uses: int) -> None:
-    rate, kept = Fraction(1), size
+    rule, rate, kept = StepRule(), Fraction(1), size
     while kept > 1:
-        rate = narrowed(rate, coarse_step(size, uses, 0.1))
-        assert num_kept(size, rate) < kept
-        kept = num_kept(size, rate)
+        rate = rule.narrowed(rate, coarse_step(size, uses, 0.1))
+        assert rule.num_kept(size, rate) < kept
+        kept = rule.num_kept(size, rate)
 
 
 def test_ties_go_to_the_lower_channel_and_removed_channels_are_not_ranked() -> None:
