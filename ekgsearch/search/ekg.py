@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -71,11 +71,17 @@ class EkgSearch:
         rates.update({decision.group: decision.rate for decision in decisions if decision.group})
         current = decisions[-1]
         while not self._budget.is_met(current.macs, current.params):
-            current = self._iterate(current, rates)
+            current = self.decide(current, rates)
             rates[current.group] = current.rate
             yield current
 
-    def _iterate(self, current: Decision, rates: dict[str, Fraction]) -> Decision:
+    def decide(self, current: Decision, rates: Mapping[str, Fraction]) -> Decision:
+        """Make one decision.
+
+        Args:
+            current: the decision before; only its sub-network, costs and iteration matter.
+            rates: width of every channel group as the step rule tracks it.
+        """
         scores = self._evaluator.scores(current.subnetwork)
         standing = self._ranked_anew(current.subnetwork, scores)
         proposals = self._proposals(standing, rates, scores)
@@ -124,7 +130,7 @@ class EkgSearch:
             }
         )
 
-    def _proposals(self, current: Subnetwork, rates: dict[str, Fraction], scores: GroupScores) -> list[Candidate]:
+    def _proposals(self, current: Subnetwork, rates: Mapping[str, Fraction], scores: GroupScores) -> list[Candidate]:
         """The next cut of every channel group that has one, least important channels first."""
         keeps_unchanged = "unchanged_candidates" in self._settings.quirks
         proposals = []
@@ -160,7 +166,7 @@ class EkgSearch:
         return candidate
 
     def _shortlist(
-        self, current: Subnetwork, proposals: list[Candidate], scores: GroupScores, rates: dict[str, Fraction]
+        self, current: Subnetwork, proposals: list[Candidate], scores: GroupScores, rates: Mapping[str, Fraction]
     ) -> tuple[float | None, list[Candidate]]:
         """Threshold and the proposals whose channels to remove have a summed score at or below it."""
         doomed = {}

@@ -1,6 +1,6 @@
 """Evaluate networks on fixed batches of the search subset, sharing what candidates have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,6 +68,16 @@ class BatchEvaluator:
     def knowledge(self, batch: int) -> Tensor:
         """Ensemble knowledge T of one batch: mean logits so far, (B, classes) float64."""
         return self._knowledge[batch]
+
+    def set_knowledge(self, by_batch: Mapping[int, Tensor], count: int) -> None:
+        """Replace the ensemble knowledge by a given one, to repeat decisions that were recorded elsewhere.
+
+        Args:
+            by_batch: mean logits of every batch that this evaluator owns, (B, classes), by batch index.
+            count: networks in this mean.
+        """
+        self._knowledge = {batch.index: by_batch[batch.index].double() for batch in self._batches}
+        self._count = count
 
     def begin(self, history: Sequence[Subnetwork]) -> dict[int, BatchResult]:
         """Average the logits of these networks; return the results of the last one by batch index."""
