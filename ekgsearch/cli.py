@@ -169,12 +169,10 @@ def main() -> None:
         cli(standalone_mode=False)
     except click.exceptions.Exit as exit_request:
         sys.exit(exit_request.exit_code)
-    except click.Abort:
-        _fail("interrupted", EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
     except EkgError as error:
         _fail(f"error: {error}", EXIT_ERROR)

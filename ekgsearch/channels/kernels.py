@@ -8,7 +8,7 @@ from ekgsearch.channels.members import Layer
 _SMALLEST_SQUARE = 1e-12  # keeps the division finite where only zeros are kept
 
 
-def preserve_norm(kernel: Tensor, original: Tensor) -> Tensor:
+def at_uncut_norm(kernel: Tensor, original: Tensor) -> Tensor:
     """Scale a masked or cut kernel to the Frobenius norm of the original one, over the whole tensor.
 
     W' = (W * M) * ||W||_F / ||W * M||_F; source: EKG (arXiv 2203.02651), sec. 3.

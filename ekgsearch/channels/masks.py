@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.kernels import axes, channel_lines, preserve_norm
+from ekgsearch.channels.kernels import at_uncut_norm, axes, channel_lines
 from ekgsearch.channels.members import Layer, Site
 from ekgsearch.channels.operations import Kind
 from ekgsearch.errors import NetworkError
@@ -18,8 +18,8 @@ class MaskedNetwork:
     """Evaluates sub-networks without cutting anything.
 
     Kernels are multiplied by the masks of their input and output channels and scaled to their uncut norm; feature maps
-    are multiplied by the mask at each site. No gradient reaches the network's parameters, and nothing of the network
-    changes. Source: EKG (arXiv 2203.02651), sec. 3.
+    are multiplied by the mask at each site. No gradient is recorded, and nothing of the network changes. Source: EKG
+    (arXiv 2203.02651), sec. 3.
 
     Args:
         graph: analysed network; its current weights are read at each call.
@@ -85,6 +85,7 @@ class MaskedNetwork:
             if site.node in names and not cut.isdisjoint(site.groups)
         }
 
+    @torch.no_grad()
     def forward(
         self, images: Tensor, sub: Subnetwork, *, norm_mode: NormMode = "batch", preserve_norm: bool = True
     ) -> Any:
@@ -115,6 +116,7 @@ class MaskedNetwork:
         done = (other.name for other in self._program.steps[:step])
         return frozenset(name for name in done if self._program.last_use.get(name, -1) >= step)
 
+    @torch.no_grad()
     def run(
         self,
         images: Tensor,
@@ -247,4 +249,4 @@ def _masked(layer: Layer, keep: Tensor, scaled: bool) -> Tensor:
         if axis is not None:
             shape = [-1 if other == axis else 1 for other in range(weight.ndim)]
             kernel = kernel * keep[classes].to(device=weight.device, dtype=weight.dtype).view(shape)
-    return preserve_norm(kernel, weight) if scaled else kernel
+    return at_uncut_norm(kernel, weight) if scaled else kernel

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ekgsearch.channels.calls import call_move, pad_amounts
+from ekgsearch.channels.calls import argument, call_move, pad_amounts
 from ekgsearch.channels.labels import Channels, value_of
 from ekgsearch.channels.operations import JOINS, PADS, Kind, operation_name
 from ekgsearch.channels.trace import Trace
@@ -175,9 +175,10 @@ class _Planner:
         if name in PADS and label.axis is not None:
             found.append(self._resized_pad(node, label))
         if name in _VIEWS:
-            given = list(node.args[1]) if isinstance(node.args[1], (tuple, list)) else list(node.args[1:])
+            first = argument(node, 1, ["shape", "size"])
+            given = list(first) if isinstance(first, (tuple, list)) else list(node.args[1:])
             for axis in self._box(label) or {}:
-                if given[axis] != -1:
+                if axis < len(given) and given[axis] != -1:
                     given[axis] = int(shapes[0][axis])
             target = torch.Tensor.expand if name == "expand" else torch.reshape
             found.append(Resize(target, (tuple(given),)))

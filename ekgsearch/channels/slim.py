@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.kernels import axes, channel_lines, cut
-from ekgsearch.channels.kernels import preserve_norm as at_uncut_norm
+from ekgsearch.channels.kernels import at_uncut_norm, axes, channel_lines, cut
 from ekgsearch.channels.members import Layer
 from ekgsearch.channels.movement import Gather, Resize, plan
 from ekgsearch.channels.operations import Kind
@@ -20,10 +19,10 @@ class ChannelGather(nn.Module):
 
     index: Tensor
 
-    def __init__(self, axis: int, index: tuple[int, ...]) -> None:
+    def __init__(self, axis: int, index: Tensor) -> None:
         super().__init__()
         self.axis = axis
-        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("index", index, persistent=False)
 
     def forward(self, value: Tensor) -> Tensor:
         """Take the channels of a tensor."""
@@ -55,12 +54,13 @@ def slim(graph: ChannelGraph, sub: Subnetwork, *, preserve_norm: bool = True) ->
         path: _cut_layer(graph.layers[path], keep, preserve_norm) if path in graph.layers else copy.deepcopy(module)
         for path, module in graph.trace.modules.items()
     }
+    device = next(graph.network.parameters()).device
     new = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     by_name = {node.name: node for node in graph.trace.graph.nodes}
     for node in graph.trace.graph.nodes:
         change = changes.get(node.name)
-        copies[node] = _copy_node(new, node, change, copies, by_name, parts)
+        copies[node] = _copy_node(new, node, change, copies, by_name, parts, device)
         if node.op == "get_attr":
             parts[str(node.target)] = copy.deepcopy(graph.trace.tensor(str(node.target)))
     new.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
@@ -78,6 +78,7 @@ def _copy_node(
     copies: dict[fx.Node, fx.Node],
     by_name: dict[str, fx.Node],
     parts: dict[str, Any],
+    device: torch.device,
 ) -> fx.Node:
     match change:
         case Gather(source, axis, index):
@@ -85,7 +86,7 @@ def _copy_node(
             if index == tuple(range(index[0], index[0] + len(index))):
                 return new.call_function(torch.narrow, (value, axis, index[0], len(index)))
             path = f"_gather_{node.name}"
-            parts[path] = ChannelGather(axis, index)
+            parts[path] = ChannelGather(axis, torch.tensor(index, device=device))
             return new.call_module(path, (value,))
         case Resize(target, args):
             return new.call_function(
@@ -136,13 +137,14 @@ def _resize(module: nn.Module, names: tuple[str, ...], size: int) -> None:
 
 
 def _restore_inplace(module: fx.GraphModule, graph: ChannelGraph) -> None:
-    """Let activations write in place again where the original's do and nothing else reads their input."""
+    """Let activations write in place again where the original's do and only they read the result of a layer."""
     original = dict(graph.network.named_modules())
-    for node in module.graph.nodes:
+    fresh = (Kind.CONV, Kind.LINEAR, Kind.NORM)
+    calls: dict[str, bool] = {}
+    for node in graph.trace.graph.nodes:
         if node.op == "call_module" and getattr(original.get(str(node.target)), "inplace", False):
-            alone = all(
-                len(call.all_input_nodes[0].users) == 1
-                for call in module.graph.nodes
-                if call.op == "call_module" and call.target == node.target
-            )
-            vars(module.get_submodule(str(node.target)))["inplace"] = alone
+            value = node.all_input_nodes[0]
+            alone = len(value.users) == 1 and graph.trace.kinds[value.name] in fresh
+            calls[str(node.target)] = calls.get(str(node.target), True) and alone
+    for path, alone in calls.items():
+        vars(module.get_submodule(path))["inplace"] = alone

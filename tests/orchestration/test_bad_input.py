@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import RunCommand, command, environment
+from command_line import RunCommand, command, environment
 from PIL import Image
 from safetensors.numpy import save_file
 

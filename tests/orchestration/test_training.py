@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import JOB, command, environment
+from command_line import JOB, command, environment
 
 from ekgsearch.storage.journal import read_journal
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import JOB, RunCommand
+from command_line import JOB, RunCommand
 
 from ekgsearch.errors import WorkerError
 from ekgsearch.experiment import ClusterSection

@@ -1,0 +1,172 @@
+"""Tracing: both tracers, in-place operations, and what cannot be traced."""
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from blocks import Head, conv
+from networks import NETWORKS, SHAPE, images, make
+from torch import nn
+
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.operations import Kind
+from ekgsearch.channels.slim import slim
+from ekgsearch.channels.trace import trace
+from ekgsearch.errors import NetworkError
+
+
+class Body(Head):
+    """A stem and a body around a function given by the test."""
+
+    def __init__(self, function) -> None:
+        super().__init__(6)
+        self.stem, self.body = nn.Conv2d(3, 6, 3, padding=1), conv(6, 6)
+        self.function = function
+
+    def forward(self, x):
+        return self.head(self.function(self, self.stem(x)))
+
+
+def assert_same(network: nn.Module) -> None:
+    """The traced network gives bit for bit what the network gives."""
+    graph = analyse(network, SHAPE)
+    with torch.no_grad():
+        expected = network.eval()(images())
+    assert torch.equal(MaskedNetwork(graph)(images(), graph.full(), norm_mode="running"), expected)
+
+
+def _write_then_read_old_name(net, x):
+    y = net.body(x)
+    F.relu_(x)
+    return y + x
+
+
+def _write_through_view(net, x):
+    half = x[:, :3]
+    half.relu_()
+    return x
+
+
+def _accumulate(net, x):
+    y = net.body(x)
+    y += x
+    y *= 2
+    return y
+
+
+def test_later_readers_of_a_tensor_written_in_place_see_the_new_value():
+    assert_same(make(lambda: Body(_write_then_read_old_name)))
+    assert_same(make(lambda: Body(_accumulate)))
+
+
+def test_writing_through_a_view_that_is_read_later_is_refused():
+    with pytest.raises(NetworkError, match="in place"):
+        analyse(make(lambda: Body(_write_through_view)), SHAPE)
+
+
+def test_index_assignment_is_refused():
+    def assign(net, x):
+        x[:, :2] = 0
+        return x
+
+    with pytest.raises(NetworkError, match="in place"):
+        analyse(make(lambda: Body(assign)), SHAPE)
+
+
+def test_sizes_are_numbers_even_when_added_to_in_place():
+    def grow(net, x):
+        height = x.size(2)
+        double = height
+        double += height
+        return F.interpolate(x, size=(double, height))
+
+    assert_same(make(lambda: Body(grow)))
+
+
+def test_export_takes_over_where_symbolic_tracing_fails(caplog):
+    caplog.set_level(logging.INFO)
+    network = make(NETWORKS["control flow"][0])
+    traced = trace(network, SHAPE)
+    assert "trying torch.export" in caplog.text
+    kinds = set(traced.kinds.values())
+    assert {Kind.CONV, Kind.LINEAR, Kind.NORM, Kind.IDENTITY} <= kinds
+    assert Kind.UNKNOWN not in kinds
+    assert_same(network)
+
+
+def test_export_reads_the_same_channel_groups_as_symbolic_tracing(monkeypatch):
+    from ekgsearch.channels import trace as tracing
+
+    for name in ("option A", "depthwise", "dense", "shuffle", "squeeze and excite", "literal flatten", "in place"):
+        expected = analyse(make(NETWORKS[name][0]), SHAPE)
+        with monkeypatch.context() as patch:
+            patch.setattr(tracing, "_symbolic", lambda network: 1 / 0)
+            found = analyse(make(NETWORKS[name][0]), SHAPE)
+        assert found.full() == expected.full()
+        pairs = zip(found.groups, expected.groups, strict=True)
+        assert all((a.producers, a.consumers, a.norms) == (b.producers, b.consumers, b.norms) for a, b in pairs)
+        assert len(found.sites) == len(expected.sites)
+
+
+def test_a_forward_that_depends_on_values_is_refused_with_both_reasons():
+    def branch(net, x):
+        return x if x.mean() > 0 else -x
+
+    with pytest.raises(NetworkError, match=r"torch\.fx says.*torch\.export says"):
+        analyse(make(lambda: Body(branch)), SHAPE)
+
+
+def test_a_forward_with_two_inputs_is_refused():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, y):
+            return self.a(x) + y
+
+    with pytest.raises(NetworkError):
+        analyse(Two(), SHAPE)
+
+
+def test_arguments_with_defaults_take_them():
+    class Optional(Body):
+        def forward(self, x, mask=None, scale=2.0):
+            x = self.stem(x) * scale
+            return self.head(x if mask is None else x * mask)
+
+    network = make(lambda: Optional(None))
+    assert_same(network)
+    assert [group.size for group in analyse(network, SHAPE).groups] == [6]
+
+
+def test_tensors_made_in_the_forward_belong_to_the_trace_and_freeze_what_they_meet():
+    factor = torch.arange(1.0, 7.0, dtype=torch.float64).view(1, 6, 1, 1)
+    network = make(lambda: Body(lambda net, x: net.body(x) * factor))
+    before = set(vars(network))
+    graph = analyse(network, SHAPE)
+    assert set(vars(network)) == before
+    assert [group.name for group in graph.groups] == ["stem"]
+    assert_same(network)
+    small = slim(graph, graph.full().replace("stem", [2])).eval()
+    assert small(images()).shape == (3, 4)
+
+
+def test_randomness_in_the_forward_is_refused():
+    with pytest.raises(NetworkError, match="other outputs"):
+        analyse(make(lambda: Body(lambda net, x: F.dropout(x, 0.5, training=True))), SHAPE)
+
+
+def test_a_weight_read_outside_its_layer_freezes_the_layer():
+    network = make(lambda: Body(lambda net, x: net.body(x) * net.body[0].weight.norm()))
+    graph = analyse(network, SHAPE)
+    assert not [group for group in graph.groups if group.name == "body.0"]
+    assert "used elsewhere" in next(group.frozen for group in graph.frozen if group.name == "body.0")
+
+
+@pytest.mark.parametrize(("network", "words"), [(nn.ReLU(), "parameters"), (nn.Conv2d(3, 3, 1), "input shape")])
+def test_networks_and_shapes_that_make_no_sense_are_refused(network, words):
+    with pytest.raises(NetworkError, match=words):
+        analyse(network, (3, 8) if words == "input shape" else SHAPE)
