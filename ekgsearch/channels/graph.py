@@ -143,7 +143,7 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
         for node in [stuck, *stuck.all_input_nodes]:
             for part in parts_of(labelling.labels[node.name]):
                 labelling.sets.freeze(part.all_ids, f"node {stuck.name!r} rearranges them in a way that cannot be cut")
-    _log.info("%d channel groups can be cut, %d are frozen", len(graph.groups), len(graph.frozen))
+    _log.debug("%d channel groups can be cut, %d are frozen", len(graph.groups), len(graph.frozen))
     return graph
 
 

@@ -109,6 +109,7 @@ def set_up(job: Job) -> Setup:
         load_weights(network, _weights_path(job.net))
     network.eval()
     graph = analyse(network, net.input_shape)
+    log.info("%s on %s: %d channel groups, %d frozen", net.name, job.data.name, len(graph.groups), len(graph.frozen))
     search = job.search
     budget = set_budget(
         graph, reduction=search.reduction, absolute=search.budget, unit=search.unit, counter=search.counter
