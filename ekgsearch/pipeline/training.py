@@ -223,8 +223,3 @@ def load_student(workload: Workload, subnetwork: Subnetwork | None, weights: Pat
         network = slim(analyse(network, workload.net.input_shape), subnetwork)
     network.load_state_dict(load_tensors(weights)[0])
     return network.eval()
-
-
-def describe(tasks: Iterable[TrainingTask]) -> str:
-    """Names and objectives of trainings, for a log line."""
-    return ", ".join(f"{task.name} ({task.config.objective}, {task.config.epochs} epochs)" for task in tasks)

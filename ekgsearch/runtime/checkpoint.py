@@ -66,16 +66,6 @@ def load_state(folder: Path, *, name: str = "checkpoint", device: torch.device |
     return state
 
 
-def has_state(folder: Path, *, name: str = "checkpoint") -> bool:
-    """Whether a folder holds a checkpoint.
-
-    Args:
-        folder: folder of the checkpoint; need not exist.
-        name: name of the file without its ending.
-    """
-    return checkpoint_path(folder, name).is_file()
-
-
 def checkpoint_path(folder: Path, name: str = "checkpoint") -> Path:
     """File of a checkpoint.
 
