@@ -99,8 +99,8 @@ def evaluate_and_write_tables(state: RunState) -> None:
     """Measure accuracy and latency of the networks before and after, then write all tables."""
     setup = state.setup
     if not state.line("evaluate"):
-        device = torch.device(setup.device)
-        with state.ledger.attempt(Phase.EVALUATE, device_name(device), 1) as clock, clock.working():
+        device, devices = torch.device(setup.device), setup.num_local_devices
+        with state.ledger.attempt(Phase.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
             correct, latencies = _measure(state, device)
         save_measurements(state, latencies)
         state.journal.append("evaluate", **correct)

@@ -11,7 +11,7 @@ from ekgsearch.finetune.config import FinetuneConfig, Objective
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run_plan
 from ekgsearch.records import Phase
-from ekgsearch.runtime.environment import device_name, num_cores
+from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.storage.tensors import save_tensors
 
@@ -90,18 +90,18 @@ def training_config(
 def _train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path) -> Path:
     """Train one network on all cores of this machine, or on its device; returns the file of its weights."""
     setup = state.setup
-    cores = num_cores() if setup.device == "cpu" else 1
+    devices = setup.num_local_devices
     plan = TrainingPlan(
         run=setup.job.run_name,
         phase=phase,
         workload=setup.workload(weights),
         tasks=(task,),
         bank=None,
-        threads=cores,
+        threads=devices,
     )
     device = device_name(torch.device(setup.device))
     threads = torch.get_num_threads()
-    with state.ledger.attempt(phase, device, cores) as clock, clock.working(cores):
+    with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices):
         run_plan(plan, state.training_folder)
     torch.set_num_threads(threads)
     return Outcome.read(state.training_folder, task.name).weights

@@ -21,6 +21,7 @@ from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.records import Costs
+from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget, set_budget
 
@@ -63,6 +64,11 @@ class Setup:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     device: str
+
+    @property
+    def num_local_devices(self) -> int:
+        """Devices that work in this process holds: one GPU, or all cores."""
+        return num_cores() if self.device == "cpu" else 1
 
     @property
     def search_plan(self) -> SearchPlan:
