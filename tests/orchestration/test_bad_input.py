@@ -141,4 +141,6 @@ def test_ctrl_c_in_each_phase_loses_nothing(phase: str, job_file: Path, ekgsearc
     assert finished.returncode == 0, finished.stderr
     assert (run / "journal.jsonl").read_bytes().startswith(before)
     hours = pd.read_parquet(run / "tables" / "device_hours.parquet")
-    assert set(hours[hours.phase == phase].exit_state) == {"interrupted", "finished"}
+    first, *_, last = hours[hours.phase == phase].exit_state
+    assert first in ("interrupted", "died")  # died: stopped before the attempt could even be watched
+    assert last == "finished"
