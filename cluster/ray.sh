@@ -50,6 +50,10 @@ if [ "$host" = 0.0.0.0 ] && [ "$everywhere" = no ]; then
   fail "--host 0.0.0.0 listens on every interface; add --everywhere if that is what you want"
 fi
 
+case $host in
+  # By itself Ray replaces 127.0.0.1 by an address that other machines reach; this switch keeps it on loopback.
+  127.*|localhost) export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ;;
+esac
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file RAY_USAGE_STATS_ENABLED=0
 case $command in
   token) make_token ;;

@@ -25,7 +25,7 @@ _verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show detai
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ekgsearch")
 def cli() -> None:
-    r"""Shrink convolutional networks: search channel groups, distil, fine-tune, report.
+    """Shrink convolutional networks: search channel groups, distil, fine-tune, report.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def cli() -> None:
 @click.option("--resume", is_flag=True, help="Continue even if the job, the machine or a version differs.")
 @_verbose_option
 def run(job: Path, overrides: tuple[str, ...], address: str | None, resume: bool, verbose: bool) -> None:
-    r"""Run JOB to its end; the same command continues a run that was stopped.
+    """Run JOB to its end; the same command continues a run that was stopped.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def run(job: Path, overrides: tuple[str, ...], address: str | None, resume: bool
 @_set_option
 @_verbose_option
 def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    r"""Print the channel groups of JOB's network: what can be cut, what is frozen and why, and how far it can go.
+    """Print the channel groups of JOB's network: what can be cut, what is frozen and why, and how far it can go.
 
     \b
     Example:
@@ -90,7 +90,7 @@ def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 @_set_option
 @click.option("--show", is_flag=True, help="Print the job with every default written out.")
 def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
-    r"""Check JOB without running it; every mistake is one line with its place, value and what is allowed.
+    """Check the fields of JOB without opening what it names; every mistake is one line.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="File to write; default: in the first run.")
 @_verbose_option
 def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
-    r"""Write one self-contained HTML report of RUNS, and the same plots as PNG files.
+    """Write one self-contained HTML report of RUNS, and the same plots as PNG files.
 
     \b
     Examples:
@@ -128,7 +128,7 @@ def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
 @click.option("--table", default="summary", show_default=True, help="Which table of the runs to join.")
 @_verbose_option
 def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None:
-    r"""Join a table of several RUNS into one parquet file; the default is one summary row per run.
+    """Join a table of several RUNS into one parquet file; the default is one summary row per run.
 
     \b
     Examples:
@@ -146,7 +146,7 @@ def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None
 @cli.command()
 @click.option("--tables", is_flag=True, help="Describe the columns of the result tables instead.")
 def schema(tables: bool) -> None:
-    r"""Print the JSON schema of a job, or the documented columns of the result tables.
+    """Print the JSON schema of a job, or the documented columns of the result tables.
 
     \b
     Examples:

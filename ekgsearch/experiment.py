@@ -19,7 +19,7 @@ Factor = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of a job: frozen, and refusing keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NetSection(Section):

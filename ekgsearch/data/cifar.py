@@ -52,7 +52,10 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
         except OSError as error:
             raise DataError(f"{name}: {root} cannot be made ({error.strerror}); name a folder in the job") from error
     elif not root.is_dir():
-        raise DataError(f"{name}: expected a folder of data at {root}, found none; mend the path in the job")
+        raise DataError(
+            f"{name}: expected a folder of data at {root}, found none; "
+            "set data.root in the job, or EKGSEARCH_DATA, to the folder that holds the data set"
+        )
     images = _find(name, root)
     if images is None and download:
         _download(name, root)

@@ -8,6 +8,7 @@ from types import FrameType
 
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import Job
+from ekgsearch.orchestration.session import cluster_address, prepare_environment, ray_session
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.runtime.ledger import INTERRUPTED_EXIT_CODE
@@ -31,20 +32,16 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool) -> Path:
         raise StorageError(f"output = {job.output}: the run directory cannot be made: {error}") from error
     configure_logging(run_dir, verbose)
     signal.signal(signal.SIGTERM, _stop)
-    if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not _address(job):
+    if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not cluster_address(job.cluster):
         run_job(job, InProcessBackend(), continue_anyway=continue_anyway)
         return run_dir
+    prepare_environment(job.cluster)
     from ekgsearch.orchestration.backend import RayBackend
-    from ekgsearch.orchestration.session import ray_session
 
     num_cpus = max(job.cluster.search_workers, job.finetune.workers, os.cpu_count() or 1)
     with ray_session(job.cluster, num_cpus):
         run_job(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
     return run_dir
-
-
-def _address(job: Job) -> str | None:
-    return job.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

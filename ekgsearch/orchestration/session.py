@@ -4,11 +4,48 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ekgsearch.errors import WorkerError
 from ekgsearch.experiment import ClusterSection
 
 log = logging.getLogger(__name__)
+
+
+LOOPBACK = ("127.", "localhost", "[::1]")
+
+
+def cluster_address(cluster: ClusterSection) -> str | None:
+    """Address of the cluster to use: the job's, else RAY_ADDRESS; None for a local session."""
+    return cluster.address or os.environ.get("RAY_ADDRESS") or None
+
+
+def prepare_environment(cluster: ClusterSection) -> None:
+    """Set what Ray reads from the environment; it must be called before Ray is imported.
+
+    A local session, and a cluster whose address is a loopback one, stay on the loopback interface: by itself Ray
+    replaces 127.0.0.1 by an address that other machines reach.
+    """
+    defaults = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+    address = cluster_address(cluster)
+    if address is None:
+        # It listens on loopback only and lives as long as this process: it needs no token, and no cloud takes it back.
+        defaults |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    elif _token_file().is_file():
+        defaults["RAY_AUTH_MODE"] = "token"  # a client does not look for its token unless told to
+    if address is None or address.startswith(LOOPBACK):
+        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the switch by which Ray keeps to 127.0.0.1
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
 
 
 @contextmanager
@@ -22,15 +59,8 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
     Raises:
         WorkerError: the cluster cannot be reached or refuses the token.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    if not address:
-        # A local session listens on loopback only and lives as long as this process: it needs no token.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # for nodes that a cloud takes back
+    prepare_environment(cluster)
+    address = cluster_address(cluster)
     import ray
 
     try:
@@ -49,10 +79,11 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
                 logging_config=ray.LoggingConfig(log_level="ERROR"),
                 _node_ip_address="127.0.0.1",
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise WorkerError(
             f"no Ray session at {address or 'this machine'}: {' '.join(str(error).split())[:300]}; "
-            "check the address, that the head is running, and that this machine has its token (cluster/README.md)"
+            "check that the head is running at this address and that this machine has its token: the same "
+            "~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH (cluster/README.md)"
         ) from error
     cores = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
     log.info("ray %s: %s, %g cores", ray.__version__, address or "local session", cores)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ekgsearch.errors import ResumeError, StorageError
 from ekgsearch.experiment import Job
-from ekgsearch.jobfile import job_text
+from ekgsearch.jobfile import job_text, load_job
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
 from ekgsearch.pipeline.preparing import pretrain, warm_up
@@ -38,9 +38,9 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False) -> Non
             is in the journal is kept, and the same command continues.
     """
     run_dir = job.run_dir
+    setup = set_up(job)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
-        setup = set_up(job)
         start_or_check(setup, journal, continue_anyway)
         ledger = Ledger(run_dir / "ledger", job.run_name)
         state = RunState(setup, journal, ledger, backend)
@@ -71,8 +71,12 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
         return
     recorded = {name: journal.lines[0].get(name) for name in facts}
     differences = [
-        f"{name} was {recorded[name]}, is {value}" for name, value in facts.items() if recorded[name] != value
+        f"{name} was {recorded[name]}, is {value}"
+        for name, value in facts.items()
+        if recorded[name] != value and name != "job"
     ]
+    if recorded["job"] != facts["job"]:
+        differences += _job_differences(run_dir / "job.yaml", setup.job)
     differences += _environment_differences(run_dir / "provenance.json", found)
     if differences and not continue_anyway:
         raise ResumeError(
@@ -94,6 +98,24 @@ def _facts(setup: Setup) -> dict[str, Any]:
         "params": setup.full_costs.params,
         "groups": {group.name: group.size for group in setup.graph.groups},
     }
+
+
+def _job_differences(path: Path, job: Job) -> list[str]:
+    """Fields in which a job differs from the one that the run directory was started with."""
+    before, now = (_flat(item.model_dump(mode="json")) for item in (load_job(path), job))
+    return [
+        f"{name} was {canonical_json(before[name])}, is {canonical_json(now[name])}"
+        for name in now
+        if before[name] != now[name] and name != "output" and not name.startswith("cluster.")
+    ]
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _environment_differences(path: Path, found: dict[str, Any]) -> list[str]:

@@ -28,7 +28,6 @@ from ekgsearch.search.budget import Budget, set_budget
 log = logging.getLogger(__name__)
 
 DATA_VARIABLE = "EKGSEARCH_DATA"
-CACHE = "~/.cache/ekgsearch/data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +142,8 @@ def data_request(job: Job) -> DataRequest:
     root: Path | None = None
     if job.data.root is not None:
         root = expand_path(job.data.root, "data.root")
-    elif job.data.name != "digits":
-        root = Path(os.environ.get(DATA_VARIABLE, CACHE)).expanduser()
+    elif job.data.name != "digits" and DATA_VARIABLE in os.environ:
+        root = Path(os.environ[DATA_VARIABLE])
     return DataRequest(
         name=job.data.name,
         root=None if root is None else root.absolute(),

@@ -64,6 +64,6 @@ def set_budget(
         raise BudgetError(
             f"search: {asked} cannot be reached by this network (counter {counter}): it has {full:,} {unit} and its "
             f"channel groups can be cut down to {least:,}, a reduction of at most {1 - least / full:.4f}; "
-            "choose a budget in that range, or look at `ekgsearch groups` for what is frozen and why"
+            "choose a budget in that range"
         )
     return Budget(limit, unit, counter)

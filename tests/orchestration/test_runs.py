@@ -80,7 +80,7 @@ def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
     before = journal_bytes(reference)
     refused = ekgsearch("run", reference.parent / "job.yaml", "--set", "finetune.epochs=3")
     assert refused.returncode == 2
-    assert "belongs to another run" in refused.stderr
+    assert "belongs to another run: finetune.epochs was 2, is 3" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert journal_bytes(reference) == before
 
