@@ -36,9 +36,9 @@ def _one_thread(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(autouse=True)
 def _log_as_it_was() -> Iterator[None]:
-    """Undo what a test did to the log of the package, so that the next one can read it."""
+    """Start every test with a log that it can read, whatever another test or a Ray session did to it."""
     logger = logging.getLogger("ekgsearch")
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    handlers, propagate = list(logger.handlers), logger.propagate
+    logger.setLevel(logging.INFO)  # a Ray session raises the level of the root logger, which would count otherwise
     yield
     logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
