@@ -2,8 +2,10 @@
 
 import logging
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,28 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
         ),
     )
     try:
-        trainer.fit()
+        _fit_interruptibly(trainer)
     except ray.train.TrainingFailedError as error:
         raise _own_error(error, cluster) from error
     finally:
         for path in folder.glob(BUSY_FILE.format(rank="*")):
             clock.busy(float(path.read_text(encoding="utf-8")))
             path.unlink()
+
+
+def _fit_interruptibly(trainer: TorchTrainer) -> None:
+    """Fit in a thread of its own: in the main thread Ray takes over Ctrl-C and ends the process without a word."""
+    finished: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            trainer.fit()
+            finished.set_result(None)
+        except BaseException as error:
+            finished.set_exception(error)
+
+    threading.Thread(target=work, name="fit", daemon=True).start()
+    finished.result()
 
 
 def _train_loop(config: dict[str, Any]) -> None:
