@@ -144,6 +144,26 @@ def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None
 
 
 @cli.command()
+@click.argument("benchmark", type=click.Path(path_type=Path))
+@_set_option
+@_verbose_option
+def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+    """Run the BENCHMARK that a YAML file describes: print one table, add its rows to a parquet file.
+
+    \b
+    Examples:
+      ekgsearch bench jobs/bench_search.yaml
+      ekgsearch bench jobs/bench_search.yaml --set pairs=9 --set output=results/bench.parquet
+    """
+    from ekgsearch.bench.base import run_bench, table
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    title, measurements, output = run_bench(benchmark, overrides)
+    click.echo(f"{title}\n\n{table(measurements)}\n\nrows added to {output}")
+
+
+@cli.command()
 @click.option("--tables", is_flag=True, help="Describe the columns of the result tables instead.")
 def schema(tables: bool) -> None:
     """Print the JSON schema of a job, or the documented columns of the result tables.

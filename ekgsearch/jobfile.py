@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -11,6 +11,8 @@ from pydantic_core import ErrorDetails
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -23,24 +25,35 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     Raises:
         JobError: the file cannot be read or a field is not allowed; one line per mistake.
     """
+    return load_model(path, Job, overrides)
+
+
+def load_model(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
+    """Read a YAML file into a pydantic model; arguments and errors as for `load_job`."""
+    fields = load_fields(path, overrides)
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        lines = [_describe(path, model, root, detail) for detail in error.errors()]
+        raise JobError("\n".join(lines)) from error
+
+
+def load_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file of sections, unchecked; arguments and errors as for `load_job`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"{path}: the job file cannot be read: {error}") from error
     try:
         fields = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise JobError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise JobError(f"{path}: expected sections such as `net:` and `search:`, found {type(fields).__name__}")
     for override in overrides:
         _override(fields, override)
-    try:
-        return Job.model_validate(fields)
-    except ValidationError as error:
-        lines = [_describe(path, root, detail) for detail in error.errors()]
-        raise JobError("\n".join(lines)) from error
+    return fields
 
 
 def job_text(job: Job) -> str:
@@ -67,14 +80,14 @@ def _override(fields: dict[str, Any], override: str) -> None:
         raise JobError(f"--set {override}: {text!r} is not a YAML value") from error
 
 
-def _describe(path: Path, root: yaml.Node | None, detail: ErrorDetails) -> str:
+def _describe(path: Path, model: type[BaseModel], root: yaml.Node | None, detail: ErrorDetails) -> str:
     location = [str(part) for part in detail["loc"]]
     dotted = ".".join(location)
     line = _line_of(root, location)
     place = f"{path}:{line}" if line else str(path)
     match detail["type"]:
         case "extra_forbidden":
-            return f"{place}: {dotted}: unknown key (value {_short(detail['input'])}){_did_you_mean(location)}"
+            return f"{place}: {dotted}: unknown key (value {_short(detail['input'])}){_did_you_mean(model, location)}"
         case "missing":
             return f"{place}: {dotted}: missing, and has no default"
         case "value_error":
@@ -97,8 +110,7 @@ def _line_of(root: yaml.Node | None, location: Sequence[str]) -> int | None:
     return line
 
 
-def _did_you_mean(location: Sequence[str]) -> str:
-    model: type[BaseModel] = Job
+def _did_you_mean(model: type[BaseModel], location: Sequence[str]) -> str:
     for part in location[:-1]:
         annotation = model.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

@@ -1,0 +1,181 @@
+"""What every benchmark shares: its settings, interleaved pairs, one table on screen and rows in parquet.
+
+A benchmark is a module `ekgsearch/bench/NAME.py` with a docstring that says what it compares and why that is fair, a
+class `Settings(BenchSettings)`, and a function `run(settings) -> list[Measurement]`; `jobs/bench_NAME.yaml` names it.
+"""
+
+import importlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ekgsearch.errors import JobError
+from ekgsearch.jobfile import load_fields, load_model
+from ekgsearch.records import column
+from ekgsearch.runtime.environment import provenance
+from ekgsearch.storage.tables import append_rows
+
+
+class BenchSettings(BaseModel):
+    """Fields of every benchmark."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bench: str = Field(description="name of the benchmark")
+    output: str = Field("results/bench.parquet", description="parquet file that the rows are added to")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One number of a benchmark.
+
+    Attributes:
+        case: what was measured, such as `sliced` or `dali, two views`.
+        quantity: what the number is, such as `process time` or `MACs against naive`.
+        unit: its unit; `x` for a ratio.
+        value: the number; the median where it was measured repeatedly.
+        low, high: smallest and largest of the repetitions; both equal to the value for a count.
+        repeats: repetitions.
+    """
+
+    case: str
+    quantity: str
+    unit: str
+    value: float
+    low: float
+    high: float
+    repeats: int = 1
+
+    @classmethod
+    def count(cls, case: str, quantity: str, unit: str, value: float) -> "Measurement":
+        """A number without a spread."""
+        return cls(case=case, quantity=quantity, unit=unit, value=value, low=value, high=value)
+
+    @classmethod
+    def of(cls, case: str, quantity: str, unit: str, values: Sequence[float]) -> "Measurement":
+        """Median, smallest and largest of repeated measurements."""
+        middle = statistics.median(values)
+        return cls(
+            case=case, quantity=quantity, unit=unit, value=middle, low=min(values), high=max(values), repeats=len(values)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchRow:
+    """A measurement with the machine and the software it was made on."""
+
+    bench: str = column("name of the benchmark")
+    case: str = column("what was measured")
+    quantity: str = column("what the number is")
+    unit: str = column("its unit; x for a ratio")
+    value: float = column("the number; the median where it was measured repeatedly")
+    low: float = column("smallest of the repetitions")
+    high: float = column("largest of the repetitions")
+    repeats: int = column("repetitions")
+    settings: str = column("settings of the benchmark, JSON")
+    cpu: str = column("processor")
+    cores: int = column("processor cores that could be used")
+    gpus: str = column("GPUs, JSON list")
+    python: str = column("version of Python")
+    packages: str = column("versions of packages, JSON")
+    commit: str = column("git commit of ekgsearch; empty outside a checkout")
+
+
+def abab(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    pairs: int,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[list[float], list[float]]:
+    """Run two functions in turn, so that whatever else the machine does falls on both.
+
+    Args:
+        first, second: what is compared; each is called once beforehand, unmeasured.
+        pairs: pairs measured.
+        clock: seconds so far; by default the processor time of this process.
+
+    Returns:
+        Seconds of each call of the first and of the second function, pair by pair.
+    """
+    first()
+    second()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(pairs):
+        for function, seconds in zip((first, second), times, strict=True):
+            start = clock()
+            function()
+            seconds.append(clock() - start)
+    return times
+
+
+def ratio(case: str, quantity: str, numerator: Sequence[float], denominator: Sequence[float]) -> Measurement:
+    """Median of the pairwise ratios, with the smallest and the largest."""
+    return Measurement.of(case, quantity, "x", [a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Measurement], Path]:
+    """Run the benchmark that a YAML file describes and store its rows.
+
+    Args:
+        path: the YAML file.
+        overrides: ``field=value`` settings that replace fields.
+
+    Returns:
+        What the benchmark compares, its measurements, and the parquet file they were added to.
+
+    Raises:
+        JobError: the file, the name or a field is wrong.
+    """
+    name = str(load_fields(path, overrides).get("bench"))
+    known = sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base"))
+    if name not in known:
+        raise JobError(f"{path}: bench: {name}: expected one of {', '.join(known)}")
+    module = importlib.import_module(f"ekgsearch.bench.{name}")
+    settings: BenchSettings = load_model(path, module.Settings, overrides)
+    measurements: list[Measurement] = module.run(settings)
+    output = Path(settings.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    append_rows(output, _rows(settings, measurements), BenchRow)
+    return str(module.__doc__).strip(), measurements, output
+
+
+def table(measurements: Sequence[Measurement]) -> str:
+    """Lay out measurements as text, one per line."""
+    lines = [("case", "quantity", "value", "lowest", "highest", "n", "unit")]
+    lines += [
+        (m.case, m.quantity, f"{m.value:.5g}", f"{m.low:.5g}", f"{m.high:.5g}", str(m.repeats), m.unit)
+        for m in measurements
+    ]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            text.ljust(width) if index in (0, 1, 6) else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _rows(settings: BenchSettings, measurements: Sequence[Measurement]) -> list[BenchRow]:
+    machine: dict[str, Any] = provenance()
+    return [
+        BenchRow(
+            bench=settings.bench,
+            **{name: getattr(measurement, name) for name in Measurement.__slots__},
+            settings=settings.model_dump_json(exclude={"bench", "output"}),
+            cpu=machine["cpu"],
+            cores=machine["cores"],
+            gpus=json.dumps(machine["gpus"]),
+            python=machine["python"],
+            packages=json.dumps(machine["packages"]),
+            commit=machine["commit"] or "",
+        )
+        for measurement in measurements
+    ]
