@@ -60,10 +60,8 @@ class Measurement:
     @classmethod
     def of(cls, case: str, quantity: str, unit: str, values: Sequence[float]) -> "Measurement":
         """Median, smallest and largest of repeated measurements."""
-        middle = statistics.median(values)
-        return cls(
-            case=case, quantity=quantity, unit=unit, value=middle, low=min(values), high=max(values), repeats=len(values)
-        )
+        spread = {"value": statistics.median(values), "low": min(values), "high": max(values)}
+        return cls(case=case, quantity=quantity, unit=unit, repeats=len(values), **spread)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +95,8 @@ def abab(
     """Run two functions in turn, so that whatever else the machine does falls on both.
 
     Args:
-        first, second: what is compared; each is called once beforehand, unmeasured.
+        first: one side of the comparison; called once beforehand, unmeasured.
+        second: the other side; likewise.
         pairs: pairs measured.
         clock: seconds so far; by default the processor time of this process.
 

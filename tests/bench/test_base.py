@@ -11,7 +11,9 @@ from ekgsearch.errors import JobError
 def test_pairs_are_interleaved_after_one_call_of_each() -> None:
     calls: list[str] = []
     ticks = iter(range(100))
-    first, second = abab(lambda: calls.append("a"), lambda: calls.append("b"), pairs=3, clock=lambda: float(next(ticks)))
+    first, second = abab(
+        lambda: calls.append("a"), lambda: calls.append("b"), pairs=3, clock=lambda: float(next(ticks))
+    )
     assert calls == ["a", "b"] * 4
     assert first == second == [1.0, 1.0, 1.0]
 
