@@ -40,6 +40,7 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
             ["job.yaml:6: search.reductoin: unknown key", "did you mean reduction"],
         ),
         (GOOD.replace("digits", "imagenet"), ["job.yaml:4: data.name = 'imagenet'", "'digits'"]),
+        (GOOD + "bank: {dtype: top32}\n", ["job.yaml:7: bank.dtype = 'top32'", "about 4 % of the mass; use float16"]),
         (GOOD + "  step: fast\n", ["job.yaml:7: search.step = 'fast'", "valid number"]),
         (GOOD + "  budget: 100\n", ["job.yaml: search: give exactly one of search.reduction"]),
         (GOOD + "finetune: {workers: 3}\n", ["finetune.batch_size = 128 does not divide", "workers = 3"]),

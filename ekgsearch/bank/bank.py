@@ -1,4 +1,4 @@
-"""Read a memory bank: the stored logits of all teachers, by image id."""
+"""Read a memory bank: the stored outputs of all teachers, by image id."""
 
 from pathlib import Path
 
@@ -8,30 +8,35 @@ from torch import Tensor
 
 from ekgsearch.bank.build import manifest_key
 from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.rows import BankRows
 from ekgsearch.bank.stage import stage
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.objects import ObjectStore
 
 
 class MemoryBank:
-    """Logits of K teachers for every training image, memory-mapped from a local file.
+    """Outputs of K teachers for every training image, memory-mapped from a local file.
 
     Attributes:
         spec: what the bank is made of.
     """
 
-    def __init__(self, spec: BankSpec, rows: np.ndarray) -> None:
+    def __init__(self, spec: BankSpec, rows: np.ndarray, device: torch.device) -> None:
         self.spec = spec
         self._rows = rows
+        self._device = device
 
     @classmethod
-    def open(cls, store: ObjectStore, expected: BankSpec, *, cache_dir: Path) -> "MemoryBank":
+    def open(
+        cls, store: ObjectStore, expected: BankSpec, *, cache_dir: Path, device: torch.device | str = "cpu"
+    ) -> "MemoryBank":
         """Verify a committed bank and stage it on the local disk, once for all processes of a machine.
 
         Args:
             store: where the bank lives.
             expected: the bank that the caller needs; any difference is refused.
             cache_dir: local folder for the staged file; a bank that is there already is verified and used.
+            device: where `read` puts the rows; they travel there in the stored dtype.
 
         Raises:
             StorageError: no such bank, a bank of other images, teachers, weights or batches, a damaged block, or no
@@ -39,7 +44,7 @@ class MemoryBank:
         """
         manifest = read_manifest(store, expected)
         path = stage(store, manifest, cache_dir)
-        return cls(expected, np.load(path, mmap_mode="r", allow_pickle=False))
+        return cls(expected, np.load(path, mmap_mode="r", allow_pickle=False), torch.device(device))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,16 +52,16 @@ class MemoryBank:
     @property
     def num_teachers(self) -> int:
         """K, teachers per image; the one of the lowest loss is the first."""
-        return int(self._rows.shape[2])
+        return self.spec.num_teachers
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Read the logits of some images.
+    def read(self, ids: Tensor) -> BankRows:
+        """Read the outputs of all teachers for some images.
 
         Args:
             ids: image ids (B,), int64, any order.
 
         Returns:
-            Logits (B, C, K), float32, on the CPU.
+            Logits (B, C, K) and embeddings (B, F, K), float32, on the device of the bank.
 
         Raises:
             StorageError: an id outside the bank.
@@ -67,7 +72,10 @@ class MemoryBank:
                 f"memory bank: expected image ids 0..{len(self._rows) - 1}, found {index.min()}..{index.max()}; "
                 "the bank was built for another training set"
             )
-        return torch.from_numpy(self._rows[index].astype(np.float32))
+        packed = torch.from_numpy(self._rows[index])
+        if self._device.type == "cuda":
+            packed = packed.pin_memory()
+        return self.spec.row_format.decode(packed.to(self._device, non_blocking=True))
 
 
 def read_manifest(store: ObjectStore, expected: BankSpec) -> BankManifest:

@@ -1,13 +1,15 @@
-"""Build a memory bank: fixed batches, blocks of logits, shards stored in two phases."""
+"""Build a memory bank: fixed batches, blocks of rows, shards stored in two phases."""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ekgsearch.bank.manifest import BankDtype, BankManifest, BankSpec, Shard
+from ekgsearch.bank.manifest import BankManifest, BankSpec, Shard
+from ekgsearch.bank.rows import BankRows
 from ekgsearch.data.subset import permutation
 from ekgsearch.errors import NumericsError, StorageError
 from ekgsearch.records import Subnetwork
@@ -16,8 +18,18 @@ from ekgsearch.storage.tensors import parse_tensors, serialise_tensors
 
 logger = logging.getLogger(__name__)
 
-TENSOR = "logits"
-DTYPES: Mapping[BankDtype, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one teacher says about one batch.
+
+    Attributes:
+        logits: (B, C).
+        embeddings: input (B, F) of the classifier; None where the bank holds none.
+    """
+
+    logits: Tensor
+    embeddings: Tensor | None = None
 
 
 def bank_layout(spec: BankSpec) -> list[Tensor]:
@@ -36,56 +48,59 @@ def bank_layout(spec: BankSpec) -> list[Tensor]:
 
 @torch.no_grad()
 def build_block(
-    forward: Callable[[Tensor, Subnetwork], Tensor], batches: Iterable[Tensor], teachers: Sequence[Subnetwork]
-) -> Tensor:
-    """Run every teacher over the batches of one block.
+    forward: Callable[[Tensor, Subnetwork], Outputs], batches: Iterable[Tensor], teachers: Sequence[Subnetwork]
+) -> BankRows:
+    """Run every teacher over the batches of one block; each batch is read once for all teachers.
 
     Args:
-        forward: logits (B, C) of a masked network, batch statistics, running ones untouched.
+        forward: outputs of a masked network, batch statistics, running ones untouched.
         batches: normalised, un-augmented images (B, 3, H, W), the whole batches of the block in order.
         teachers: the K sub-networks, the one of the lowest loss first.
 
     Returns:
-        Logits (rows, C, K), float32, on the CPU.
+        Outputs of all images of the block in order, on the CPU.
 
     Raises:
-        NumericsError: a logit that is not a finite number.
+        NumericsError: an output that is not a finite number.
     """
-    parts = [
-        torch.stack([forward(images, teacher) for teacher in teachers], dim=-1).float().cpu() for images in batches
-    ]
-    rows = torch.cat(parts)
-    if not torch.isfinite(rows).all():
-        bad = (~torch.isfinite(rows)).any(dim=0).any(dim=0).nonzero().flatten().tolist()
-        raise NumericsError(f"bank: expected finite logits, found others from teachers {bad}; check the weights")
+    logits: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    for images in batches:
+        outputs = [forward(images, teacher) for teacher in teachers]
+        logits.append(torch.stack([output.logits for output in outputs], dim=-1).float().cpu())
+        found = [output.embeddings for output in outputs if output.embeddings is not None]
+        if found:
+            embeddings.append(torch.stack(found, dim=-1).float().cpu())
+    rows = BankRows(torch.cat(logits), torch.cat(embeddings) if embeddings else None)
+    for name, values in (("logits", rows.logits), ("embeddings", rows.embeddings)):
+        if values is not None and not torch.isfinite(values).all():
+            bad = (~torch.isfinite(values)).any(dim=0).any(dim=0).nonzero().flatten().tolist()
+            raise NumericsError(f"bank: expected finite {name}, found others from teachers {bad}; check the weights")
     return rows
 
 
-def write_block(store: ObjectStore, spec: BankSpec, block: int, rows: Tensor) -> Shard:
+def write_block(store: ObjectStore, spec: BankSpec, block: int, rows: BankRows) -> Shard:
     """Store one block under a key that ends in its checksum; writing it twice changes nothing.
 
     Args:
         store: where the bank lives.
         spec: the bank the block belongs to.
         block: block index, from 0.
-        rows: logits (rows, C, K) in the order of `bank_layout`.
+        rows: outputs in the order of `bank_layout`.
 
     Raises:
         StorageError: rows of another shape than the layout asks for, or the store refused.
-        NumericsError: a logit beyond the range of float16.
+        NumericsError: an output beyond the range of float16.
     """
-    expected = (block_rows(spec, block), spec.num_classes, spec.num_teachers)
-    if tuple(rows.shape) != expected:
+    expected = (block_rows(spec, block), spec.num_classes, spec.embeddings, spec.num_teachers)
+    num_features = 0 if rows.embeddings is None else rows.embeddings.shape[1]
+    found = (len(rows), rows.logits.shape[1], num_features, rows.logits.shape[2])
+    if found != expected:
         raise StorageError(
-            f"memory bank {spec.prefix}, block {block}: expected logits of shape {expected}, found {tuple(rows.shape)}"
+            f"memory bank {spec.prefix}, block {block}: expected (images, logits, embeddings, teachers) {expected}, "
+            f"found {found}"
         )
-    stored = rows.detach().cpu().to(DTYPES[spec.dtype])
-    if not torch.isfinite(stored).all():
-        raise NumericsError(
-            f"memory bank {spec.prefix}, block {block}: expected logits within the range of {spec.dtype}, found "
-            f"{float(rows.abs().max()):.6g}; store the bank as float32"
-        )
-    data = serialise_tensors({TENSOR: stored}, {"bank": spec.sha256, "block": str(block)})
+    data = serialise_tensors(spec.row_format.encode(rows), {"bank": spec.sha256, "block": str(block)})
     sha256 = hashlib.sha256(data).hexdigest()
     key = f"{_block_prefix(spec, block)}{sha256}.safetensors"
     store.put(key, data)
@@ -96,7 +111,7 @@ def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> Tensor:
     """Read one block back, verified.
 
     Returns:
-        Logits (rows, C, K) in the dtype of the bank.
+        Rows (rows, row_bytes), uint8, in the order of `bank_layout`; see `ekgsearch.bank.rows.RowFormat`.
 
     Raises:
         StorageError: missing, truncated or altered; the message names the object.
@@ -108,14 +123,16 @@ def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> Tensor:
             f"{store.uri}/{shard.key}: expected {shard.bytes} bytes with SHA-256 {shard.sha256}, found {len(data)} "
             f"bytes with {found}; delete this object and run again, its block is rebuilt"
         )
-    logits = parse_tensors(data, f"{store.uri}/{shard.key}")[0][TENSOR]
-    expected = (block_rows(spec, shard.block), spec.num_classes, spec.num_teachers)
-    if tuple(logits.shape) != expected or logits.dtype != DTYPES[spec.dtype]:
+    tensors = parse_tensors(data, f"{store.uri}/{shard.key}")[0]
+    num_rows = block_rows(spec, shard.block)
+    wanted = {part.name: (part.dtype, (num_rows, *part.shape)) for part in spec.row_format.parts}
+    held = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if held != wanted:
         raise StorageError(
-            f"{store.uri}/{shard.key}: expected {spec.dtype} logits of shape {expected}, found {logits.dtype} of "
-            f"shape {tuple(logits.shape)}; delete this object and run again, its block is rebuilt"
+            f"{store.uri}/{shard.key}: expected the tensors {wanted}, found {held}; delete this object and run again, "
+            "its block is rebuilt"
         )
-    return logits
+    return spec.row_format.pack(tensors)
 
 
 def block_rows(spec: BankSpec, block: int) -> int:
@@ -203,7 +220,7 @@ def check_space(store: ObjectStore, num_bytes: int) -> None:
     if free is not None and free < num_bytes:
         raise StorageError(
             f"{store.uri}: expected {num_bytes} free bytes for the memory bank, found {free}; free "
-            f"{num_bytes - free} bytes, choose another place, fewer teachers or dtype float16"
+            f"{num_bytes - free} bytes, choose another place, fewer teachers or dtype int8"
         )
 
 

@@ -1,20 +1,15 @@
 """What a memory bank is made of, and which stored object holds which block of it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
+from ekgsearch.bank.rows import STORED, BankDtype, RowFormat
 from ekgsearch.errors import JobError, StorageError
 from ekgsearch.records import canonical_json, content_hash
 
-BankDtype = Literal["float16", "float32"]
-"""How logits are stored. Top-k storage is not offered: at temperature 10 the ten largest of 1000 logits hold only about
-4 % of the softened mass."""
-
-VERSION = 1
-ITEM_BYTES: Mapping[BankDtype, int] = {"float16": 2, "float32": 4}
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +25,8 @@ class BankSpec:
         batch_size: images per batch; batch statistics make it part of the result.
         seed: seed of the fixed permutation that fills the batches.
         batches_per_block: whole batches in one block, the unit of distribution and storage.
-        dtype: how logits are stored.
+        embeddings: F, features of the classifier's input per image and teacher; 0 where none are stored.
+        dtype: how logits and embeddings are stored.
         version: layout of the stored objects.
     """
 
@@ -42,6 +38,7 @@ class BankSpec:
     batch_size: int = 256
     seed: int = 1
     batches_per_block: int = 8
+    embeddings: int = 0
     dtype: BankDtype = "float16"
     version: int = VERSION
 
@@ -56,8 +53,10 @@ class BankSpec:
                 raise JobError(f"bank: expected {name} of at least 1, found {getattr(self, name)}")
         if not self.teachers:
             raise JobError("bank: expected at least one teacher, found none; choose teachers before building")
-        if self.dtype not in ITEM_BYTES:
-            raise JobError(f"bank: expected dtype float16 or float32, found {self.dtype!r}")
+        if self.embeddings < 0:
+            raise JobError(f"bank: expected embeddings of 0 or more features, found {self.embeddings}")
+        if self.dtype not in STORED:
+            raise JobError(f"bank: expected dtype {', '.join(STORED)}, found {self.dtype!r}")
 
     @property
     def num_teachers(self) -> int:
@@ -71,8 +70,13 @@ class BankSpec:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all logits."""
-        return self.num_images * self.num_classes * self.num_teachers * ITEM_BYTES[self.dtype]
+        """Bytes of all rows."""
+        return self.num_images * self.row_format.row_bytes
+
+    @cached_property
+    def row_format(self) -> RowFormat:
+        """How the outputs for one image are stored."""
+        return RowFormat(self.num_classes, self.embeddings, self.num_teachers, self.dtype)
 
     @cached_property
     def sha256(self) -> str:

@@ -23,7 +23,7 @@ NUM_READERS = 4
 
 
 def stage(store: ObjectStore, manifest: BankManifest, cache_dir: Path) -> Path:
-    """Write all logits into one .npy file of shape (N, C, K), rows by image id, and verify it.
+    """Write all rows into one .npy file (N, row_bytes) of bytes, by image id, and verify it.
 
     Row-wise reads from an object store are hundreds of times slower than from a local file. One process of a machine
     stages, the others wait for it; a file that was staged before is used again if its checksum still holds.
@@ -73,8 +73,8 @@ def _write(store: ObjectStore, manifest: BankManifest, path: Path) -> None:
             for start in range(0, len(manifest.shards), NUM_READERS):  # in groups, so that few are held in memory
                 shards = manifest.shards[start : start + NUM_READERS]
                 blocks = readers.map(lambda shard: read_shard(store, manifest.spec, shard), shards)
-                for shard, logits in zip(shards, blocks, strict=True):
-                    rows[layout[shard.block].numpy()] = logits.numpy()
+                for shard, packed in zip(shards, blocks, strict=True):
+                    rows[layout[shard.block].numpy()] = packed.numpy()
         rows.flush()
         del rows
         os.replace(partial, path)
@@ -88,8 +88,8 @@ def _write(store: ObjectStore, manifest: BankManifest, path: Path) -> None:
 def _reserve(path: Path, manifest: BankManifest) -> np.memmap:
     """Create an .npy file whose blocks exist on the disk: a map of a sparse file on a full disk kills the process."""
     spec = manifest.spec
-    shape = (spec.num_images, spec.num_classes, spec.num_teachers)
-    rows: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(spec.dtype), shape=shape)
+    shape = (spec.num_images, spec.row_format.row_bytes)
+    rows: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     with open(path, "r+b") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

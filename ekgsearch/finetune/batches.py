@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.rows import BankRows
 from ekgsearch.data.subset import permutation
 from ekgsearch.data.views import view
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
@@ -27,7 +28,7 @@ class Batch:
         ids: image ids (B,), int64.
         images: pixels (B, 3, H, W), uint8.
         labels: class indices (B,), int64.
-        bank: rows (B, C, K) of the memory bank, float32, or None.
+        bank: rows of the memory bank, or None.
         global_size: images of the batch over all processes.
         wait_seconds: how long the computation waited for it.
     """
@@ -35,7 +36,7 @@ class Batch:
     ids: Tensor
     images: Tensor
     labels: Tensor
-    bank: Tensor | None
+    bank: BankRows | None
     global_size: int
     wait_seconds: float = 0.0
 
@@ -84,13 +85,13 @@ def read_epoch(
         data: the images.
         config: batch size, seed and objective.
         epoch: epoch, from 1.
-        bank: memory bank whose rows go with the images, or None.
+        bank: memory bank whose rows go with the images, opened on the device of this process, or None.
         world: this process.
     """
 
     def read(batch: Tensor) -> Batch:
         ids = batch[world.share(len(batch))]
-        rows = None if bank is None else _to(bank.read(ids), world.device)
+        rows = None if bank is None else bank.read(ids)
         images = _to(data.train.read(ids), world.device)
         labels = _to(data.train.labels[ids.to(data.train.labels.device)], world.device)
         return Batch(ids.to(world.device), images, labels, rows, len(batch))

@@ -88,7 +88,8 @@ def train_step(
     if state.teacher is not None:
         with torch.no_grad():
             target = _logits(state.teacher, views, config)
-    parts = losses(config, logits, batch.labels, bank=batch.bank, teacher=target, reduce=world.sum)
+    bank = None if batch.bank is None else batch.bank.logits
+    parts = losses(config, logits, batch.labels, bank=bank, teacher=target, reduce=world.sum)
 
     state.optimizer.zero_grad(set_to_none=True)
     share = len(batch.labels) * world.size / batch.global_size  # makes the mean over processes the mean over images

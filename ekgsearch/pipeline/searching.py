@@ -6,6 +6,7 @@ import torch
 
 from ekgsearch.bank.build import check_space, commit, missing_blocks
 from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.pipeline.backend import BankOrder, Team
 from ekgsearch.pipeline.state import RunState
@@ -22,6 +23,12 @@ from ekgsearch.storage.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 
+BANK_OBJECTIVES = frozenset({"ekg", "contrastive", "byol"})
+"""Objectives of the fine-tuning that distil from the memory bank."""
+
+EMBEDDING_OBJECTIVES = frozenset({"contrastive", "byol"})
+"""Those of them that need the teachers' embeddings beside their logits."""
+
 MOST_BATCHES_PER_BLOCK = 8
 """Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""
 
@@ -29,7 +36,7 @@ MOST_BATCHES_PER_BLOCK = 8
 def search_and_fill_bank(state: RunState) -> None:
     """Find the sub-network, write the slim network, and build the memory bank if the fine-tuning needs one."""
     job = state.setup.job
-    needs_bank = job.finetune.objective == "ekg"
+    needs_bank = job.finetune.objective in BANK_OBJECTIVES
     if needs_bank:
         spec = bank_spec(state, teachers=("?",) * job.bank.teachers)
         check_space(open_store(bank_uri(state)), spec.num_bytes)
@@ -77,6 +84,7 @@ def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
         num_classes=setup.dataset.num_classes,
         batch_size=section.batch_size,
         seed=setup.job.seed,
+        embeddings=classifier(setup.graph).width if setup.job.finetune.objective in EMBEDDING_OBJECTIVES else 0,
         batches_per_block=max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16)),
         dtype=section.dtype,
     )

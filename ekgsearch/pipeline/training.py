@@ -154,7 +154,8 @@ def run_plan(
     dataset = plan.workload.data.open()
     bank = None
     if plan.bank is not None:
-        bank = MemoryBank.open(open_store(plan.bank.uri), plan.bank.spec, cache_dir=plan.bank.cache_dir)
+        store, cache_dir = open_store(plan.bank.uri), plan.bank.cache_dir
+        bank = MemoryBank.open(store, plan.bank.spec, cache_dir=cache_dir, device=world.device)
     for task in pending(plan.tasks, folder):
         network = plan.workload.open_network().to(world.device)
         model = _student(network, task, plan.workload)

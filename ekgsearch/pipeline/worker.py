@@ -8,9 +8,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ekgsearch.bank.build import bank_layout, build_block, write_block
+from ekgsearch.bank.build import Outputs, bank_layout, build_block, write_block
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.head import classifier
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
@@ -98,9 +99,14 @@ class Worker:
     def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> int:
         ids = bank_layout(spec)[block]
 
-        def forward(images: Tensor, teacher: Subnetwork) -> Tensor:
-            logits: Tensor = self._masked.forward(images, teacher, norm_mode="batch")
-            return logits
+        source = classifier(self._masked.graph).input if spec.embeddings else None
+
+        def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
+            if source is None:
+                return Outputs(self._masked.forward(images, teacher, norm_mode="batch"))
+            weights, masks = self._masked.weights(teacher), self._masked.masks(teacher)
+            logits, kept = self._masked.run(images, weights, masks, norm_mode="batch", keep=frozenset({source}))
+            return Outputs(logits, kept[source])
 
         def batches() -> Iterator[Tensor]:
             for part in torch.split(ids, spec.batch_size):

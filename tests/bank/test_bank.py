@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank, read_manifest
 from ekgsearch.bank.build import (
+    Outputs,
     bank_layout,
     build_block,
     check_space,
@@ -20,6 +21,7 @@ from ekgsearch.bank.build import (
     write_block,
 )
 from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.rows import BankDtype, BankRows, RowFormat
 from ekgsearch.errors import JobError, NumericsError, StorageError
 from ekgsearch.records import Subnetwork
 from ekgsearch.storage.objects import ObjectStore, open_store
@@ -46,22 +48,28 @@ def store(tmp_path: Path) -> ObjectStore:
     return open_store(str(tmp_path / "store"))
 
 
-def forward(images: Tensor, teacher: Subnetwork) -> Tensor:
+def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
     """A network whose result depends on the batch, as one with batch statistics does."""
     weight = torch.arange(CLASSES * PIXELS, dtype=torch.float32).view(CLASSES, PIXELS)
     mask = torch.zeros(PIXELS)
     mask[list(teacher["conv"])] = 1
     features = images.flatten(1)[:, :PIXELS] * mask
-    return (features - features.mean(dim=0)) @ weight.T
+    embeddings = (features - features.mean(dim=0)).relu()
+    return Outputs(embeddings @ weight.T - 10, embeddings)
+
+
+def without_embeddings(images: Tensor, teacher: Subnetwork) -> Outputs:
+    return Outputs(forward(images, teacher).logits)
 
 
 def pixels() -> Tensor:
     return torch.randn(IMAGES, 3, 2, 2, generator=torch.Generator().manual_seed(1))
 
 
-def block(spec: BankSpec, index: int) -> Tensor:
+def block(spec: BankSpec, index: int) -> BankRows:
     ids = bank_layout(spec)[index]
-    return build_block(forward, [pixels()[batch] for batch in torch.split(ids, spec.batch_size)], SUBNETWORKS)
+    batches = [pixels()[batch] for batch in torch.split(ids, spec.batch_size)]
+    return build_block(forward if spec.embeddings else without_embeddings, batches, SUBNETWORKS)
 
 
 def build(store: ObjectStore, spec: BankSpec, blocks: list[int] | None = None) -> None:
@@ -77,20 +85,44 @@ def test_every_image_is_in_one_block_and_only_the_last_batch_is_short(spec: Bank
     assert torch.cat(layout).tolist() != list(range(IMAGES))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("float32", 0.0)])
+def half_a_step(values: Tensor) -> Tensor:
+    """What int8 may err at most: half of 1/254 of the range, 0 included, of each teacher's outputs for each image."""
+    return (values.amax(dim=1, keepdim=True).clamp(min=0) - values.amin(dim=1, keepdim=True).clamp(max=0)) / 508
+
+
+@pytest.mark.parametrize("embeddings", [0, PIXELS])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 def test_rows_are_read_back_by_image_id(
-    store: ObjectStore, spec: BankSpec, tmp_path: Path, dtype: str, tolerance: float
+    store: ObjectStore, spec: BankSpec, tmp_path: Path, dtype: BankDtype, embeddings: int
 ) -> None:
-    spec = replace(spec, dtype=dtype)
+    spec = replace(spec, dtype=dtype, embeddings=embeddings)
     build(store, spec)
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
     assert (len(bank), bank.num_teachers) == (IMAGES, 3)
     for index, ids in enumerate(bank_layout(spec)):
-        flipped = ids.flip(0)
-        found = bank.read(flipped)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found.flip(0), block(spec, index), rtol=tolerance, atol=tolerance)
+        found, made = bank.read(ids.flip(0)), block(spec, index)
+        pairs = [(found.logits, made.logits)]
+        if embeddings:
+            assert found.embeddings is not None
+            assert made.embeddings is not None
+            assert (found.embeddings[made.embeddings.flip(0) == 0] == 0).all(), "removed channels must stay exactly 0"
+            pairs.append((found.embeddings, made.embeddings))
+        else:
+            assert found.embeddings is None
+        for values, expected in pairs:
+            assert values.dtype == torch.float32
+            bound = {"float32": 0 * expected, "float16": expected.abs() * 2**-11, "int8": half_a_step(expected)}[dtype]
+            assert ((values.flip(0) - expected).abs() <= bound * (1 + 1e-5) + 1e-7).all()
+
+
+def test_int8_keeps_zeros_ends_and_constant_rows() -> None:
+    rows = torch.stack([torch.zeros(5), torch.full((5,), 3.0), torch.full((5,), -2.0), torch.linspace(-1, 253, 5)])
+    row_format = RowFormat(num_classes=5, embeddings=0, num_teachers=1, dtype="int8")
+    found = row_format.decode(row_format.pack(row_format.encode(BankRows(rows[:, :, None])))).logits[:, :, 0]
+    torch.testing.assert_close(found[:3], rows[:3], rtol=1e-6, atol=0)
+    assert ((found - rows).abs() <= half_a_step(rows) * (1 + 1e-5)).all()
+    assert row_format.row_bytes == 8 + 8
 
 
 def test_a_row_recomputed_in_its_batch_agrees(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
@@ -99,8 +131,8 @@ def test_a_row_recomputed_in_its_batch_agrees(store: ObjectStore, spec: BankSpec
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
     batch = bank_layout(spec)[1][: spec.batch_size]
-    again = torch.stack([forward(pixels()[batch], teacher) for teacher in SUBNETWORKS], dim=-1)
-    torch.testing.assert_close(bank.read(batch), again, rtol=0, atol=1e-5)
+    again = torch.stack([forward(pixels()[batch], teacher).logits for teacher in SUBNETWORKS], dim=-1)
+    torch.testing.assert_close(bank.read(batch).logits, again, rtol=0, atol=1e-5)
 
 
 def test_a_killed_build_continues_with_the_missing_blocks(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
@@ -140,7 +172,7 @@ def test_a_damaged_shard_is_named_and_rebuilt(
     build(store, spec, [2])
     assert commit(store, spec) == manifest
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
-    torch.testing.assert_close(bank.read(bank_layout(spec)[2]), block(spec, 2), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(bank.read(bank_layout(spec)[2]).logits, block(spec, 2).logits, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("field", ["dataset_hash", "weights_hash"])
@@ -170,7 +202,7 @@ def test_a_damaged_manifest_is_named(store: ObjectStore, spec: BankSpec, tmp_pat
     commit(store, spec)
     key = manifest_key(spec)
     whole = store.get(key)
-    for damaged in (whole[:40], b"[]", b"{}", whole.replace(b'"version":1', b'"version":9')):
+    for damaged in (whole[:40], b"[]", b"{}", whole.replace(b'"version":2', b'"version":9')):
         store.put(key, damaged)
         with pytest.raises(StorageError, match=r"manifest.json: expected"):
             MemoryBank.open(store, spec, cache_dir=tmp_path)
@@ -179,13 +211,13 @@ def test_a_damaged_manifest_is_named(store: ObjectStore, spec: BankSpec, tmp_pat
 def test_a_damaged_staged_file_is_staged_again(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
     build(store, spec)
     commit(store, spec)
-    expected = MemoryBank.open(store, spec, cache_dir=tmp_path).read(torch.arange(IMAGES))
+    expected = MemoryBank.open(store, spec, cache_dir=tmp_path).read(torch.arange(IMAGES)).logits
     (staged,) = tmp_path.glob("bank-*.npy")
     before = staged.stat().st_ino
     MemoryBank.open(store, spec, cache_dir=tmp_path)
     assert staged.stat().st_ino == before, "a sound staged file was written again"
     staged.write_bytes(flip_a_bit(staged.read_bytes()))
-    again = MemoryBank.open(store, spec, cache_dir=tmp_path).read(torch.arange(IMAGES))
+    again = MemoryBank.open(store, spec, cache_dir=tmp_path).read(torch.arange(IMAGES)).logits
     assert torch.equal(again, expected)
 
 
@@ -199,16 +231,18 @@ def test_ids_outside_the_bank_are_refused(store: ObjectStore, spec: BankSpec, tm
 
 
 def test_logits_that_are_no_numbers_or_too_large_are_refused(store: ObjectStore, spec: BankSpec) -> None:
-    def broken(images: Tensor, teacher: Subnetwork) -> Tensor:
-        logits = forward(images, teacher)
-        return logits * float("nan") if teacher == SUBNETWORKS[1] else logits
+    def broken(images: Tensor, teacher: Subnetwork) -> Outputs:
+        logits = forward(images, teacher).logits
+        return Outputs(logits * float("nan") if teacher == SUBNETWORKS[1] else logits)
 
-    with pytest.raises(NumericsError, match=r"teachers \[1\]"):
+    with pytest.raises(NumericsError, match=r"finite logits.*teachers \[1\]"):
         build_block(broken, [pixels()[:4]], SUBNETWORKS)
     with pytest.raises(NumericsError, match="store the bank as float32"):
-        write_block(store, spec, 0, block(spec, 0) * 1e6)
-    with pytest.raises(StorageError, match=r"expected logits of shape \(16, 3, 3\), found \(2, 3, 3\)"):
+        write_block(store, spec, 0, BankRows(block(spec, 0).logits * 1e6))
+    with pytest.raises(StorageError, match=r"teachers\) \(16, 3, 0, 3\), found \(2, 3, 0, 3\)"):
         write_block(store, spec, 0, block(spec, 3))
+    with pytest.raises(StorageError, match=r"teachers\) \(16, 3, 0, 3\), found \(16, 3, 4, 3\)"):
+        write_block(store, spec, 0, block(replace(spec, embeddings=PIXELS), 0))
     assert find_shards(store, spec) == {}
 
 
@@ -226,6 +260,7 @@ def test_sizes_are_those_of_the_paper() -> None:
     imagenet = BankSpec(num_images=1_281_167, num_classes=1000, **hashes)
     assert cifar.num_bytes == 10_000_000
     assert imagenet.num_bytes == pytest.approx(12.8e9, rel=1e-3)
+    assert replace(imagenet, dtype="int8").num_bytes == pytest.approx(6.4e9, rel=0.01)
 
 
 def test_specs_without_sense_are_refused(spec: BankSpec) -> None:
@@ -233,8 +268,10 @@ def test_specs_without_sense_are_refused(spec: BankSpec) -> None:
         replace(spec, batch_size=0)
     with pytest.raises(JobError, match="at least one teacher"):
         replace(spec, teachers=())
-    with pytest.raises(JobError, match="found 'int8'"):
-        replace(spec, dtype="int8")
+    with pytest.raises(JobError, match="float16, float32, int8, found 'top32'"):
+        replace(spec, dtype="top32")
+    with pytest.raises(JobError, match="found -1"):
+        replace(spec, embeddings=-1)
 
 
 def test_a_manifest_survives_its_bytes(store: ObjectStore, spec: BankSpec) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ekgsearch.bank.rows import BankRows
 from ekgsearch.data.datasets import ArrayImages
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
@@ -28,8 +29,8 @@ class TensorBank:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, ids: Tensor) -> Tensor:
-        return self.rows[ids]
+    def read(self, ids: Tensor) -> BankRows:
+        return BankRows(self.rows[ids])
 
 
 def make_images(count: int, seed: int) -> ArrayImages:

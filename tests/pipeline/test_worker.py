@@ -55,6 +55,7 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
         batch_size=200,
         seed=5,
         batches_per_block=2,
+        embeddings=64,
         dtype="float32",
     )
     store = open_store(str(tmp_path / "bank"))
@@ -74,12 +75,19 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
             seen[ids] += 1
             for index, teacher in enumerate(teachers):
                 logits = masked.forward(images, teacher, norm_mode="batch")
-                torch.testing.assert_close(rows[:, :, index], logits, rtol=0, atol=1e-5)
+                torch.testing.assert_close(rows.logits[:, :, index], logits, rtol=0, atol=1e-5)
+                assert rows.embeddings is not None
+                embeddings = rows.embeddings[:, :, index]
+                again = embeddings @ masked.weights(teacher)["linear"].T + graph.layers["linear"].module.bias
+                torch.testing.assert_close(again.detach(), logits, rtol=0, atol=1e-4)
+                kept = torch.zeros(64, dtype=torch.bool)
+                kept[list(teacher["layer3.0.shortcut.0"])] = True
+                assert torch.equal((embeddings != 0).any(dim=0), kept)
     assert (seen == 1).all()
     small = slim(graph, teachers[2])
     with norm_mode(small, "batch"), torch.no_grad():
         expected = small(images)
-    torch.testing.assert_close(rows[:, :, 2], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rows.logits[:, :, 2], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_teachers_are_distinct_without_the_student_and_start_with_the_lowest_loss() -> None:
