@@ -14,6 +14,7 @@ CORE = [
     "ekgsearch.channels.slim",
     "ekgsearch.channels.cost",
     "ekgsearch.data.datasets",
+    "ekgsearch.data.loader",
     "ekgsearch.data.views",
     "ekgsearch.finetune.loop",
     "ekgsearch.maths.distillation",

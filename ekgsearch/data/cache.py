@@ -19,7 +19,7 @@ from ekgsearch.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Raised when what is stored, or how it is decoded, changes."""
 
 

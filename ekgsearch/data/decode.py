@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ekgsearch.errors import DataError
 
@@ -51,6 +51,16 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def is_plain(data: bytes) -> bool:
+    """Tell whether every decoder makes the same of a sound picture: 8-bit grey or RGB, upright, nothing see-through.
+
+    What is not plain (CMYK, palettes, 16 bit, EXIF rotation) has to go through `open_picture`.
+    """
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+        upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return upright and picture.mode in ("RGB", "L") and "transparency" not in picture.info
+
+
 def square_pixels(picture: Image.Image, size: int) -> np.ndarray:
     """Resize the short side to 256/224 of the size (bilinear) and cut the centre, the usual ImageNet evaluation.
 
@@ -61,10 +71,24 @@ def square_pixels(picture: Image.Image, size: int) -> np.ndarray:
     Returns:
         Pixels (3, size, size), uint8.
     """
-    short = round(size * 256 / 224)
-    scale = short / min(picture.size)
-    width, height = (max(short, int(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
+    width, height, left, top = square_geometry(*picture.size, size)
     resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized.crop((left, top, left + size, top + size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def square_geometry(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """Find what a picture is resized to, and where the square is cut out of that.
+
+    Args:
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+        size: height and width of the square, pixels.
+
+    Returns:
+        Width and height of the resized picture, left and top of the square in it.
+    """
+    short = round(size * 256 / 224)
+    scale = short / min(width, height)
+    width, height = (max(short, int(side * scale)) for side in (width, height))
+    return width, height, (width - size) // 2, (height - size) // 2

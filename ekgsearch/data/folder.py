@@ -1,75 +1,36 @@
 """Pictures in class folders, decoded when they are read."""
 
-import dataclasses
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from ekgsearch.data.decode import open_picture, square_pixels
+from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import Dataset
-from ekgsearch.data.index import ImageIndex, check_same_classes, index_images
+from ekgsearch.data.index import ImageIndex, IndexedImage, check_same_classes, index_images
 from ekgsearch.errors import DataError
-from ekgsearch.records import content_hash
 
-_MEAN = (123.675, 116.28, 103.53)
-_STD = (58.395, 57.12, 57.375)
-"""The usual ImageNet statistics."""
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+"""The usual ImageNet statistics, pixel units 0..255."""
 
 
-class ImageFolder:
-    """Pictures of an index, resized to a square; only what is asked for is decoded."""
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """Files below a split folder."""
 
-    def __init__(self, index: ImageIndex, image_size: int, *, num_threads: int) -> None:
-        """Read from an index.
+    folder: Path
 
-        Args:
-            index: verified pictures.
-            image_size: height and width that pictures are brought to, pixels.
-            num_threads: pictures decoded at once.
-        """
-        self.index = index
-        self.image_size = image_size
-        self.num_threads = num_threads
-        self.labels = torch.tensor([image.label for image in index.images], dtype=torch.int64)
+    def read(self, image: IndexedImage) -> bytes:
+        """Read a file."""
+        return (self.folder / image.path).read_bytes()
 
-    def __len__(self) -> int:
-        return len(self.index.images)
+    def where(self, image: IndexedImage) -> str:
+        """Name the file."""
+        return str(self.folder / image.path)
 
-    @property
-    def content_hash(self) -> str:
-        """SHA-256 (hex) of the checksums and labels of all pictures, and of the size they are brought to."""
-        return content_hash([self.image_size, [[image.sha256, image.label] for image in self.index.images]])
 
-    def read(self, ids: Tensor) -> Tensor:
-        """Decode pixels (B, 3, H, W), uint8, of image ids (B,), int64.
-
-        Raises:
-            DataError: a file is gone or has changed since it was verified.
-        """
-        with ThreadPoolExecutor(self.num_threads, thread_name_prefix="decode") as pool:
-            pixels = list(pool.map(self._read_one, ids.tolist()))
-        return torch.from_numpy(np.stack(pixels))
-
-    def take(self, ids: Tensor) -> "ImageFolder":
-        """Return the pictures of some ids (M,), int64, as a set of its own, with ids 0 .. M-1."""
-        images = tuple(self.index.images[image_id] for image_id in ids.tolist())
-        index = dataclasses.replace(self.index, images=images)
-        return ImageFolder(index, self.image_size, num_threads=self.num_threads)
-
-    def _read_one(self, image_id: int) -> np.ndarray:
-        image = self.index.images[image_id]
-        path = self.index.folder / image.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path} was verified and cannot be read any more: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != image.sha256:
-            raise DataError(f"{path} has changed since it was verified; restore it, or start a new run")
-        return square_pixels(open_picture(data), self.image_size)
+def folder_images(index: ImageIndex, image_size: int, *, num_threads: int) -> EncodedImages:
+    """Read the pictures of a split folder by its index; see `EncodedImages`."""
+    return EncodedImages(index.images, FolderSource(index.folder), image_size, num_threads=num_threads)
 
 
 def open_image_folder(root: Path, image_size: int, *, max_bad: int = 0, num_threads: int) -> Dataset:
@@ -95,10 +56,10 @@ def open_image_folder(root: Path, image_size: int, *, max_bad: int = 0, num_thre
     test.check_bad(0)
     return Dataset(
         "image_folder",
-        ImageFolder(train, image_size, num_threads=num_threads),
-        ImageFolder(test, image_size, num_threads=num_threads),
+        folder_images(train, image_size, num_threads=num_threads),
+        folder_images(test, image_size, num_threads=num_threads),
         len(train.class_names),
         (3, image_size, image_size),
-        _MEAN,
-        _STD,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
     )

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ekgsearch.data.cache import cached_json, source_key
-from ekgsearch.data.decode import MAX_BYTES, open_picture
+from ekgsearch.data.decode import MAX_BYTES, is_plain, open_picture
 from ekgsearch.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _NUM_NAMED = 5
 _LOG_SECONDS = 15.0
+
+Check = tuple[str] | tuple[str, str, int, int, bool]
+"""Why a file is unusable, or an empty text and what is known of the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +29,17 @@ class IndexedImage:
         path: path inside the split folder, with forward slashes.
         label: position of its class folder in alphabetical order.
         sha256: checksum (hex) of the file.
+        height: of the upright picture, pixels.
+        width: of the upright picture, pixels.
+        plain: whether every decoder makes the same of it, see `decode.is_plain`.
     """
 
     path: str
     label: int
     sha256: str
+    height: int
+    width: int
+    plain: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +97,12 @@ def index_images(folder: Path, *, num_threads: int) -> ImageIndex:
     checks = cached_json(key, lambda: _check_all(paths, num_threads))
     labels = {name: label for label, name in enumerate(class_names)}
     images, bad = [], []
-    for path, (checksum, reason) in zip(paths, checks, strict=True):
+    for path, (reason, *facts) in zip(paths, checks, strict=True):
         name = path.relative_to(folder).as_posix()
         if reason:
             bad.append(BadFile(name, reason))
         else:
-            images.append(IndexedImage(name, labels[path.parent.name], checksum))
+            images.append(IndexedImage(name, labels[path.parent.name], *facts))
     return ImageIndex(folder, class_names, tuple(images), tuple(bad))
 
 
@@ -141,7 +150,7 @@ def _class_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _check_all(paths: Sequence[Path], num_threads: int) -> list[tuple[str, str]]:
+def _check_all(paths: Sequence[Path], num_threads: int) -> list[Check]:
     start = logged = time.monotonic()
     checks = []
     with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as pool:
@@ -154,18 +163,26 @@ def _check_all(paths: Sequence[Path], num_threads: int) -> list[tuple[str, str]]
     return checks
 
 
-def _check_file(path: Path) -> tuple[str, str]:
-    """Checksum, and the reason why the file is unusable or an empty text."""
+def _check_file(path: Path) -> Check:
     try:
         if path.stat().st_size > MAX_BYTES:
-            return "", f"the file has {path.stat().st_size} bytes, at most {MAX_BYTES} are read"
-        data = path.read_bytes()
-        open_picture(data)
+            return (f"the file has {path.stat().st_size} bytes, at most {MAX_BYTES} are read",)
+        return check_picture(path.read_bytes())
     except OSError as error:
-        return "", f"it cannot be read: {error.strerror}"
+        return (f"it cannot be read: {error.strerror}",)
+
+
+def check_picture(data: bytes) -> Check:
+    """Decode a picture and note what `IndexedImage` keeps of it.
+
+    Returns:
+        An empty text, checksum, height, width and whether it is plain; of an unusable picture the reason alone.
+    """
+    try:
+        picture = open_picture(data)
     except DataError as error:
-        return "", str(error)
-    return hashlib.sha256(data).hexdigest(), ""
+        return (str(error),)
+    return "", hashlib.sha256(data).hexdigest(), picture.height, picture.width, is_plain(data)
 
 
 def _named(names: Iterable[str]) -> str:

@@ -7,24 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ekgsearch.data.draws import uniforms
+from ekgsearch.data import choices
 from ekgsearch.errors import DataError
 
 Crop = Literal["pad", "resized"]
 """Random crop of the padded image, or of a random part of it that is enlarged again."""
 
-_FLIP, _TOP, _LEFT, _BRIGHTNESS, _CONTRAST, _SATURATION, _LIGHTING, _AREA, _RATIO = 0, 1, 2, 3, 4, 5, 6, 9, 10
-_NUM_DRAWS = 11
-"""Index of each random number of an image; lighting takes three."""
-
 _LUMA = (0.299, 0.587, 0.114)
-_MIN_AREA = 0.08
-_MAX_LOG_RATIO = 0.28768207245178085
-"""Parts of the image: at least 8 % of its area, sides at most 4:3 (arXiv 1409.4842, sec. 6)."""
-
-_PRINCIPAL_VALUES = (0.2175, 0.0188, 0.0045)
-_PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
-"""Principal components of ImageNet pixels in 0..1, one per column (Krizhevsky et al., 2012, sec. 4.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +110,8 @@ def view(
     Returns:
         Views (B, 3, H, W), float32, on the device of the images.
     """
-    draws = uniforms(ids.to(images.device), _NUM_DRAWS, seed, epoch, view)
-    out = normalisation(_recoloured(images, draws, augmentation) if augmentation.changes_colour else images)
+    draws = choices.choose(ids.to(images.device), seed=seed, epoch=epoch, view=view)
+    out = normalisation(recoloured(images, draws, augmentation) if augmentation.changes_colour else images)
     if augmentation.crop == "resized":
         return _resized_crop(out, draws, augmentation.flip)
     if augmentation.pad or augmentation.flip:
@@ -130,40 +119,41 @@ def view(
     return out
 
 
-def _recoloured(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
-    """Pixels in 0..255, float32, with other brightness, contrast, saturation and light."""
-    symmetric = (2.0 * draws - 1.0).to(torch.float32)[:, :, None, None, None]
+def recoloured(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+    """Change contrast, brightness, saturation and light, in this order.
+
+    Args:
+        images: pixels (B, 3, H, W), uint8; contrast is about the mean of each image's channels.
+        draws: of the view, from `choices.choose`.
+        augmentation: how much changes.
+
+    Returns:
+        Pixels (B, 3, H, W), float32, in 0..255.
+    """
+    brightness, contrast, saturation = choices.colours(draws)[:, :, None, None, None].unbind(1)
     # Sums of whole numbers are exact, so that the mean of an image does not depend on how the batch is summed.
     mean = images.sum((2, 3), dtype=torch.int64)[:, :, None, None].to(torch.float32) / (
         255 * images.shape[2] * images.shape[3]
     )
     pixels = images.to(torch.float32) / 255.0
-    pixels = (pixels - mean) * (1.0 + augmentation.contrast * symmetric[:, _CONTRAST]) + mean
-    pixels = pixels + augmentation.brightness * symmetric[:, _BRIGHTNESS]
+    pixels = (pixels - mean) * (1.0 + augmentation.contrast * contrast) + mean
+    pixels = pixels + augmentation.brightness * brightness
     red, green, blue = pixels.unbind(1)
     grey = (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
-    pixels = grey + (pixels - grey) * (1.0 + augmentation.saturation * symmetric[:, _SATURATION])
+    pixels = grey + (pixels - grey) * (1.0 + augmentation.saturation * saturation)
     if augmentation.lighting:
-        pixels = pixels + augmentation.lighting * _light(draws).to(torch.float32)[:, :, None, None]
+        pixels = pixels + augmentation.lighting * choices.light(draws).to(torch.float32)[:, :, None, None]
     return pixels.clamp(0.0, 1.0) * 255.0
-
-
-def _light(draws: Tensor) -> Tensor:
-    """Colour noise (B, 3) along the principal components, of standard deviation 1 times each component's."""
-    normal = torch.special.ndtri(draws[:, _LIGHTING : _LIGHTING + 3].clamp(min=2.0**-53))
-    first, second, third = (normal[:, axis] * _PRINCIPAL_VALUES[axis] for axis in range(3))
-    channels = [axes[0] * first + axes[1] * second + axes[2] * third for axes in _PRINCIPAL_AXES]
-    return torch.stack(channels, dim=1)
 
 
 def _padded_crop(images: Tensor, draws: Tensor, pad: int, flip: bool) -> Tensor:
     """Shift each image by up to the padding, fill with zeros, and mirror half of them."""
     batch, channels, height, width = images.shape
-    shift = (draws[:, (_TOP, _LEFT)] * (2 * pad + 1)).to(torch.int64) - pad
+    shift = choices.shifts(draws, pad)
     rows = torch.arange(height, device=images.device) + shift[:, :1]
     columns = torch.arange(width, device=images.device) + shift[:, 1:]
     if flip:
-        columns = torch.where(draws[:, _FLIP, None] < 0.5, width - 1 - columns, columns)
+        columns = torch.where(choices.mirrored(draws)[:, None], width - 1 - columns, columns)
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
     source = rows.clamp(0, height - 1)[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
     moved = images.flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, channels, -1))
@@ -173,13 +163,11 @@ def _padded_crop(images: Tensor, draws: Tensor, pad: int, flip: bool) -> Tensor:
 def _resized_crop(images: Tensor, draws: Tensor, flip: bool) -> Tensor:
     """Enlarge a random part of each image to the whole size (bilinear), and mirror half of them."""
     _, _, height, width = images.shape
-    area = _MIN_AREA + (1.0 - _MIN_AREA) * draws[:, _AREA]
-    root_ratio = torch.exp((2.0 * draws[:, _RATIO] - 1.0) * (_MAX_LOG_RATIO / 2.0))
-    part_height, part_width = ((area.sqrt() * factor).clamp(max=1.0) for factor in (1.0 / root_ratio, root_ratio))
-    rows = _positions(height, part_height, draws[:, _TOP])
-    columns = _positions(width, part_width, draws[:, _LEFT])
+    part, offset = choices.parts(draws), choices.offsets(draws)
+    rows = _positions(height, part[:, 0], offset[:, 0])
+    columns = _positions(width, part[:, 1], offset[:, 1])
     if flip:
-        columns = torch.where(draws[:, _FLIP, None] < 0.5, columns.flip(1), columns)
+        columns = torch.where(choices.mirrored(draws)[:, None], columns.flip(1), columns)
     batch = len(images)
     across = columns[:, None, :].expand(batch, height, width)
     grid = torch.stack((across, rows[:, :, None].expand(batch, height, width)), dim=-1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ekgsearch.data.datasets import open_dataset
-from ekgsearch.data.folder import ImageFolder
+from ekgsearch.data.folder import folder_images
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.index import index_images
 from ekgsearch.data.subset import batches
@@ -52,4 +52,4 @@ def test_mobilenet_v2_classifies_the_imagenet_sample_as_its_sidecar_says(data_di
     index = index_images(data_dir / "imagenet-sample" / "val", num_threads=2)
     assert (len(index.class_names), len(index.images), index.bad) == (1000, 1000, ())
     weights = data_dir / "weights" / "mobilenet_v2_imagenet_dequantised.safetensors"
-    assert num_correct(weights, ImageFolder(index, 224, num_threads=2), 50) == 862
+    assert num_correct(weights, folder_images(index, 224, num_threads=2), 50) == 862

@@ -1,0 +1,115 @@
+"""What happens when a picture that was sound turns out damaged in the middle of an epoch."""
+
+import bisect
+import logging
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from ekgsearch.data.encoded import DamagedImageError, EncodedImages
+from ekgsearch.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class StandIns:
+    """Reads pictures, and in place of a damaged one the next sound one of the same class.
+
+    Next means by ascending id among the ids in use, after the last the first again. The rule looks at the files alone:
+    whichever process reads them, in whatever order, the same picture stands in. A damaged picture is logged once and
+    not read again.
+    """
+
+    def __init__(self, images: EncodedImages, ids: Tensor, *, max_share: float) -> None:
+        """Read from some images.
+
+        Args:
+            images: the pictures.
+            ids: ids in use (M,), int64.
+            max_share: damaged pictures that are replaced before giving up, as a share of the ids in use (rounded up).
+        """
+        self._images = images
+        self._allowed = math.ceil(max_share * len(ids))
+        ordered = ids.cpu().sort().values
+        labels = images.labels[ordered]
+        self._class_members = {label: ordered[labels == label].tolist() for label in set(labels.tolist())}
+        self._damaged: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """Ids of the damaged pictures met so far, with what is wrong with them."""
+        with self._lock:
+            return dict(sorted(self._damaged.items()))
+
+    def read(self, ids: Tensor, use: Callable[[int, bytes], T], pool: ThreadPoolExecutor) -> tuple[Tensor, list[T]]:
+        """Read pictures, several at once, and apply a function to each.
+
+        Args:
+            ids: image ids (B,), int64.
+            use: called with the id and the bytes of each picture, in the threads of the pool.
+            pool: threads.
+
+        Returns:
+            Ids (B,), int64, of the pictures that were read (those of the stand-ins in place of damaged ones), and
+            what the function made of them.
+
+        Raises:
+            DataError: more pictures are damaged than allowed, or a class has no sound one.
+        """
+
+        def read_one(image_id: int) -> tuple[int, T]:
+            found, data = self._read_sound(image_id)
+            return found, use(found, data)
+
+        pairs = list(pool.map(read_one, ids.tolist()))
+        return torch.tensor([found for found, _ in pairs], dtype=torch.int64), [made for _, made in pairs]
+
+    def _read_sound(self, image_id: int) -> tuple[int, bytes]:
+        """Read a picture, or the first sound one after it in its class."""
+        data = self._try(image_id)
+        if data is not None:
+            return image_id, data
+        members = self._class_members[int(self._images.labels[image_id])]
+        position = bisect.bisect_left(members, image_id)
+        for candidate in members[position + 1 :] + members[:position]:
+            data = self._try(candidate)
+            if data is not None:
+                return candidate, data
+        where, label = self._images.source.where(self._images.images[image_id]), int(self._images.labels[image_id])
+        raise DataError(f"class {label} has no sound picture left that could stand in for {where}; restore it")
+
+    def _try(self, image_id: int) -> bytes | None:
+        """Read a picture; None where it is damaged."""
+        if image_id in self.damaged:
+            return None
+        try:
+            return self._images.read_bytes(image_id)
+        except DamagedImageError as error:
+            self._note(image_id, error)
+            return None
+
+    def _note(self, image_id: int, error: DamagedImageError) -> None:
+        with self._lock:
+            if image_id in self._damaged:
+                return
+            self._damaged[image_id] = str(error)
+            count = len(self._damaged)
+        if count > self._allowed:
+            raise DataError(
+                f"{count} pictures are damaged, {self._allowed} may be replaced here; the last one: {error}"
+            ) from error
+        logger.warning(
+            "image %d is damaged, the next sound one of its class stands in for it (%d of at most %d): %s",
+            image_id,
+            count,
+            self._allowed,
+            error,
+        )

@@ -1,0 +1,155 @@
+"""The contract of every loader, over every kind of images and every back end."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from data import loading
+from data.loading import PAD, RESIZED, all_ids, arrays, by_id, picture_folder, settings
+
+from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.images import ImageSet
+from ekgsearch.data.loader import LoaderSettings, open_loader
+from ekgsearch.data.subset import permutation
+from ekgsearch.data.views import Augmentation, view
+from ekgsearch.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+SIZE = 24
+SOURCES = ("arrays", "folder")
+BACKENDS = ("torch",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return picture_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(params=SOURCES)
+def images(request: pytest.FixtureRequest, folder: Path) -> ImageSet:
+    """Twelve or eleven images, six of each class."""
+    if request.param == "arrays":
+        return arrays(11, SIZE)
+    return open_dataset("image_folder", folder, image_size=SIZE, num_threads=1).train
+
+
+@pytest.fixture(params=BACKENDS)
+def make(request: pytest.FixtureRequest) -> Callable[..., LoaderSettings]:
+    return lambda **changes: settings(loader=request.param, **changes)
+
+
+def test_every_image_comes_once_with_its_label(images: ImageSet, make: Callable[..., LoaderSettings]) -> None:
+    loader = open_loader(images, make(batch_size=5, drop_last=False))
+    batches = list(loader.epoch(1))
+    assert [len(batch.ids) for batch in batches] == [5, 5, len(images) - 10]
+    assert len(loader) == 3
+    assert sorted(torch.cat([batch.ids for batch in batches]).tolist()) == list(range(len(images)))
+    for batch in batches:
+        assert torch.equal(batch.labels, images.labels[batch.ids])
+        assert (batch.views.dtype, batch.views.shape) == (torch.float32, (len(batch.ids), 2, 3, SIZE, SIZE))
+        assert (batch.global_size, batch.replaced) == (len(batch.ids), 0)
+        assert batch.wait_seconds >= 0
+    assert loader.damaged == {}
+
+
+def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(
+    images: ImageSet, make: Callable[..., LoaderSettings]
+) -> None:
+    dropped = open_loader(images, make(batch_size=5))
+    assert len(dropped) == len(list(dropped.epoch(1))) == 2
+    alone = open_loader(images, make(batch_size=100))
+    assert len(alone) == len(list(alone.epoch(1))) == 1
+
+
+def test_the_order_differs_per_epoch_and_is_the_permutation(
+    images: ImageSet, make: Callable[..., LoaderSettings]
+) -> None:
+    loader = open_loader(images, make(drop_last=False))
+    for epoch in (1, 2):
+        assert all_ids(loader, epoch) == permutation(len(images), 3, epoch).tolist()
+    assert all_ids(loader, 1) != all_ids(loader, 2)
+    some = torch.tensor([7, 2, 9])
+    assert all_ids(open_loader(images, make(drop_last=False, shuffle=False), some), 5) == some.tolist()
+    assert all_ids(open_loader(images, make(drop_last=False), some), 5) == some[permutation(3, 3, 5)].tolist()
+
+
+def test_ranks_share_each_batch_in_order(images: ImageSet, make: Callable[..., LoaderSettings]) -> None:
+    whole = list(open_loader(images, make(batch_size=5)).epoch(2))
+    parts = [list(open_loader(images, make(batch_size=5, rank=rank, world_size=3)).epoch(2)) for rank in range(3)]
+    for step, batch in enumerate(whole):
+        shares = [part[step] for part in parts]
+        assert [share.global_size for share in shares] == [5, 5, 5]
+        assert torch.equal(torch.cat([share.ids for share in shares]), batch.ids)
+        assert torch.equal(torch.cat([share.labels for share in shares]), batch.labels)
+        assert torch.equal(torch.cat([share.views for share in shares]), batch.views)
+
+
+@pytest.mark.parametrize("augmentation", [PAD, RESIZED, Augmentation(pad=0, flip=False)], ids=["pad", "resized", "no"])
+def test_a_view_replays_whatever_the_batch(
+    images: ImageSet, make: Callable[..., LoaderSettings], augmentation: Augmentation
+) -> None:
+    first = by_id(list(open_loader(images, make(augmentation=augmentation)).epoch(3)))
+    again = by_id(list(open_loader(images, make(augmentation=augmentation, batch_size=3, threads=2)).epoch(3)))
+    for image_id in first.keys() & again.keys():
+        assert torch.equal(first[image_id], again[image_id])
+    if augmentation.flip:
+        other = by_id(list(open_loader(images, make(augmentation=augmentation)).epoch(4)))
+        both = sorted(first.keys() & other.keys())
+        assert not any(torch.equal(first[image_id], other[image_id]) for image_id in both)
+        assert not any(torch.equal(views[0], views[1]) for views in first.values())
+
+
+def test_a_resumed_epoch_goes_on_where_it_was(images: ImageSet, make: Callable[..., LoaderSettings]) -> None:
+    whole = list(open_loader(images, make(augmentation=RESIZED)).epoch(2))
+    rest = list(open_loader(images, make(augmentation=RESIZED)).epoch(2, start=1))
+    assert len(rest) == len(whole) - 1
+    for expected, found in zip(whole[1:], rest, strict=True):
+        assert torch.equal(expected.ids, found.ids)
+        assert torch.equal(expected.views, found.views)
+
+
+def test_an_epoch_may_be_left_early(images: ImageSet, make: Callable[..., LoaderSettings]) -> None:
+    loader = open_loader(images, make(batch_size=2))
+    for _ in loader.epoch(1):
+        break
+    assert len(list(loader.epoch(2))) == len(loader)
+
+
+@pytest.mark.parametrize("augmentation", [PAD, Augmentation(crop="resized", lighting=0.1)], ids=["pad", "resized"])
+def test_views_of_arrays_are_those_of_the_function(augmentation: Augmentation) -> None:
+    images = arrays(11)
+    for batch in open_loader(images, settings(augmentation=augmentation)).epoch(2):
+        for number in range(2):
+            expected = view(
+                images.read(batch.ids),
+                batch.ids,
+                augmentation=augmentation,
+                normalisation=loading.NORMALISATION,
+                seed=3,
+                epoch=2,
+                view=number,
+            )
+            assert torch.equal(batch.views[:, number], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 1 or more, found 0"),
+        ({"views": 0}, "views 1 or more"),
+        ({"loader": "tape"}, "auto, dali or torch, found 'tape'"),
+        ({"threads": 0}, "threads"),
+        ({"rank": 2, "world_size": 2}, r"rank of 0\.\.1, found 2"),
+        ({"max_damaged": 1.5}, "max_damaged"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        settings(**changes)
+
+
+def test_a_loader_of_no_images_is_refused() -> None:
+    with pytest.raises(DataError, match="expected images, found none"):
+        open_loader(arrays(3), settings(), torch.tensor([], dtype=torch.int64))
