@@ -5,14 +5,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ekgsearch.channels.operations import Kind
+from ekgsearch.channels.operations import Kind, is_depthwise, operation_name
 from ekgsearch.records import NormMode
 
 Values = Mapping[str, Any]
 Call = Callable[[Values, Mapping[str, Tensor], NormMode], Any]
+
+_FRESH = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM, Kind.BINARY})
+"""Kinds whose result is memory of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +26,19 @@ class Step:
     Attributes:
         name: name of the node.
         inputs: names of the values it reads.
-        call: computes the value from (values, weights by layer path, norm mode).
+        call: computes the value from (values, tensors by layer, norm mode); tensors are a layer's weight by its path,
+            and its other tensors by path and name ("bn1.bias"), where they differ from the module's own.
+        overwrites: name of the value that `call_inplace` may overwrite; empty where there is none.
+        call_inplace: like `call`, writing into that value's memory; the same bits.
+        is_fresh: whether the value is memory of its own, which nothing else can see.
     """
 
     name: str
     inputs: tuple[str, ...]
     call: Call
+    overwrites: str
+    call_inplace: Call
+    is_fresh: bool
 
 
 class Program:
@@ -36,6 +47,7 @@ class Program:
     Attributes:
         input: name of the images among the values.
         steps: nodes in execution order, without the images and the output.
+        index: position of each step by name.
         last_use: by value name, index of the last step that reads it; the number of steps where the output does.
     """
 
@@ -51,10 +63,8 @@ class Program:
         result = next(node for node in nodes if node.op == "output").args[0]
         self._output = _bind(result)
         calls = [node for node in nodes if node.op not in ("placeholder", "output")]
-        self.steps = tuple(
-            Step(n.name, tuple(i.name for i in n.all_input_nodes), _call(n, read_tensor, modules, kinds[n.name]))
-            for n in calls
-        )
+        self.steps = tuple(_step(node, read_tensor, modules, kinds) for node in calls)
+        self.index = {step.name: index for index, step in enumerate(self.steps)}
         self.last_use: dict[str, int] = {}
         for index, step in enumerate(self.steps):
             self.last_use.update(dict.fromkeys(step.inputs, index))
@@ -90,6 +100,49 @@ def _contains_node(argument: Any) -> bool:
     return bool(found)
 
 
+def _step(
+    node: fx.Node, read_tensor: Callable[[str], Tensor], modules: Mapping[str, nn.Module], kinds: Mapping[str, Kind]
+) -> Step:
+    call = _call(node, read_tensor, modules, kinds[node.name])
+    inputs = tuple(other.name for other in node.all_input_nodes)
+    overwrites, function = "", _inplace(node, modules)
+    if function is not None:
+        own = [other.name for other in node.all_input_nodes if kinds[other.name] in _FRESH and len(other.users) == 1]
+        overwrites = own[0] if own else ""
+    call_inplace = call if function is None else _overwriting(function, inputs, overwrites, call)
+    is_fresh = kinds[node.name] in _FRESH or _is_relu(node, modules)
+    return Step(node.name, inputs, call, overwrites, call_inplace, is_fresh)
+
+
+def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return type(modules[str(node.target)]) is nn.ReLU
+    return operation_name(node) == "relu"
+
+
+def _inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Tensor] | None:
+    """In-place counterpart of a node that has one with the same bits: ReLU, and the sum of two values."""
+    if _is_relu(node, modules):
+        return torch.relu_
+    if operation_name(node) == "add" and len(node.args) == 2 and not node.kwargs and len(node.all_input_nodes) == 2:
+        return torch.Tensor.add_
+    return None
+
+
+def _overwriting(function: Callable[..., Tensor], inputs: tuple[str, ...], overwrites: str, otherwise: Call) -> Call:
+    """Call an in-place function where all values are tensors of one shape and type, else the plain one."""
+    others = [name for name in inputs if name != overwrites]
+
+    def call(values: Values, tensors: Mapping[str, Tensor], mode: NormMode) -> Any:
+        target, rest = values[overwrites], [values[name] for name in others]
+        forms = {(value.shape, value.dtype) if isinstance(value, Tensor) else None for value in (target, *rest)}
+        if len(forms) > 1 or None in forms:
+            return otherwise(values, tensors, mode)
+        return function(target, *rest)
+
+    return call
+
+
 def _call(node: fx.Node, read_tensor: Callable[[str], Tensor], modules: Mapping[str, nn.Module], kind: Kind) -> Call:
     if node.op == "get_attr":
         path = str(node.target)
@@ -114,19 +167,17 @@ def _module_call(
 ) -> Call:
     match kind, module:
         case Kind.CONV, nn.Conv2d():
-            return lambda values, weights, mode: module._conv_forward(
-                args(values)[0], _weight(module, path, weights), _detached(module.bias)
-            )
+            return lambda values, tensors, mode: _convolution(module, args(values)[0], _Tensors(module, path, tensors))
         case Kind.CONV, nn.ConvTranspose2d():
-            return lambda values, weights, mode: _transposed(module, args(values)[0], _weight(module, path, weights))
+            return lambda values, tensors, mode: _transposed(module, args(values)[0], _Tensors(module, path, tensors))
         case Kind.LINEAR, nn.Linear():
-            return lambda values, weights, mode: F.linear(
-                args(values)[0], _weight(module, path, weights), _detached(module.bias)
-            )
+            return lambda values, tensors, mode: _linear(args(values)[0], _Tensors(module, path, tensors))
         case Kind.NORM, nn.modules.batchnorm._BatchNorm():
-            return lambda values, weights, mode: _batch_norm(module, args(values)[0], mode)
+            return lambda values, tensors, mode: _batch_norm(
+                module, args(values)[0], _Tensors(module, path, tensors), mode
+            )
         case Kind.NORM, nn.PReLU():
-            return lambda values, weights, mode: F.prelu(args(values)[0], module.weight.detach())
+            return lambda values, tensors, mode: F.prelu(args(values)[0], _Tensors(module, path, tensors).weight)
         case (Kind.IDENTITY, _):
             return lambda values, weights, mode: args(values)[0]
         case (Kind.UNKNOWN | Kind.NORM, _):
@@ -134,29 +185,52 @@ def _module_call(
     return lambda values, weights, mode: module(*args(values), **kwargs(values))
 
 
-def _transposed(module: nn.ConvTranspose2d, value: Tensor, weight: Tensor) -> Tensor:
+class _Tensors:
+    """Tensors of one layer: the given ones, else the module's own, without gradient."""
+
+    def __init__(self, module: nn.Module, path: str, given: Mapping[str, Tensor]) -> None:
+        self._module, self._path, self._given = module, path, given
+
+    @property
+    def weight(self) -> Tensor:
+        given = self._given.get(self._path)
+        return self._module.get_parameter("weight").detach() if given is None else given
+
+    def find(self, name: str) -> Tensor | None:
+        """A bias or a running statistic; None where the module has none."""
+        given = self._given.get(f"{self._path}.{name}")
+        own = getattr(self._module, name)
+        return given if given is not None or own is None else own.detach()
+
+
+def _convolution(module: nn.Conv2d, value: Tensor, tensors: _Tensors) -> Tensor:
+    """Convolve; the number of groups follows from the channels, so that a depthwise kernel may be cut."""
+    weight, padding = tensors.weight, module.padding
+    if module.padding_mode != "zeros":
+        value, padding = F.pad(value, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    groups = value.shape[1] // weight.shape[1]
+    return F.conv2d(value, weight, tensors.find("bias"), module.stride, padding, module.dilation, groups)
+
+
+def _transposed(module: nn.ConvTranspose2d, value: Tensor, tensors: _Tensors) -> Tensor:
     assert isinstance(module.padding, tuple)
-    bias, output_padding = _detached(module.bias), module.output_padding
+    bias, output_padding = tensors.find("bias"), module.output_padding
+    groups = value.shape[1] if is_depthwise(module) else module.groups
     return F.conv_transpose2d(
-        value, weight, bias, module.stride, module.padding, output_padding, module.groups, module.dilation
+        value, tensors.weight, bias, module.stride, module.padding, output_padding, groups, module.dilation
     )
 
 
-def _weight(module: nn.Module, path: str, weights: Mapping[str, Tensor]) -> Tensor:
-    given = weights.get(path)
-    return module.get_parameter("weight").detach() if given is None else given
+def _linear(value: Tensor, tensors: _Tensors) -> Tensor:
+    return F.linear(value, tensors.weight, tensors.find("bias"))
 
 
-def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
-
-
-def _batch_norm(module: nn.modules.batchnorm._BatchNorm, value: Tensor, mode: NormMode) -> Tensor:
+def _batch_norm(module: nn.modules.batchnorm._BatchNorm, value: Tensor, tensors: _Tensors, mode: NormMode) -> Tensor:
     """Normalise; in batch mode the running statistics are neither read nor written."""
     by_batch = mode == "batch" or module.running_mean is None
-    mean, var = (None, None) if by_batch else (module.running_mean, module.running_var)
-    weight, bias = _detached(module.weight), _detached(module.bias)
-    return F.batch_norm(value, mean, var, weight, bias, by_batch, 0.0, module.eps)
+    mean, var = (None, None) if by_batch else (tensors.find("running_mean"), tensors.find("running_var"))
+    weight = None if module.weight is None else tensors.weight
+    return F.batch_norm(value, mean, var, weight, tensors.find("bias"), by_batch, 0.0, module.eps)
 
 
 def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -60,7 +60,7 @@ class MaskedNetwork:
         found: dict[str, Tensor] = {}
         for path in wanted:
             layer = self._kernels[path]
-            found[path] = _masked(layer, keep, preserve_norm) if path in touched else _weight(layer)
+            found[path] = masked_kernel(layer, keep, preserve_norm) if path in touched else _weight(layer)
         return found
 
     def masks(self, sub: Subnetwork, *, groups: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -242,7 +242,8 @@ def _weight(layer: Layer) -> Tensor:
     return weight.detach()
 
 
-def _masked(layer: Layer, keep: Tensor, scaled: bool) -> Tensor:
+def masked_kernel(layer: Layer, keep: Tensor, scaled: bool) -> Tensor:
+    """Multiply a layer's kernel by the masks of both its axes; if asked, scale it to the norm of the uncut one."""
     weight = _weight(layer)
     kernel = weight
     for axis, classes in zip(axes(layer), channel_lines(layer), strict=True):

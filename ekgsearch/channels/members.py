@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ekgsearch.channels.operations import Kind, is_depthwise
 
@@ -74,6 +75,11 @@ class Layer:
     outputs: Tensor
     positions: int
     out_positions: int
+
+    @property
+    def can_run_cut(self) -> bool:
+        """Whether the layer can be run with given tensors of fewer channels; other norms only as they are."""
+        return self.kind is not Kind.NORM or isinstance(self.module, (_BatchNorm, nn.PReLU))
 
     @property
     def is_depthwise(self) -> bool:
