@@ -1,6 +1,6 @@
 """The masked network: every sub-network of a network, with zeros in place of removed channels."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.kernels import at_uncut_norm, axes, channel_lines
 from ekgsearch.channels.members import Layer, Site
 from ekgsearch.channels.operations import Kind
-from ekgsearch.errors import NetworkError
 from ekgsearch.records import NormMode, Subnetwork
 
 
@@ -28,61 +27,47 @@ class MaskedNetwork:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self._program = graph.trace.program
-        self._steps = {step.name: index for index, step in enumerate(self._program.steps)}
         self._sites: dict[str, Site] = {site.node: site for site in graph.sites}
         self._kernels = {path: layer for path, layer in graph.layers.items() if layer.kind is not Kind.NORM}
-        self._layers_by_group: dict[str, frozenset[str]] = {}
-        self._first: dict[str, int] = {}
-        for group in graph.groups:
-            members = (*group.producers, *group.depthwise, *group.consumers)
-            paths = frozenset(member.layer for member in members)
-            self._layers_by_group[group.name] = paths
-            calls = [call.node for call in graph.labelling.layers if call.path in paths]
-            self._first[group.name] = min(self._steps[node] for node in (*calls, *group.sites))
+        self._layers_by_group = {
+            group.name: frozenset(member.layer for member in (*group.producers, *group.depthwise, *group.consumers))
+            for group in graph.groups
+        }
 
-    def weights(
-        self, sub: Subnetwork, *, preserve_norm: bool = True, groups: Iterable[str] | None = None
-    ) -> dict[str, Tensor]:
+    def weights(self, sub: Subnetwork, *, preserve_norm: bool = True) -> dict[str, Tensor]:
         """Compute the masked kernels of a sub-network; biases and layers that lose nothing stay as they are.
 
         Args:
             sub: the sub-network.
             preserve_norm: scale each kernel to the Frobenius norm of the uncut one (over the whole tensor).
-            groups: only the layers that these channel groups touch; all layers if None.
 
         Returns:
             Kernel by layer path, detached, in the layout of the layer's weight.
         """
         cut = self.graph.cut_groups(sub)
         touched = {path for name in cut for path in self._layers_by_group[name]}
-        wanted = self._kernels if groups is None else {path for name in groups for path in self._layers_by_group[name]}
         keep = self.graph.kept_classes(sub)
         found: dict[str, Tensor] = {}
-        for path in wanted:
-            layer = self._kernels[path]
+        for path, layer in self._kernels.items():
             found[path] = masked_kernel(layer, keep, preserve_norm) if path in touched else _weight(layer)
         return found
 
-    def masks(self, sub: Subnetwork, *, groups: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def masks(self, sub: Subnetwork) -> dict[str, Tensor]:
         """Compute the masks of a sub-network's feature maps.
 
         Args:
             sub: the sub-network.
-            groups: only the sites that these channel groups touch; all sites if None.
 
         Returns:
             By site name a vector of 0 and 1 over the channels of its value; sites that lose nothing are absent.
         """
         cut = self.graph.cut_groups(sub)
-        names = set(
-            self._sites if groups is None else (site for name in groups for site in self.graph.group(name).sites)
-        )
         keep = self.graph.kept_classes(sub)
         like = next(self.graph.network.parameters())
         return {
             site.node: keep[site.classes].to(device=like.device, dtype=like.dtype)
             for site in self.graph.sites
-            if site.node in names and not cut.isdisjoint(site.groups)
+            if not cut.isdisjoint(site.groups)
         }
 
     @torch.no_grad()
@@ -106,16 +91,6 @@ class MaskedNetwork:
 
     __call__ = forward
 
-    def first_step(self, group: str) -> int:
-        """Index of the first step whose result depends on which channels a channel group keeps."""
-        self.graph.group(group)
-        return self._first[group]
-
-    def live_at(self, step: int) -> frozenset[str]:
-        """Names of the values that a run starting at this step needs, besides the images."""
-        done = (other.name for other in self._program.steps[:step])
-        return frozenset(name for name in done if self._program.last_use.get(name, -1) >= step)
-
     @torch.no_grad()
     def run(
         self,
@@ -124,36 +99,26 @@ class MaskedNetwork:
         masks: Mapping[str, Tensor],
         *,
         norm_mode: NormMode = "batch",
-        start: int = 0,
-        values: Mapping[str, Any] | None = None,
         keep: frozenset[str] = frozenset(),
     ) -> tuple[Any, dict[str, Any]]:
-        """Run with given kernels and masks, from any step on.
-
-        A run that starts at `first_step(group)` from values kept by a run of a sub-network which differs in that group
-        only gives bit for bit what a whole run gives.
+        """Run with given kernels and masks.
 
         Args:
             images: normalised float images (B, 3, H, W).
             weights: kernels from `weights`; layers without one use the network's own.
             masks: masks from `masks`.
             norm_mode: statistics of the batch, or running ones.
-            start: first step to run.
-            values: values kept earlier, at least `live_at(start)`.
-            keep: names of values to hand back, see `live_at`.
+            keep: names of values to hand back.
 
         Returns:
-            The network's output, and the kept values by name (also those that were given).
-
-        Raises:
-            NetworkError: a value that the start needs is missing.
+            The network's output, and the kept values by name.
         """
 
         def mask(name: str, value: Any) -> Any:
             found = masks.get(name)
             return value if found is None else value * found.view(self._sites[name].shape())
 
-        return self._run(images, weights, mask, norm_mode, start, values or {}, keep)
+        return self._run(images, weights, mask, norm_mode, keep)
 
     def scores(
         self,
@@ -194,7 +159,7 @@ class MaskedNetwork:
             return masked * gates[name].view(site.shape())
 
         with torch.enable_grad():
-            output, _ = self._run(images, weights, mask, norm_mode, 0, {}, frozenset())
+            output, _ = self._run(images, weights, mask, norm_mode, frozenset())
             loss = loss_fn(output)
             gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
         return self._gather_scores(dict(zip(gates, gradients, strict=True)))
@@ -216,19 +181,11 @@ class MaskedNetwork:
         weights: Mapping[str, Tensor],
         mask: Callable[[str, Any], Any],
         norm_mode: NormMode,
-        start: int,
-        given: Mapping[str, Any],
         keep: frozenset[str],
     ) -> tuple[Any, dict[str, Any]]:
-        missing = self.live_at(start) - given.keys() if start else ()
-        if missing:
-            raise NetworkError(
-                f"step {start} needs the values {sorted(missing)[:3]}, which were not kept; see `live_at`"
-            )
         program = self._program
-        values: dict[str, Any] = {**given, program.input: images}
-        for index in range(start, len(program.steps)):
-            step = program.steps[index]
+        values: dict[str, Any] = {program.input: images}
+        for index, step in enumerate(program.steps):
             values[step.name] = mask(step.name, step.call(values, weights, norm_mode))
             for name in step.inputs:
                 if program.last_use[name] == index and name not in keep and name != program.input:

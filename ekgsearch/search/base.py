@@ -78,16 +78,21 @@ class Evaluator(Protocol):
         """Set the ensemble knowledge to the mean logits of these networks; return the evaluation of the last one."""
         ...
 
-    def scores(self, current: Subnetwork) -> GroupScores:
-        """Importance of every channel of every channel group under the current masks and ensemble knowledge."""
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
+        """Importance of every channel of every channel group under the current masks and ensemble knowledge.
+
+        Args:
+            current: the network that stands; its logits enter the ensemble knowledge, unless they are in it already.
+            count: networks in the ensemble knowledge, this one included.
+        """
         ...
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates, each of which differs from `current` in one channel group; answers in their order."""
         ...
 
-    def commit(self, winner: int) -> None:
-        """Average the logits of a candidate of the last `evaluate` call into the ensemble knowledge."""
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Evaluate candidates whose scores nearly tie once more, by the masked network; answers in their order."""
         ...
 
 

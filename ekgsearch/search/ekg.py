@@ -27,19 +27,23 @@ class EkgSettings:
         step: r, share of a private channel group that one iteration removes, in (0, 1).
         trim: share of the channel groups trimmed at each end before Otsu's threshold, in [0, 0.5).
         quirks: what is done as in the reference program; none by default.
+        tie_tolerance: candidates whose score is within this share of the lowest are evaluated again by the masked
+            network before one is chosen, so that rounding of a fast evaluator decides nothing; 0 where the evaluator
+            is the masked network or gives its bits.
     """
 
     step: float = 0.2
     trim: float = 0.2
     quirks: frozenset[Quirk] = frozenset()
+    tie_tolerance: float = 0.0
 
 
 class EkgSearch:
     """Greedy search of EKG (arXiv 2203.02651, algorithm 1).
 
     Each iteration scores every channel, shortlists the channel groups whose next cut looks cheapest, evaluates the
-    shortlist on the search subset, takes the candidate with the lowest score (highest reward) and averages its logits
-    into the ensemble knowledge. Weights never change. It differs from the reference program in keeping integer
+    shortlist on the search subset and takes the candidate with the lowest score (highest reward); its logits enter the
+    ensemble knowledge when it is scored in turn. Weights never change. It differs from the reference program in keeping integer
     numbers of channels, true means over the images, and scores of exactly the channels that would go.
     """
 
@@ -82,7 +86,7 @@ class EkgSearch:
             current: the decision before; only its sub-network, costs and iteration matter.
             rates: width of every channel group as the step rule tracks it.
         """
-        scores = self._evaluator.scores(current.subnetwork)
+        scores = self._evaluator.scores(current.subnetwork, current.iteration + 1)
         standing = self._ranked_anew(current.subnetwork, scores)
         proposals = self._proposals(standing, rates, scores)
         threshold, candidates = self._shortlist(standing, proposals, scores, rates)
@@ -97,9 +101,8 @@ class EkgSearch:
                 f"{self._budget.measured(current.macs, current.params):,} {self._budget.unit} against a budget of "
                 f"{self._budget.limit:,.0f}; raise the budget"
             )
-        evaluations = self._evaluator.evaluate(standing, candidates)
+        evaluations = self._settled(candidates, self._evaluator.evaluate(standing, candidates))
         winner = _lowest_score(evaluations, current.iteration + 1)
-        self._evaluator.commit(winner)
         outcomes = tuple(
             CandidateOutcome(candidate.group, candidate.num_kept, *self._costs(candidate.subnetwork), evaluation)
             for candidate, evaluation in zip(candidates, evaluations, strict=True)
@@ -118,6 +121,16 @@ class EkgSearch:
             outcomes[winner].params,
             outcomes,
         )
+
+    def _settled(self, candidates: Sequence[Candidate], evaluations: list[Evaluation]) -> list[Evaluation]:
+        """The evaluations, with those that nearly tie for the lowest score replaced by the masked network's."""
+        lowest = min((evaluation.score for evaluation in evaluations if evaluation.is_finite), default=math.inf)
+        limit = lowest + abs(lowest) * self._settings.tie_tolerance
+        near = [position for position, found in enumerate(evaluations) if found.is_finite and found.score <= limit]
+        if self._settings.tie_tolerance == 0 or len(near) < 2:
+            return evaluations
+        settled = dict(zip(near, self._evaluator.settle([candidates[position] for position in near]), strict=True))
+        return [settled.get(position, evaluation) for position, evaluation in enumerate(evaluations)]
 
     def _ranked_anew(self, current: Subnetwork, scores: GroupScores) -> Subnetwork:
         """The current sub-network; with the quirk `rank_removed_channels`, as many channels, the best of all."""

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import add_to_mean, cross_entropy_terms, is_correct
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
-    BatchResult,
-    Candidate,
-    Evaluation,
-    GroupScores,
-    mean_over_batches,
-)
+from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, mean_over_batches
+from ekgsearch.search.networks import Networks
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,41 +20,41 @@ class SearchBatch:
 
     Attributes:
         index: its place among all batches; results are added in this order.
-        images: (B, 3, H, W) float32, normalised, not augmented.
+        pixels: (B, 3, H, W) uint8, not augmented.
         labels: (B,) int64.
     """
 
     index: int
-    images: Tensor
+    pixels: Tensor
     labels: Tensor
 
 
 class BatchEvaluator:
     """Evaluates on the batches that one worker owns, and holds the ensemble knowledge of their images.
 
-    Batch normalisation uses batch statistics throughout, weights and running statistics never change. With
-    `reuse_prefix` the current network runs once per batch and every candidate starts at the first step that its
-    channel group touches: the same operations on the same tensors, hence the same bits, at roughly half the cost.
-    Without it every candidate runs from the images on; that is the reference path.
+    Batch normalisation uses batch statistics throughout, weights and running statistics never change.
 
     Args:
-        masked: the masked network.
+        networks: runs sub-networks on a batch.
+        normalise: maps pixels (B, 3, H, W) uint8 to the network's input.
         batches: the batches that this evaluator owns.
         divisor: what the summed score is divided by before its gradient is taken: the images of the whole search
             subset, or the nominal batch size (quirk `nominal_batch_means`).
-        reuse_prefix: whether candidates share the steps before their channel group.
     """
 
     def __init__(
-        self, masked: MaskedNetwork, batches: Sequence[SearchBatch], divisor: int, *, reuse_prefix: bool = True
+        self,
+        networks: Networks,
+        normalise: Callable[[Tensor], Tensor],
+        batches: Sequence[SearchBatch],
+        divisor: int,
     ) -> None:
-        self._masked = masked
+        self._networks = networks
+        self._normalise = normalise
         self._batches = sorted(batches, key=lambda batch: batch.index)
         self._divisor = divisor
-        self._reuse_prefix = reuse_prefix
         self._knowledge: dict[int, Tensor] = {}
         self._count = 0
-        self._candidate_logits: dict[int, list[Tensor]] = {}
 
     @property
     def num_averaged(self) -> int:
@@ -83,77 +79,81 @@ class BatchEvaluator:
         """Average the logits of these networks; return the results of the last one by batch index."""
         results = {}
         for batch in self._batches:
+            images = self._normalise(batch.pixels)
             for count, subnetwork in enumerate(history):
-                logits = self._masked.forward(batch.images, subnetwork, norm_mode="batch")
+                logits = self._networks.forward(images, subnetwork)
                 mean = logits.double() if count == 0 else add_to_mean(self._knowledge[batch.index], count, logits)
                 self._knowledge[batch.index] = mean
-            results[batch.index] = self._result(batch, logits)
+            results[batch.index] = self._results(batch, [logits])[0]
         self._count = len(history)
         return results
 
-    def scores(self, current: Subnetwork) -> dict[int, GroupScores]:
-        """Channel scores of the current network by batch index."""
-        scores = {}
+    def scores(self, current: Subnetwork, count: int) -> dict[int, GroupScores]:
+        """Average the current network into the ensemble knowledge, if it is not in yet, and score its channels.
+
+        The forward pass of the scores gives the logits, so that a winner is averaged in at no cost of its own. Asked
+        again with the same count, the answer is the same.
+
+        Args:
+            current: the network that stands.
+            count: networks in the ensemble knowledge, this one included.
+
+        Returns:
+            Channel scores by batch index.
+
+        Raises:
+            NumericsError: the ensemble knowledge holds neither `count` networks nor one fewer.
+        """
+        if count - self._count not in (0, 1):
+            raise NumericsError(
+                f"expected the ensemble knowledge of {count - 1} or {count} networks, found {self._count}; "
+                "the worker has missed an iteration and must begin anew"
+            )
+        is_new = count == self._count + 1
+        prepared = self._networks.prepare(current)
+        scores: dict[int, GroupScores] = {}
+        knowledge = dict(self._knowledge)
+
+        def mean_score(batch: SearchBatch, logits: Tensor) -> Tensor:
+            if is_new:
+                knowledge[batch.index] = add_to_mean(knowledge[batch.index], self._count, logits.detach())
+            to_label, to_ensemble = cross_entropy_terms(logits, batch.labels, knowledge[batch.index].to(logits.dtype))
+            return (to_label + to_ensemble).sum() / self._divisor
+
         for batch in self._batches:
-            by_group = self._masked.scores(batch.images, self._mean_score(batch), current)
-            scores[batch.index] = {group: values.cpu().numpy() for group, values in by_group.items()}
+            images = self._normalise(batch.pixels)
+            by_group = self._networks.scores(images, partial(mean_score, batch), prepared)
+            scores[batch.index] = {group: values.numpy() for group, values in by_group.items()}
+        self._knowledge, self._count = knowledge, count
         return scores
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> dict[int, list[BatchResult]]:
-        """Results of the candidates, in their order, by batch index; their logits are kept for `commit`."""
-        self._candidate_logits = {}
-        for batch in self._batches:
-            run = self._from_prefix if self._reuse_prefix else self._from_images
-            self._candidate_logits[batch.index] = run(batch, current, candidates)
+        """Results of the candidates, in their order, by batch index."""
+        run = self._networks.candidates(current, candidates)
         return {
-            batch.index: [self._result(batch, logits) for logits in self._candidate_logits[batch.index]]
-            for batch in self._batches
+            batch.index: self._results(batch, run(self._normalise(batch.pixels))) for batch in self._batches
         }
 
-    def commit(self, winner: int) -> None:
-        """Average the logits of one candidate of the last `evaluate` call into the ensemble knowledge."""
-        for index, logits in self._candidate_logits.items():
-            self._knowledge[index] = add_to_mean(self._knowledge[index], self._count, logits[winner])
-        self._count += 1
-        self._candidate_logits = {}
+    def settle(self, candidates: Sequence[Candidate]) -> dict[int, list[BatchResult]]:
+        """Results of candidates by the masked network from the images on, in their order, by batch index."""
+        results = {}
+        for batch in self._batches:
+            images = self._normalise(batch.pixels)
+            logits = [self._networks.masked.forward(images, candidate.subnetwork) for candidate in candidates]
+            results[batch.index] = self._results(batch, logits)
+        return results
 
-    def _from_images(self, batch: SearchBatch, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Tensor]:
-        return [self._masked.forward(batch.images, candidate.subnetwork, norm_mode="batch") for candidate in candidates]
-
-    @torch.no_grad()
-    def _from_prefix(self, batch: SearchBatch, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Tensor]:
-        """Run the current network once, keeping what each candidate starts from; then only what differs."""
-        masked, images = self._masked, batch.images
-        weights, masks = masked.weights(current), masked.masks(current)
-        starts = [masked.first_step(candidate.group) for candidate in candidates]
-        needed = frozenset[str]().union(*(masked.live_at(start) for start in set(starts)))
-        _, values = masked.run(images, weights, masks, keep=needed)
-        logits = []
-        for candidate, start in zip(candidates, starts, strict=True):
-            changed = (candidate.group,)
-            candidate_weights = {**weights, **masked.weights(candidate.subnetwork, groups=changed)}
-            candidate_masks = {**masks, **masked.masks(candidate.subnetwork, groups=changed)}
-            output, _ = masked.run(images, candidate_weights, candidate_masks, start=start, values=values)
-            logits.append(output)
-        return logits
-
-    def _mean_score(self, batch: SearchBatch) -> Callable[[Tensor], Tensor]:
-        knowledge = self._knowledge[batch.index]
-
-        def score(logits: Tensor) -> Tensor:
-            to_label, to_ensemble = cross_entropy_terms(logits, batch.labels, knowledge.to(logits.dtype))
-            return (to_label + to_ensemble).sum() / self._divisor
-
-        return score
-
-    def _result(self, batch: SearchBatch, logits: Tensor) -> BatchResult:
-        to_label, to_ensemble = cross_entropy_terms(logits.double(), batch.labels, self._knowledge[batch.index])
-        return BatchResult(
-            images=len(batch.labels),
-            correct=int(is_correct(logits, batch.labels).sum()),
-            loss_sum=float(to_label.sum()),
-            score_sum=float((to_label + to_ensemble).sum()),
-        )
+    def _results(self, batch: SearchBatch, logits: Sequence[Tensor]) -> list[BatchResult]:
+        """Sums of several networks over one batch, brought to the host at once."""
+        rows = []
+        for one in logits:
+            to_label, to_ensemble = cross_entropy_terms(one.double(), batch.labels, self._knowledge[batch.index])
+            correct = is_correct(one, batch.labels).sum().double()
+            rows.append(torch.stack([correct, to_label.sum(), (to_label + to_ensemble).sum()]))
+        return [
+            BatchResult(images=len(batch.labels), correct=int(correct), loss_sum=loss, score_sum=score)
+            for correct, loss, score in torch.stack(rows).tolist()
+        ]
 
 
 def evaluations(

@@ -3,11 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, SHAPE, images, make, one_left, random_subnetwork
+from networks import NETWORKS, SHAPE, images, make, random_subnetwork
 
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
-from ekgsearch.errors import NetworkError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
@@ -79,52 +78,6 @@ def test_norm_guard_keeps_an_empty_kernel_finite():
     graph = analyse(network, SHAPE)
     kernel = MaskedNetwork(graph).weights(graph.full().replace("second.0", [3]))["second.0"]
     assert not kernel.any()
-
-
-@pytest.mark.parametrize("name", MANY)
-@pytest.mark.parametrize("mode", ["batch", "running"])
-def test_a_run_from_a_kept_prefix_is_bit_identical_to_a_whole_run(name, mode):
-    graph = graph_of(name)
-    masked, x, current = MaskedNetwork(graph), images(), random_subnetwork(graph, 2)
-    weights, masks = masked.weights(current), masked.masks(current)
-    starts = {group.name: masked.first_step(group.name) for group in graph.groups}
-    needed = frozenset().union(*(masked.live_at(start) for start in starts.values()))
-    whole, values = masked.run(x, weights, masks, norm_mode=mode, keep=needed)
-    assert set(values) == needed
-    copies = {key: value.clone() for key, value in values.items() if isinstance(value, torch.Tensor)}
-    for group in graph.groups:
-        candidate = current.replace(group.name, current[group.name][:1])
-        new_weights = {**weights, **masked.weights(candidate, groups=(group.name,))}
-        new_masks = {**masks, **masked.masks(candidate, groups=(group.name,))}
-        start = starts[group.name]
-        logits, _ = masked.run(x, new_weights, new_masks, norm_mode=mode, start=start, values=values)
-        assert torch.equal(logits, masked.forward(x, candidate, norm_mode=mode))
-    assert all(torch.equal(values[key], tensor) for key, tensor in copies.items())
-    again, _ = masked.run(x, weights, masks, norm_mode=mode)
-    assert torch.equal(whole, again)
-
-
-def test_nothing_before_the_first_step_depends_on_the_channel_group():
-    graph = graph_of("option A")
-    masked, x = MaskedNetwork(graph), images()
-    names = frozenset(step.name for step in graph.trace.program.steps)
-    _, full = masked.run(x, {}, {}, keep=names)
-    order = [step.name for step in graph.trace.program.steps]
-    for group in graph.groups:
-        sub = one_left(graph, group.name, 1)
-        _, cut = masked.run(x, masked.weights(sub), masked.masks(sub), keep=names)
-        changed = [
-            index
-            for index, name in enumerate(order)
-            if isinstance(full[name], torch.Tensor) and not torch.equal(full[name], cut[name])
-        ]
-        assert min(changed) == masked.first_step(group.name)
-
-
-def test_a_start_without_its_values_is_refused():
-    masked = MaskedNetwork(graph_of("plain"))
-    with pytest.raises(NetworkError, match="live_at"):
-        masked.run(images(), {}, {}, start=masked.first_step("second.0"))
 
 
 def _gated_score(graph: ChannelGraph, sub: Subnetwork, site: str, channel: int, gate: float) -> float:

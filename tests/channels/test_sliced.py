@@ -133,3 +133,20 @@ def test_networks_of_the_zoo_can_be_sliced_whole():
     for name in ("resnet56", "resnet18", "resnet50", "mobilenet_v2", "vgg16"):
         graph = analyse(build(NetSpec(name, 10, (3, 32, 32))).eval(), (3, 32, 32))
         assert SlicedNetwork(graph, 1.0).sliceable == {group.name for group in graph.groups}, name
+
+
+def test_nothing_before_the_first_step_depends_on_the_channel_group():
+    graph = graph_of("option A")
+    masked, network, x = MaskedNetwork(graph), SlicedNetwork(graph, 1.0), images()
+    names = frozenset(step.name for step in graph.trace.program.steps)
+    _, full = masked.run(x, {}, {}, keep=names)
+    order = [step.name for step in graph.trace.program.steps]
+    for group in graph.groups:
+        sub = one_left(graph, group.name, 1)
+        _, cut = masked.run(x, masked.weights(sub), masked.masks(sub), keep=names)
+        changed = [
+            index
+            for index, name in enumerate(order)
+            if isinstance(full[name], torch.Tensor) and not torch.equal(full[name], cut[name])
+        ]
+        assert min(changed) == network.first_step(group.name)

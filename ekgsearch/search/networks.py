@@ -1,0 +1,103 @@
+"""How the sub-networks of a search are run on a batch: one by one as masked networks, or fast."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.sliced import SlicedNetwork
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.base import Candidate
+
+SLICE_BELOW = 0.9
+"""Share of kept channels from which down a channel group is computed on its kept channels only."""
+
+
+class Networks(Protocol):
+    """Runs sub-networks in batch mode; logits (B, classes) of normalised images (B, 3, H, W)."""
+
+    masked: MaskedNetwork
+
+    def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
+        """Logits of a sub-network."""
+        ...
+
+    def prepare(self, subnetwork: Subnetwork) -> Any:
+        """What `scores` needs of a sub-network whatever the batch."""
+        ...
+
+    def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any) -> dict[str, Tensor]:
+        """Importance of every channel by channel group, float64 on the CPU, for a loss of the logits."""
+        ...
+
+    def candidates(
+        self, current: Subnetwork, candidates: Sequence[Candidate]
+    ) -> Callable[[Tensor], list[Tensor]]:
+        """Prepare candidates; the result maps images to the logits of each, in their order."""
+        ...
+
+
+class NaiveNetworks:
+    """Every network as a masked network from the images on: the reference that the fast ones are tested against."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.masked = MaskedNetwork(graph)
+
+    def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
+        """Logits of a sub-network."""
+        logits: Tensor = self.masked.forward(images, subnetwork)
+        return logits
+
+    def prepare(self, subnetwork: Subnetwork) -> Subnetwork:
+        """Nothing is prepared."""
+        return subnetwork
+
+    def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Subnetwork) -> dict[str, Tensor]:
+        """Importance of every channel."""
+        return self.masked.scores(images, loss, prepared)
+
+    def candidates(
+        self, current: Subnetwork, candidates: Sequence[Candidate]
+    ) -> Callable[[Tensor], list[Tensor]]:
+        """Run each candidate by itself."""
+        return lambda images: [self.forward(images, candidate.subnetwork) for candidate in candidates]
+
+
+class FastNetworks:
+    """Candidates branch off one walk through the current network, on kept channels only.
+
+    Args:
+        graph: analysed network.
+        slice_below: share of kept channels from which down a channel group is sliced; with 0 the results are those of
+            `NaiveNetworks` bit for bit.
+    """
+
+    def __init__(self, graph: ChannelGraph, slice_below: float = SLICE_BELOW) -> None:
+        self.masked = MaskedNetwork(graph)
+        self._sliced = SlicedNetwork(graph, slice_below)
+
+    def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
+        """Logits of a sub-network."""
+        logits: Tensor = self._sliced.forward(images, self._sliced.prepare(subnetwork))
+        return logits
+
+    def prepare(self, subnetwork: Subnetwork) -> Any:
+        """Kernels and masks of a sub-network."""
+        return self._sliced.prepare(subnetwork)
+
+    def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any) -> dict[str, Tensor]:
+        """Importance of every channel."""
+        return self._sliced.scores(images, loss, prepared)[1]
+
+    def candidates(
+        self, current: Subnetwork, candidates: Sequence[Candidate]
+    ) -> Callable[[Tensor], list[Tensor]]:
+        """Prepare the current network and what each candidate changes."""
+        standing = self._sliced.prepare(current)
+        branches = [
+            (candidate.group, self._sliced.narrowed(standing, candidate.subnetwork, candidate.group))
+            for candidate in candidates
+        ]
+        return lambda images: self._sliced.branches(images, standing, branches)
