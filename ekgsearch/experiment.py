@@ -106,7 +106,15 @@ class SearchSection(Section):
     quirks: tuple[Quirk, ...] = Field(
         (), description="what is done as in the program published with the paper (README, Decisions); none by default"
     )
-    reuse_prefix: bool = Field(True, description="share what candidates have in common; the decisions are the same")
+    evaluation: Literal["fast", "naive"] = Field(
+        "fast", description="fast: candidates share what they have in common; naive: each by itself, the reference"
+    )
+    slice_below: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="channel groups that keep at most this share are computed on kept channels; 0: none",
+    )
 
 
 class BankSection(Section):

@@ -205,9 +205,11 @@ class _Tensors:
 
 def _convolution(module: nn.Conv2d, value: Tensor, tensors: _Tensors) -> Tensor:
     """Convolve; the number of groups follows from the channels, so that a depthwise kernel may be cut."""
-    weight, padding = tensors.weight, module.padding
-    if module.padding_mode != "zeros":
-        value, padding = F.pad(value, module._reversed_padding_repeated_twice, mode=module.padding_mode), 0
+    weight = tensors.weight
+    is_padded = module.padding_mode != "zeros"
+    if is_padded:
+        value = F.pad(value, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    padding = 0 if is_padded else module.padding
     groups = value.shape[1] // weight.shape[1]
     return F.conv2d(value, weight, tensors.find("bias"), module.stride, padding, module.dilation, groups)
 

@@ -44,7 +44,6 @@ class RayTeam:
         self._plan = plan
         self._cluster = cluster
         self._history: list[Subnetwork] = []
-        self._candidates: Sequence[Candidate] = ()
         self._clock: Clock | None = None
         sizes = [len(ids) for _, ids in plan.batches]
         shares = spread(sizes, cluster.search_workers)
@@ -64,20 +63,21 @@ class RayTeam:
         self._history = list(history)
         return mean_over_batches(_merged(self._ask_all("begin", self._history)), self._plan.nominal_batch)
 
-    def scores(self, current: Subnetwork) -> GroupScores:
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """Importance of every channel."""
-        return sum_over_batches(_merged(self._ask_all("scores", current)))
+        if count > len(self._history):
+            self._history.append(current)
+        return sum_over_batches(_merged(self._ask_all("scores", current, count)))
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates in their order."""
-        self._candidates = candidates
         answers = _merged(self._ask_all("evaluate", current, candidates))
         return evaluations(answers, len(candidates), self._plan.nominal_batch)
 
-    def commit(self, winner: int) -> None:
-        """Average the winner's logits into the ensemble knowledge."""
-        self._history.append(self._candidates[winner].subnetwork)
-        self._ask_all("commit", winner)
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Evaluate candidates that nearly tie by the masked network."""
+        answers = _merged(self._ask_all("settle", candidates))
+        return evaluations(answers, len(candidates), self._plan.nominal_batch)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
         """Build all blocks; every worker takes the next one as it becomes free."""
@@ -114,7 +114,7 @@ class RayTeam:
             except RayTaskError as error:
                 raise _own_error(error, member.index) from error
             reference = member.actor.begin.remote(self._history)
-            if method in ("scores", "evaluate"):  # for begin and commit the history says it all
+            if method != "begin":
                 reference = getattr(member.actor, method).remote(*arguments)
 
     def _replace(self, member: Member, error: Exception) -> None:

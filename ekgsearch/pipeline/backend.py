@@ -82,9 +82,9 @@ class InProcessTeam:
         self._busy(answer.busy_seconds)
         return mean_over_batches(answer.value, self._nominal_batch)
 
-    def scores(self, current: Subnetwork) -> GroupScores:
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """Importance of every channel."""
-        answer = self._worker.scores(current)
+        answer = self._worker.scores(current, count)
         self._busy(answer.busy_seconds)
         return sum_over_batches(answer.value)
 
@@ -94,9 +94,11 @@ class InProcessTeam:
         self._busy(answer.busy_seconds)
         return evaluations(answer.value, len(candidates), self._nominal_batch)
 
-    def commit(self, winner: int) -> None:
-        """Average the winner's logits into the ensemble knowledge."""
-        self._busy(self._worker.commit(winner).busy_seconds)
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Evaluate candidates that nearly tie by the masked network."""
+        answer = self._worker.settle(candidates)
+        self._busy(answer.busy_seconds)
+        return evaluations(answer.value, len(candidates), self._nominal_batch)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
         """Build all blocks, one after the other."""

@@ -15,7 +15,7 @@ from ekgsearch.pipeline.training import BankAddress
 from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.files import file_sha256, write_atomically
 from ekgsearch.storage.objects import open_store
@@ -98,7 +98,13 @@ def _search(state: RunState, team: Team) -> None:
     full = setup.budget.measured(setup.full_costs.macs, setup.full_costs.params)
     to_remove = full - setup.budget.limit
     unit = f"{setup.budget.unit} removed"
-    settings = EkgSettings(step=job.search.step, trim=job.search.trim, quirks=frozenset(job.search.quirks))
+    is_exact = job.search.evaluation == "naive" or job.search.slice_below == 0
+    settings = EkgSettings(
+        step=job.search.step,
+        trim=job.search.trim,
+        quirks=frozenset(job.search.quirks),
+        tie_tolerance=0.0 if is_exact else TIE_TOLERANCE,
+    )
     search = EkgSearch(setup.graph, team, setup.budget, settings)
     with (
         state.ledger.attempt(Phase.SEARCH, device_name(torch.device(setup.device)), _devices(state)) as clock,

@@ -77,7 +77,8 @@ class Setup:
         return SearchPlan(
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
             nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,
-            reuse_prefix=section.reuse_prefix,
+            evaluation=section.evaluation,
+            slice_below=section.slice_below,
         )
 
     def workload(self, weights: Path) -> Workload:

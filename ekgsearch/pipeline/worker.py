@@ -17,6 +17,7 @@ from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import BatchResult, Candidate, GroupScores
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
+from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks
 from ekgsearch.storage.objects import open_store
 
 T = TypeVar("T")
@@ -37,12 +38,14 @@ class SearchPlan:
     Attributes:
         batches: pairs (batch index, image ids); a batch is never split.
         nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
-        reuse_prefix: whether candidates share the steps before their channel group.
+        evaluation: "fast", or "naive" for the masked network from the images on.
+        slice_below: share of kept channels from which down a channel group is computed on its kept channels only.
     """
 
     batches: tuple[tuple[int, tuple[int, ...]], ...]
     nominal_batch: int | None
-    reuse_prefix: bool
+    evaluation: Evaluation = "fast"
+    slice_below: float = SLICE_BELOW
 
     @property
     def divisor(self) -> int:
@@ -68,29 +71,31 @@ class Worker:
         network = workload.open_network()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-        self._masked = MaskedNetwork(analyse(network, workload.net.input_shape))
+        graph = analyse(network, workload.net.input_shape)
+        self._masked = MaskedNetwork(graph)
         batches = [
-            SearchBatch(index, self._images(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
+            SearchBatch(index, self._pixels(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
             for index, ids in plan.batches
             if index in owned
         ]
-        self._evaluator = BatchEvaluator(self._masked, batches, plan.divisor, reuse_prefix=plan.reuse_prefix)
+        networks = NaiveNetworks(graph) if plan.evaluation == "naive" else FastNetworks(graph, plan.slice_below)
+        self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor)
 
     def begin(self, history: Sequence[Subnetwork]) -> Timed[dict[int, BatchResult]]:
         """Set the ensemble knowledge to the mean logits of these networks."""
         return _timed(lambda: self._evaluator.begin(history))
 
-    def scores(self, current: Subnetwork) -> Timed[dict[int, GroupScores]]:
-        """Channel scores by batch index."""
-        return _timed(lambda: self._evaluator.scores(current))
+    def scores(self, current: Subnetwork, count: int) -> Timed[dict[int, GroupScores]]:
+        """Channel scores by batch index, under the ensemble knowledge of `count` networks, the current one included."""
+        return _timed(lambda: self._evaluator.scores(current, count))
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Timed[dict[int, list[BatchResult]]]:
         """Results of the candidates by batch index."""
         return _timed(lambda: self._evaluator.evaluate(current, candidates))
 
-    def commit(self, winner: int) -> Timed[None]:
-        """Average the winner's logits into the ensemble knowledge."""
-        return _timed(lambda: self._evaluator.commit(winner))
+    def settle(self, candidates: Sequence[Candidate]) -> Timed[dict[int, list[BatchResult]]]:
+        """Results of candidates that nearly tie, by the masked network, by batch index."""
+        return _timed(lambda: self._evaluator.settle(candidates))
 
     def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[int]:
         """Run all teachers over one block of training images and store it; returns the number of images."""
@@ -110,14 +115,14 @@ class Worker:
 
         def batches() -> Iterator[Tensor]:
             for part in torch.split(ids, spec.batch_size):
-                yield self._images(part)
+                yield self._normalisation(self._pixels(part))
 
         rows = build_block(forward, batches(), teachers)
         write_block(open_store(uri), spec, block, rows)
         return len(ids)
 
-    def _images(self, ids: Tensor) -> Tensor:
-        return self._normalisation(self._dataset.train.read(ids).to(self._device))
+    def _pixels(self, ids: Tensor) -> Tensor:
+        return self._dataset.train.read(ids).to(self._device)
 
 
 def _timed(work: Callable[[], T]) -> Timed[T]:

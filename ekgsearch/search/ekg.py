@@ -18,6 +18,9 @@ from ekgsearch.search.steps import Quirk, StepRule, coarse_step, importance_orde
 
 log = logging.getLogger(__name__)
 
+TIE_TOLERANCE = 1e-5
+"""Share of the lowest score within which candidates nearly tie when removed channels are left out in float32."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EkgSettings:
@@ -43,8 +46,8 @@ class EkgSearch:
 
     Each iteration scores every channel, shortlists the channel groups whose next cut looks cheapest, evaluates the
     shortlist on the search subset and takes the candidate with the lowest score (highest reward); its logits enter the
-    ensemble knowledge when it is scored in turn. Weights never change. It differs from the reference program in keeping integer
-    numbers of channels, true means over the images, and scores of exactly the channels that would go.
+    ensemble knowledge when it is scored in turn. Weights never change. It differs from the reference program in keeping
+    integer numbers of channels, true means over the images, and scores of exactly the channels that would go.
     """
 
     def __init__(self, graph: ChannelGraph, evaluator: Evaluator, budget: Budget, settings: EkgSettings) -> None:

@@ -130,9 +130,7 @@ class BatchEvaluator:
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> dict[int, list[BatchResult]]:
         """Results of the candidates, in their order, by batch index."""
         run = self._networks.candidates(current, candidates)
-        return {
-            batch.index: self._results(batch, run(self._normalise(batch.pixels))) for batch in self._batches
-        }
+        return {batch.index: self._results(batch, run(self._normalise(batch.pixels))) for batch in self._batches}
 
     def settle(self, candidates: Sequence[Candidate]) -> dict[int, list[BatchResult]]:
         """Results of candidates by the masked network from the images on, in their order, by batch index."""

@@ -1,7 +1,7 @@
 """How the sub-networks of a search are run on a batch: one by one as masked networks, or fast."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -10,6 +10,9 @@ from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import Candidate
+
+Evaluation = Literal["fast", "naive"]
+"""How candidates are run: sharing what they have in common, or each by itself as a masked network."""
 
 SLICE_BELOW = 0.9
 """Share of kept channels from which down a channel group is computed on its kept channels only."""
@@ -32,9 +35,7 @@ class Networks(Protocol):
         """Importance of every channel by channel group, float64 on the CPU, for a loss of the logits."""
         ...
 
-    def candidates(
-        self, current: Subnetwork, candidates: Sequence[Candidate]
-    ) -> Callable[[Tensor], list[Tensor]]:
+    def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
         """Prepare candidates; the result maps images to the logits of each, in their order."""
         ...
 
@@ -58,9 +59,7 @@ class NaiveNetworks:
         """Importance of every channel."""
         return self.masked.scores(images, loss, prepared)
 
-    def candidates(
-        self, current: Subnetwork, candidates: Sequence[Candidate]
-    ) -> Callable[[Tensor], list[Tensor]]:
+    def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
         """Run each candidate by itself."""
         return lambda images: [self.forward(images, candidate.subnetwork) for candidate in candidates]
 
@@ -91,9 +90,7 @@ class FastNetworks:
         """Importance of every channel."""
         return self._sliced.scores(images, loss, prepared)[1]
 
-    def candidates(
-        self, current: Subnetwork, candidates: Sequence[Candidate]
-    ) -> Callable[[Tensor], list[Tensor]]:
+    def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
         """Prepare the current network and what each candidate changes."""
         standing = self._sliced.prepare(current)
         branches = [

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ekgsearch.channels.graph import ChannelGraph, analyse
-from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.views import Normalisation
 from ekgsearch.nets.spec import NetSpec
@@ -23,6 +22,7 @@ from ekgsearch.search.base import Candidate, Decision, Evaluation, GroupScores, 
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.search.networks import FastNetworks
 from ekgsearch.search.steps import QUIRKS
 
 NOMINAL_BATCH = 256
@@ -49,15 +49,15 @@ class ForcedEvaluator:
     def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
         return mean_over_batches(self.batches.begin(history), NOMINAL_BATCH)
 
-    def scores(self, current: Subnetwork) -> GroupScores:
-        self.own_scores = sum_over_batches(self.batches.scores(current))
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
+        self.own_scores = sum_over_batches(self.batches.scores(current, count))
         return self.recorded_scores
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
         return evaluations(self.batches.evaluate(current, candidates), len(candidates), NOMINAL_BATCH)
 
-    def commit(self, winner: int) -> None:
-        self.batches.commit(winner)
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        return evaluations(self.batches.settle(candidates), len(candidates), NOMINAL_BATCH)
 
 
 @dataclass
@@ -96,12 +96,13 @@ def oracle(data_dir: Path) -> Oracle:
     train = open_dataset("cifar10", data_dir).train
     ids = torch.tensor(json.loads((folder / "indices.json").read_text())["d_val"])
     batches = [
-        SearchBatch(index, Normalisation(sidecar.mean, sidecar.std)(train.read(part)), train.labels[part])
+        SearchBatch(index, train.read(part), train.labels[part])
         for index, part in enumerate(torch.split(ids, NOMINAL_BATCH))
     ]
-    evaluator = ForcedEvaluator(BatchEvaluator(MaskedNetwork(graph), batches, NOMINAL_BATCH))
+    normalise = Normalisation(sidecar.mean, sidecar.std)
+    evaluator = ForcedEvaluator(BatchEvaluator(FastNetworks(graph), normalise, batches, NOMINAL_BATCH))
     budget = set_budget(graph, reduction=0.45, absolute=None, unit="macs", counter="ekg")
-    search = EkgSearch(graph, evaluator, budget, EkgSettings(step=0.2, quirks=frozenset(QUIRKS)))
+    search = EkgSearch(graph, evaluator, budget, EkgSettings(step=0.2, quirks=frozenset(QUIRKS), tie_tolerance=1e-5))
     trace = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
     return Oracle(folder, graph, evaluator, search, trace)
 
