@@ -126,6 +126,14 @@ class BankSection(Section):
         "float16", description="how the outputs are stored; int8: with a scale for each image and teacher"
     )
     batch_size: Positive = Field(256, description="images of one batch (batch statistics)")
+    cache: str | None = Field(
+        None,
+        description="folder on the disk of each machine for its copy by image id; null: inside the run directory. "
+        "$VARIABLES are expanded",
+    )
+    resident: bool = Field(
+        False, description="hold the bank in the memory of the device if half of what is free there suffices"
+    )
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -215,7 +223,9 @@ class Job(Section):
     @property
     def sha256(self) -> str:
         """Hash of everything that can change a result: not the output folder, not where the work runs."""
-        fields = self.model_dump(mode="json", exclude={"output": True, "cluster": True, "bank": {"uri"}})
+        fields = self.model_dump(
+            mode="json", exclude={"output": True, "cluster": True, "bank": {"uri", "cache", "resident"}}
+        )
         fields["finetune"].pop("workers")
         return content_hash(fields)
 

@@ -1,5 +1,9 @@
 """Read a memory bank: the stored outputs of all teachers, by image id."""
 
+import logging
+import os
+import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -7,52 +11,85 @@ import torch
 from torch import Tensor
 
 from ekgsearch.bank.build import manifest_key
+from ekgsearch.bank.cache import BankCache
+from ekgsearch.bank.fill import Filler
 from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.row_file import RowFile
 from ekgsearch.bank.rows import BankRows
-from ekgsearch.bank.stage import stage
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.objects import ObjectStore
 
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.01
+LOG_SECONDS = 30.0
+
 
 class MemoryBank:
-    """Outputs of K teachers for every training image, memory-mapped from a local file.
+    """Outputs of K teachers for every training image, from a local file or from the memory of the device.
 
     Attributes:
         spec: what the bank is made of.
     """
 
-    def __init__(self, spec: BankSpec, rows: np.ndarray, device: torch.device) -> None:
-        self.spec = spec
-        self._rows = rows
+    def __init__(self, manifest: BankManifest, cache: BankCache, filler: Filler, device: torch.device) -> None:
+        self.spec = manifest.spec
+        self._cache = cache
+        self._filler = filler
         self._device = device
+        self._rows = RowFile(cache.path, self.spec.num_images, self.spec.row_format.row_bytes)
+        self._block_of = np.empty(self.spec.num_images, dtype=np.int32)
+        for block, ids in enumerate(cache.layout):
+            self._block_of[ids] = block
+        self._is_full = False
+        self._resident: Tensor | None = None
+        weakref.finalize(self, filler.stop)
 
     @classmethod
     def open(
-        cls, store: ObjectStore, expected: BankSpec, *, cache_dir: Path, device: torch.device | str = "cpu"
+        cls,
+        store: ObjectStore,
+        expected: BankSpec,
+        *,
+        cache_dir: Path,
+        device: torch.device | str = "cpu",
+        resident: bool = False,
     ) -> "MemoryBank":
-        """Verify a committed bank and stage it on the local disk, once for all processes of a machine.
+        """Verify a committed bank and begin to fill its local file, once for all processes of a machine.
+
+        The file is filled in the background: `read` waits for the blocks it needs, which are fetched before others.
 
         Args:
             store: where the bank lives.
             expected: the bank that the caller needs; any difference is refused.
-            cache_dir: local folder for the staged file; a bank that is there already is verified and used.
+            cache_dir: local folder for the file; what is there already is verified and used.
             device: where `read` puts the rows; they travel there in the stored dtype.
+            resident: wait for the whole bank and hold it in the memory of the device, if half of what is free suffices.
 
         Raises:
-            StorageError: no such bank, a bank of other images, teachers, weights or batches, a damaged block, or no
-                space for the staged file.
+            StorageError: no such bank, a bank of other images, teachers, weights or batches, or no space for the file.
         """
         manifest = read_manifest(store, expected)
-        path = stage(store, manifest, cache_dir)
-        return cls(expected, np.load(path, mmap_mode="r", allow_pickle=False), torch.device(device))
+        cache = BankCache(manifest, cache_dir)
+        filler = Filler(store, manifest, cache)
+        filler.ensure_running()
+        bank = cls(manifest, cache, filler, torch.device(device))
+        if resident:
+            bank._load()
+        return bank
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.spec.num_images
 
     @property
     def num_teachers(self) -> int:
         """K, teachers per image; the one of the lowest loss is the first."""
         return self.spec.num_teachers
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the whole bank lies in the memory of the device."""
+        return self._resident is not None
 
     def read(self, ids: Tensor) -> BankRows:
         """Read the outputs of all teachers for some images.
@@ -64,18 +101,76 @@ class MemoryBank:
             Logits (B, C, K) and embeddings (B, F, K), float32, on the device of the bank.
 
         Raises:
-            StorageError: an id outside the bank.
+            StorageError: an id outside the bank, a damaged or missing shard, or a store that does not answer.
+        """
+        return self.spec.row_format.decode(self.read_packed(ids))
+
+    def read_packed(self, ids: Tensor) -> Tensor:
+        """Read rows as they are stored; see `read`.
+
+        Returns:
+            Bytes (B, row_bytes), uint8, on the device of the bank.
         """
         index = ids.cpu().numpy()
-        if len(index) and not (index.min() >= 0 and index.max() < len(self._rows)):
+        if len(index) and not (index.min() >= 0 and index.max() < len(self)):
             raise StorageError(
-                f"memory bank: expected image ids 0..{len(self._rows) - 1}, found {index.min()}..{index.max()}; "
+                f"memory bank: expected image ids 0..{len(self) - 1}, found {index.min()}..{index.max()}; "
                 "the bank was built for another training set"
             )
-        packed = torch.from_numpy(self._rows[index])
-        if self._device.type == "cuda":
-            packed = packed.pin_memory()
-        return self.spec.row_format.decode(packed.to(self._device, non_blocking=True))
+        if self._resident is not None:
+            return self._resident.index_select(0, ids.to(self._device))
+        if not self._is_full:
+            self._await(np.unique(self._block_of[index]))
+        packed = self._rows.gather(index, pinned=self._device.type == "cuda")
+        return packed.to(self._device, non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait until the whole bank is in the local file.
+
+        Raises:
+            StorageError: a damaged or missing shard, or a store that does not answer.
+        """
+        self._await(np.arange(self.spec.num_blocks))
+
+    def _await(self, blocks: np.ndarray) -> None:
+        """Wait for blocks; take over from a process that was killed while it filled the file."""
+        is_there = self._cache.blocks_there()
+        if not is_there[blocks].all():
+            self._cache.want(blocks[~is_there[blocks]])
+        started = logged = time.monotonic()
+        while not is_there[blocks].all():
+            self._filler.ensure_running()
+            time.sleep(POLL_SECONDS)
+            is_there = self._cache.blocks_there()
+            if time.monotonic() - logged > LOG_SECONDS:
+                logged = time.monotonic()
+                logger.info(
+                    "memory bank: %d of %d blocks after %.0f s", is_there.sum(), len(is_there), logged - started
+                )
+        self._is_full = bool(is_there.all())
+
+    def _load(self) -> None:
+        """Copy the whole bank into the memory of the device, where it fits."""
+        free = _free_bytes(self._device)
+        if self.spec.num_bytes > free / 2:
+            logger.info(
+                "the memory bank stays in its file: it takes %d bytes, %s has %d free and half of that is for it",
+                self.spec.num_bytes,
+                self._device,
+                free,
+            )
+            return
+        self.wait()
+        resident = torch.empty(len(self), self.spec.row_format.row_bytes, dtype=torch.uint8, device=self._device)
+        for ids in np.array_split(np.arange(len(self)), self.spec.num_blocks):
+            resident[ids[0] : ids[-1] + 1] = self._rows.gather(ids)
+        self._resident = resident
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_manifest(store: ObjectStore, expected: BankSpec) -> BankManifest:

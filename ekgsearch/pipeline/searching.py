@@ -1,6 +1,7 @@
 """The search and the memory bank: one team of workers does both."""
 
 import logging
+from dataclasses import replace
 
 import torch
 
@@ -8,6 +9,7 @@ from ekgsearch.bank.build import check_space, commit, missing_blocks
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
+from ekgsearch.experiment import expand_path
 from ekgsearch.pipeline.backend import BankOrder, Team
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
@@ -31,6 +33,9 @@ EMBEDDING_OBJECTIVES = frozenset({"contrastive", "byol"})
 
 MOST_BATCHES_PER_BLOCK = 8
 """Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""
+
+MOST_BLOCK_BYTES = 8_000_000
+"""Bytes of one stored block, unless one batch is more: a store takes so many in one request."""
 
 
 def search_and_fill_bank(state: RunState) -> None:
@@ -68,7 +73,9 @@ def bank_address(state: RunState) -> BankAddress:
     made = decisions(state)
     chosen = teachers_of(state, made)
     spec = bank_spec(state, teachers=tuple(made[index].subnetwork.sha256 for index in chosen))
-    return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=state.folder / "bank-cache")
+    section = state.setup.job.bank
+    cache_dir = expand_path(section.cache, "bank.cache") if section.cache else state.folder / "bank-cache"
+    return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=cache_dir, resident=section.resident)
 
 
 def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
@@ -76,7 +83,7 @@ def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
     setup, section = state.setup, state.setup.job.bank
     num_images = len(setup.dataset.train)
     num_batches = -(-num_images // section.batch_size)
-    return BankSpec(
+    spec = BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=file_sha256(state.start_weights),
         teachers=teachers,
@@ -85,9 +92,11 @@ def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
         batch_size=section.batch_size,
         seed=setup.job.seed,
         embeddings=classifier(setup.graph).width if setup.job.finetune.objective in EMBEDDING_OBJECTIVES else 0,
-        batches_per_block=max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16)),
         dtype=section.dtype,
     )
+    batch_bytes = section.batch_size * spec.row_format.row_bytes
+    most = max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16, MOST_BLOCK_BYTES // batch_bytes))
+    return replace(spec, batches_per_block=most)
 
 
 def _search(state: RunState, team: Team) -> None:

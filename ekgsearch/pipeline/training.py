@@ -33,11 +33,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BankAddress:
-    """A complete memory bank: what it is made of, where it lives, and the local folder it is staged in."""
+    """A complete memory bank: what it is made of, where it lives, and how a machine holds it.
+
+    Attributes:
+        spec: what it is made of.
+        uri: where it lives.
+        cache_dir: folder of the machine for its copy by image id.
+        resident: whether it is held in the memory of the device, if it fits.
+    """
 
     spec: BankSpec
     uri: str
     cache_dir: Path
+    resident: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +162,13 @@ def run_plan(
     dataset = plan.workload.data.open()
     bank = None
     if plan.bank is not None:
-        store, cache_dir = open_store(plan.bank.uri), plan.bank.cache_dir
-        bank = MemoryBank.open(store, plan.bank.spec, cache_dir=cache_dir, device=world.device)
+        bank = MemoryBank.open(
+            open_store(plan.bank.uri),
+            plan.bank.spec,
+            cache_dir=plan.bank.cache_dir,
+            device=world.device,
+            resident=plan.bank.resident,
+        )
     for task in pending(plan.tasks, folder):
         network = plan.workload.open_network().to(world.device)
         model = _student(network, task, plan.workload)

@@ -1,0 +1,223 @@
+"""The local file of a bank: filled once for all processes, in the background, and trusted only after a comparison."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bank.conftest import IMAGES, WatchedStore, logits_of
+
+from ekgsearch.bank.bank import MemoryBank, read_manifest
+from ekgsearch.bank.build import bank_layout
+from ekgsearch.bank.cache import BankCache
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.errors import StorageError
+
+EVERY = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))
+
+
+def shard_reads(store: WatchedStore) -> list[str]:
+    return [key for key in store.reads if key.endswith(".safetensors")]
+
+
+def let_fillers_end() -> None:
+    """A bank that is gone is still in use as long as its threads fill the file."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("bank-"):
+            thread.join(30)
+
+
+def assert_whole(bank: MemoryBank) -> None:
+    assert torch.equal(bank.read(EVERY).logits, logits_of(EVERY))
+
+
+def rows_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.rows")
+    return path
+
+
+def test_processes_of_a_machine_fetch_every_shard_once(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    banks = [MemoryBank.open(filled, bank_spec, cache_dir=tmp_path) for _ in range(4)]
+    for bank in banks:
+        assert_whole(bank)
+    assert sorted(shard_reads(filled)) == sorted(set(shard_reads(filled)))
+    assert len(shard_reads(filled)) == bank_spec.num_blocks
+
+
+def test_a_batch_is_read_before_the_bank_is_whole(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
+    shards = read_manifest(filled, bank_spec).shards
+    filled.gates = {shard.key: threading.Event() for shard in shards}
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
+    while len(shard_reads(filled)) < 4:  # its readers wait at the first four gates
+        time.sleep(0.01)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(bank.read(bank_layout(bank_spec)[9])))
+    reader.start()
+    filled.gates[shards[9].key].set()
+    while not bank._cache.blocks_wanted()[9]:
+        time.sleep(0.01)
+    filled.gates[shards[0].key].set()  # one reader is free, and the block that is waited for comes next
+    reader.join(30)
+    assert torch.equal(found[0].logits, logits_of(bank_layout(bank_spec)[9]))
+    assert bank._cache.blocks_there().sum() == 2
+    for gate in filled.gates.values():
+        gate.set()
+    assert_whole(bank)
+
+
+def test_a_sound_file_is_used_again_and_a_damaged_block_is_fetched(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
+    let_fillers_end()
+    filled.reads.clear()
+    assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
+    let_fillers_end()
+    assert shard_reads(filled) == []
+    path, image = rows_file(tmp_path), int(bank_layout(bank_spec)[5][3])
+    with open(path, "r+b") as file:
+        file.seek(image * bank_spec.row_format.row_bytes)
+        file.write(b"\xff")
+    assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
+    assert shard_reads(filled) == [read_manifest(filled, bank_spec).shards[5].key]
+
+
+@pytest.mark.parametrize("suffix", [".rows", ".blocks"])
+@pytest.mark.parametrize("size", [0, 100])
+def test_files_that_were_cut_short_are_filled_anew(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path, suffix: str, size: int
+) -> None:
+    assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
+    let_fillers_end()
+    os.truncate(rows_file(tmp_path).with_suffix(suffix), size)
+    assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
+
+
+def test_a_block_counts_only_once_it_was_compared(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
+    manifest = read_manifest(filled, bank_spec)
+    cache = BankCache(manifest, tmp_path)
+    packed = torch.zeros(16, bank_spec.row_format.row_bytes, dtype=torch.uint8)
+    assert not cache.holds(0)
+    cache.write(0, packed)
+    assert cache.holds(0)
+    assert not cache.blocks_there().any()
+    cache.publish(0)
+    joined = BankCache(manifest, tmp_path)
+    assert joined.blocks_there().tolist() == cache.blocks_there().tolist() == [True] + [False] * 12
+    del cache, joined
+    assert not BankCache(manifest, tmp_path).blocks_there().any(), "nobody used it, so nothing counts yet"
+
+
+KILLED = """
+import sys, threading, time
+from pathlib import Path
+from bank.conftest import WatchedStore
+from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.manifest import BankManifest
+store = WatchedStore(Path(sys.argv[1]))
+manifest = BankManifest.from_bytes(store.get(sys.argv[3]), "here")
+store.gates = {shard.key: threading.Event() for shard in manifest.shards[6:]}
+bank = MemoryBank.open(store, manifest.spec, cache_dir=Path(sys.argv[2]))
+while bank._cache.blocks_there().sum() < 6:
+    time.sleep(0.01)
+print("half", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_waits_goes_on_where_a_killed_one_stopped(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    filler = subprocess.Popen(
+        [sys.executable, "-c", KILLED, filled.uri, str(tmp_path), f"{bank_spec.prefix}/manifest.json"],
+        env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert filler.stdout is not None
+    assert filler.stdout.readline() == "half\n"
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
+    early = torch.cat(bank_layout(bank_spec)[:6])
+    assert torch.equal(bank.read(early).logits, logits_of(early)), "what is there is read while another process fills"
+    assert shard_reads(filled) == []
+    threading.Timer(0.3, lambda: os.kill(filler.pid, signal.SIGKILL)).start()
+    assert_whole(bank)
+    assert len(shard_reads(filled)) == bank_spec.num_blocks - 6
+    filler.wait()
+
+
+def test_a_missing_shard_is_an_error_of_whoever_waits(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    key = read_manifest(filled, bank_spec).shards[7].key
+    filled.delete(key)
+    for _ in range(2):
+        bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
+        with pytest.raises(StorageError, match=key):
+            bank.wait()
+        del bank
+        let_fillers_end()
+
+
+def test_no_room_for_the_file_is_said_at_once(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=f"file size limit is reached; {bank_spec.num_bytes} bytes are needed"):
+            MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot write .*file"):
+        MemoryBank.open(filled, bank_spec, cache_dir=tmp_path / "file")
+
+
+def test_a_resident_bank_reads_the_same_without_its_file(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, resident=True)
+    assert bank.is_resident
+    os.truncate(rows_file(tmp_path), 0)
+    assert_whole(bank)
+    with pytest.raises(StorageError, match="expected image ids"):
+        bank.read(torch.tensor([IMAGES]))
+
+
+def test_a_bank_too_large_for_the_device_stays_in_its_file(
+    filled: WatchedStore,
+    bank_spec: BankSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("ekgsearch.bank.bank._free_bytes", lambda device: 2 * bank_spec.num_bytes - 1)
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, resident=True)
+    assert not bank.is_resident
+    assert f"takes {bank_spec.num_bytes} bytes, cpu has" in caplog.text
+    assert_whole(bank)
+
+
+@pytest.mark.gpu
+def test_rows_of_a_gpu_are_those_of_the_file(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
+    for is_resident in (False, True):
+        bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, device="cuda", resident=is_resident)
+        found = bank.read(EVERY).logits
+        assert bank.is_resident is is_resident
+        assert found.device.type == "cuda"
+        assert torch.equal(found.cpu(), logits_of(EVERY))
+
+
+def test_the_file_holds_rows_by_image_id(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
+    MemoryBank.open(filled, bank_spec, cache_dir=tmp_path).wait()
+    rows = np.fromfile(rows_file(tmp_path), dtype=np.float32).reshape(IMAGES, 3, 6)
+    assert np.array_equal(rows.transpose(0, 2, 1), logits_of(torch.arange(IMAGES)).numpy())
