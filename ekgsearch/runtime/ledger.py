@@ -147,18 +147,19 @@ class Ledger:
         """
         if num_devices < 1:
             raise ValueError(f"an attempt holds at least 1 device, found {num_devices}")
-        attempt, clock = self._begin(phase, device, num_devices), Clock()
+        attempt, clock = self._next(phase, device, num_devices), Clock()
         key = (attempt.phase, attempt.attempt)
         path = self._path(*key)
-        self._live[key] = (attempt, clock)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(path, attempt, clock, stop), name="ledger", daemon=True)
-        beat.start()
         exit_state = "failed"
-        try:
+        try:  # from before the first record on, so that an interruption at any moment is recorded as one
+            _write(path, attempt)
+            self._live[key] = (attempt, clock)
+            beat.start()
             yield clock
             exit_state = "finished"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, GeneratorExit):  # GeneratorExit: interrupted before the block could begin
             exit_state = "interrupted"
             raise
         except SystemExit as error:
@@ -166,14 +167,16 @@ class Ledger:
             raise
         finally:
             stop.set()
-            beat.join()
-            del self._live[key]
-            self._end(path, _measured(attempt, clock, exit_state))
+            if beat.ident is not None:
+                beat.join()
+            self._live.pop(key, None)
+            if path.exists():
+                self._end(path, _measured(attempt, clock, exit_state))
 
-    def _begin(self, phase: Phase, device: str, num_devices: int) -> _Attempt:
-        """Record the start of an attempt under the next free number."""
+    def _next(self, phase: Phase, device: str, num_devices: int) -> _Attempt:
+        """An attempt under the next free number; it is not recorded yet."""
         numbers = [_read(path).attempt for path in self._paths() if path.name.startswith(f"{Phase(phase).value}-")]
-        attempt = _Attempt(
+        return _Attempt(
             run=self._run,
             phase=Phase(phase).value,
             attempt=max(numbers, default=0) + 1,
@@ -183,8 +186,6 @@ class Ledger:
             process=os.getpid(),
             process_start=_process_start(os.getpid()),
         )
-        _write(self._path(attempt.phase, attempt.attempt), attempt)
-        return attempt
 
     @staticmethod
     def _end(path: Path, attempt: _Attempt) -> None:

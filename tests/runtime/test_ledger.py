@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -14,6 +15,7 @@ from ekgsearch.errors import StorageError
 from ekgsearch.records import DeviceHoursRow, Phase
 from ekgsearch.runtime import ledger as ledger_module
 from ekgsearch.runtime.ledger import Clock, Ledger
+from ekgsearch.storage import files as files_module
 from ekgsearch.storage.files import write_atomically
 
 
@@ -227,3 +229,33 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "search-0001.json").write_text(content)
     with pytest.raises(StorageError, match=r"search-0001\.json is no record of an attempt"):
         Ledger(tmp_path, "run")
+
+
+def test_an_interrupt_at_any_line_of_the_start_is_recorded_as_one(tmp_path: Path) -> None:
+    """Ctrl-C before every line that runs until the block begins: no record, or one of an interruption."""
+    states, line = [], 0
+    while not states or states[-1] != "began":
+        line += 1
+        ledger = Ledger(tmp_path / str(line), "run")
+        remaining = [line]
+
+        def interrupt(frame: FrameType, event: str, _: object, remaining: list[int] = remaining) -> object:
+            if event == "line" and frame.f_code.co_filename in (ledger_module.__file__, files_module.__file__):
+                remaining[0] -= 1
+                if remaining[0] == 0:
+                    raise KeyboardInterrupt
+            return interrupt
+
+        before = sys.gettrace()
+        try:
+            sys.settrace(interrupt)
+            with ledger.attempt(Phase.SEARCH, "cpu", 1):
+                sys.settrace(before)
+                began = True
+        except KeyboardInterrupt:
+            began = False
+        finally:
+            sys.settrace(before)
+        states.append("began" if began else ledger.rows()[0].exit_state if ledger.rows() else "nothing")
+    assert set(states) == {"nothing", "interrupted", "began"}
+    assert states.count("interrupted") > 3
