@@ -175,12 +175,29 @@ class ClusterSection(Section):
 
     search_workers: int = Field(0, ge=0, description="long-lived Ray workers of search and bank; 0: in this process")
     address: str | None = Field(None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local")
-    cpus_per_worker: float = Field(1, gt=0, description="cores that one worker holds")
+    placement: Literal["spread", "pack"] = Field(
+        "spread", description="search workers over as many nodes as possible, or as few as possible"
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="cores that one worker holds; below 1 several share one")
+    gpus_per_worker: float = Field(
+        1, gt=0, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
+    )
     threads_per_worker: Positive = Field(1, description="torch threads of one search worker (part of the arithmetic)")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    max_restarts: int = Field(3, ge=0, description="times that a lost worker is replaced before the run stops")
+    max_restarts: int = Field(
+        3, ge=0, description="times in a row that a lost worker is replaced without an answer before the run stops"
+    )
+    start_timeout_seconds: float = Field(
+        300, gt=0, description="a search worker that finds no place, or has not started, for so long is given up"
+    )
     timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
     object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ClusterSection":
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(f"gpus_per_worker = {self.gpus_per_worker}: above 1 it must be a whole number of GPUs")
+        return self
 
 
 class Job(Section):

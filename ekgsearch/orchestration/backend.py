@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.training import fit
-from ekgsearch.orchestration.workers import RayTeam
-from ekgsearch.pipeline.backend import InProcessBackend, Team
+from ekgsearch.orchestration.workers import RayCrew
+from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.team import Team
 from ekgsearch.pipeline.training import TrainingPlan
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import Workload
@@ -20,11 +21,12 @@ class RayBackend:
     def __init__(self, cluster: ClusterSection) -> None:
         self._cluster = cluster
         self._local = InProcessBackend()
+        self._num_devices = 1
 
     @property
     def num_search_devices(self) -> int:
-        """Devices (CPU: cores) that the workers of search and bank hold."""
-        return max(1, self._cluster.search_workers)
+        """Devices (CPU: cores) that the workers of search and bank hold, while there is a team."""
+        return self._num_devices
 
     @contextmanager
     def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
@@ -33,11 +35,12 @@ class RayBackend:
             with self._local.team(workload, plan) as team:
                 yield team
             return
-        workers = RayTeam(workload, plan, self._cluster)
+        crew = RayCrew(workload, plan, self._cluster)
+        self._num_devices = crew.num_devices
         try:
-            yield workers
+            yield Team(crew, plan)
         finally:
-            workers.stop()
+            crew.stop()
 
     def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
         """Train the networks of a plan; several processes, or a cluster that was named, go through Ray Train."""

@@ -1,6 +1,7 @@
 """From a job to a finished run directory: the session, the backend, and the signals."""
 
 import logging
+import math
 import os
 import signal
 from pathlib import Path
@@ -38,8 +39,8 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool) -> Path:
     prepare_environment(job.cluster)
     from ekgsearch.orchestration.backend import RayBackend
 
-    num_cpus = max(job.cluster.search_workers, job.finetune.workers, os.cpu_count() or 1)
-    with ray_session(job.cluster, num_cpus):
+    cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cpus_per_worker)
+    with ray_session(job.cluster, num_cpus=max(cores, os.cpu_count() or 1)):
         run_job(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
     return run_dir
 

@@ -10,9 +10,9 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.experiment import expand_path
-from ekgsearch.pipeline.backend import BankOrder, Team
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
+from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import BankAddress
 from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.runtime.environment import device_name

@@ -75,6 +75,7 @@ class Setup:
         section = self.job.search
         parts = batches(self.search_ids, section.batch_size)
         return SearchPlan(
+            run=self.job.run_name,
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
             nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,
             evaluation=section.evaluation,

@@ -13,9 +13,9 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.pipeline.reports import Answer, Question, Value
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import BatchResult, Candidate, GroupScores
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks
 from ekgsearch.storage.objects import open_store
@@ -36,12 +36,14 @@ class SearchPlan:
     """Batches of the search subset and how networks are evaluated on them.
 
     Attributes:
+        run: name of the run, which every report carries.
         batches: pairs (batch index, image ids); a batch is never split.
         nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
         evaluation: "fast", or "naive" for the masked network from the images on.
         slice_below: share of kept channels from which down a channel group is computed on its kept channels only.
     """
 
+    run: str
     batches: tuple[tuple[int, tuple[int, ...]], ...]
     nominal_batch: int | None
     evaluation: Evaluation = "fast"
@@ -56,14 +58,17 @@ class SearchPlan:
 class Worker:
     """Evaluates networks on its batches, and builds blocks of the memory bank."""
 
-    def __init__(self, workload: Workload, plan: SearchPlan, owned: Sequence[int]) -> None:
+    def __init__(self, workload: Workload, plan: SearchPlan, owned: Sequence[int], attempt: int = 1) -> None:
         """Open the network and the images.
 
         Args:
             workload: what to open.
             plan: the batches of the whole search subset.
             owned: indices of the batches that this worker evaluates.
+            attempt: how many workers have owned these batches before, plus 1; every report carries it.
         """
+        self._run = plan.run
+        self._attempt = attempt
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
         self._dataset = workload.data.open()
@@ -81,21 +86,27 @@ class Worker:
         networks = NaiveNetworks(graph) if plan.evaluation == "naive" else FastNetworks(graph, plan.slice_below)
         self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor)
 
-    def begin(self, history: Sequence[Subnetwork]) -> Timed[dict[int, BatchResult]]:
-        """Set the ensemble knowledge to the mean logits of these networks."""
-        return _timed(lambda: self._evaluator.begin(history))
+    def begin(self, history: Sequence[Subnetwork]) -> None:
+        """Set the ensemble knowledge to the mean logits of these networks, in place of a worker that was lost."""
+        if history:
+            self._evaluator.begin(history)
 
-    def scores(self, current: Subnetwork, count: int) -> Timed[dict[int, GroupScores]]:
-        """Channel scores by batch index, under the ensemble knowledge of `count` networks, the current one included."""
-        return _timed(lambda: self._evaluator.scores(current, count))
+    def answer(self, question: Question) -> Answer:
+        """Answer a question of the search for the batches that this worker owns."""
+        timed = _timed(lambda: self._values(question))
+        return Answer(
+            run=self._run,
+            iteration=question.iteration,
+            question=question.name,
+            attempt=self._attempt,
+            values=timed.value,
+            busy_seconds=timed.busy_seconds,
+        )
 
-    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Timed[dict[int, list[BatchResult]]]:
-        """Results of the candidates by batch index."""
-        return _timed(lambda: self._evaluator.evaluate(current, candidates))
-
-    def settle(self, candidates: Sequence[Candidate]) -> Timed[dict[int, list[BatchResult]]]:
-        """Results of candidates that nearly tie, by the masked network, by batch index."""
-        return _timed(lambda: self._evaluator.settle(candidates))
+    def _values(self, question: Question) -> dict[int, list[Value]]:
+        """For each batch the values in the order of the candidates; a single one where there are no candidates."""
+        results = getattr(self._evaluator, question.name)(*question.arguments)
+        return {batch: list(found) if isinstance(found, list) else [found] for batch, found in results.items()}
 
     def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[int]:
         """Run all teachers over one block of training images and store it; returns the number of images."""

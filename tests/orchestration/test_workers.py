@@ -1,25 +1,23 @@
-"""Search workers on real Ray: lost ones are replaced, and nobody can tell from the decisions."""
+"""Search workers on real Ray: lost ones are replaced, and nobody can tell from the journal."""
 
 import os
+import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from command_line import JOB, RunCommand
+from small_search import Saboteur, SmallSearch, worker_processes
 
 from ekgsearch.errors import WorkerError
 from ekgsearch.experiment import ClusterSection
-from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.session import ray_session
-from ekgsearch.orchestration.workers import RayTeam, spread
-from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.search.base import Decision
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.storage.tensors import save_tensors
 
 pytestmark = pytest.mark.ray
+
+KILL, HANG = signal.SIGKILL, signal.SIGSTOP
 
 
 @pytest.fixture(scope="module")
@@ -29,118 +27,135 @@ def session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("workers")
+def small(tmp_path_factory: pytest.TempPathFactory, session: None) -> SmallSearch:
+    return SmallSearch.make(tmp_path_factory.mktemp("workers"))
 
 
 @pytest.fixture(scope="module")
-def setup(folder: Path) -> Setup:
-    (folder / "job.yaml").write_text(JOB.format(output=folder / "run"))
-    opened = set_up(load_job(folder / "job.yaml"))
-    for module in opened.network.modules():
-        if hasattr(module, "running_mean"):
-            module.weight.data.fill_(0.8)  # fresh residual branches are closed, which makes scores trivial
-    save_tensors(folder / "weights.safetensors", opened.network.state_dict(), {})
-    return opened
+def expected(small: SmallSearch, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return small.undisturbed(tmp_path_factory.mktemp("undisturbed") / "journal.jsonl")
 
 
-class KillingTeam(RayTeam):
-    """Kills one worker's process just before the n-th call, as lack of memory would."""
-
-    def __init__(self, *arguments: object, fatal_calls: set[int], **options: object) -> None:
-        super().__init__(*arguments, **options)  # type: ignore[arg-type]
-        self.fatal_calls, self.num_calls = fatal_calls, 0
-
-    def _ask_all(self, method: str, *arguments: object) -> list[object]:
-        self.num_calls += 1
-        if self.num_calls in self.fatal_calls:
-            victim = self._members[self.num_calls % len(self._members)]
-            pid = ray.get(victim.actor.__ray_call__.remote(lambda _: os.getpid()))
-            os.kill(pid, signal.SIGKILL)
-        return super()._ask_all(method, *arguments)
-
-
-def records(decisions: list[Decision]) -> list[dict]:
-    return [decision.to_record() for decision in decisions]
-
-
-def searched(setup: Setup, team: RayTeam) -> list[dict]:
-    try:
-        return records(list(EkgSearch(setup.graph, team, setup.budget, EkgSettings(step=0.4)).run()))
-    finally:
-        team.stop()
+def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal.Signals], seed: int) -> list[bytes]:
+    """Journals of searches, one after the other, until all signals are sent."""
+    journals: list[bytes] = []
+    remaining = list(signals)
+    while remaining:
+        options = {"max_restarts": len(signals), "timeout_seconds": 6, "start_timeout_seconds": 40}
+        with small.on_ray(workers, **options) as (team, crew):
+            saboteur = Saboteur(seed + len(journals), remaining, longest_wait=1.5)
+            saboteur.start()
+            journals.append(small.run(team, path / f"{workers}-{seed}-{len(journals)}.jsonl"))
+            saboteur.stop()
+            remaining = remaining[: len(remaining) - len(saboteur.hit)]
+            idle_hits = sum(pid in [member.process for member in crew.members] for pid in saboteur.hit)
+            assert sum(member.attempt - 1 for member in crew.members) >= len(saboteur.hit) - idle_hits
+            assert len(team.inbox.answers()) == len(small.setup.search_plan.batches)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and worker_processes(os.getpid()):
+            time.sleep(0.05)
+        assert not worker_processes(os.getpid())  # nor those that hang
+    return journals
 
 
-def cluster(workers: int, **options: object) -> ClusterSection:
-    return ClusterSection(search_workers=workers, cpus_per_worker=0.5, **options)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def expected(setup: Setup, session: None, folder: Path) -> list[dict]:
-    workload = setup.workload(folder / "weights.safetensors")
-    return searched(setup, RayTeam(workload, setup.search_plan, cluster(1)))
-
-
-def test_killed_workers_are_replaced_and_the_decisions_stay(setup: Setup, folder: Path, expected: list[dict]) -> None:
-    workload = setup.workload(folder / "weights.safetensors")
-    fatal = {2, 6, 9}  # a score pass, an evaluation and a commit: calls go begin, then (scores, evaluate, commit)
-    team = KillingTeam(workload, setup.search_plan, cluster(2), fatal_calls=fatal)
-    assert searched(setup, team) == expected
-    assert sum(member.restarts for member in team._members) == len(fatal)
-
-
-def test_a_worker_that_dies_too_often_stops_the_run_with_advice(setup: Setup, folder: Path, session: None) -> None:
-    workload = setup.workload(folder / "weights.safetensors")
-    options = cluster(1, max_restarts=1)
-    team = KillingTeam(workload, setup.search_plan, options, fatal_calls={2, 3})
-    with pytest.raises(WorkerError, match=r"died for the 2th time; cluster.max_restarts is 1"):
-        searched(setup, team)
-
-
-def test_a_worker_that_hangs_is_replaced(
-    setup: Setup, folder: Path, expected: list[dict], monkeypatch: pytest.MonkeyPatch
+def test_random_kills_and_a_hang_leave_no_trace_in_the_journal(
+    small: SmallSearch, expected: bytes, tmp_path: Path
 ) -> None:
-    workload = setup.workload(folder / "weights.safetensors")
-    team = RayTeam(workload, setup.search_plan, cluster(1, timeout_seconds=15))
-    pid = ray.get(team._members[0].actor.__ray_call__.remote(lambda _: os.getpid()))
-    os.kill(pid, signal.SIGSTOP)
-    assert searched(setup, team) == expected
-    assert team._members[0].restarts == 1
+    for journal in sabotaged(small, tmp_path, workers=2, signals=[HANG, KILL, KILL, KILL], seed=3):
+        assert journal == expected
 
 
-def test_every_batch_has_one_owner_and_work_is_even() -> None:
-    sizes = [256] * 7 + [40]
-    for workers in (1, 2, 3, 8, 20):
-        parts = spread(sizes, workers)
-        assert len(parts) == min(workers, 8)
-        assert sorted(batch for part in parts for batch in part) == list(range(8))
-        loads = [sum(sizes[batch] for batch in part) for part in parts]
-        assert max(loads) - min(loads) <= 256
-        assert all(list(part) == sorted(part) for part in parts)
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "kills", "hangs"), [(1, 5, 1), (2, 10, 2), (4, 8, 1), (8, 7, 0)])
+def test_many_random_kills_leave_no_trace_in_the_journal(
+    workers: int, kills: int, hangs: int, small: SmallSearch, expected: bytes, tmp_path: Path
+) -> None:
+    signals = [KILL] * kills + [HANG] * hangs
+    random.Random(workers).shuffle(signals)
+    for journal in sabotaged(small, tmp_path, workers, signals, seed=100 * workers):
+        assert journal == expected
 
 
-def test_a_cluster_of_two_nodes_is_used_by_its_address(tmp_path: Path, ekgsearch: RunCommand) -> None:
-    """Two real raylets; the run connects from a process of its own and its workers are spread over both."""
-    from ray.cluster_utils import Cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+def test_the_journal_is_that_of_one_process_for_any_number_of_workers(
+    workers: int, small: SmallSearch, expected: bytes, tmp_path: Path
+) -> None:
+    with small.on_ray(workers) as (team, crew):
+        assert len(crew.members) == workers
+        assert small.run(team, tmp_path / "journal.jsonl") == expected
 
-    if ray.is_initialized():
-        ray.shutdown()
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        nodes.add_node(num_cpus=1)
-        reference, spread_out = tmp_path / "reference", tmp_path / "spread"
-        for path in (reference, spread_out):
-            path.mkdir()
-            (path / "job.yaml").write_text(JOB.format(output=path / "run"))
-        assert ekgsearch("run", reference / "job.yaml").returncode == 0
-        arguments = ["--address", nodes.address, "--set", "cluster.search_workers=2", "--set", "finetune.workers=2"]
-        finished = ekgsearch("run", spread_out / "job.yaml", *arguments)
-        assert finished.returncode == 0, finished.stderr
 
-        def decisions(path: Path) -> list[bytes]:
-            lines = (path / "run" / "journal.jsonl").read_bytes().splitlines()
-            return [line for line in lines if b'"kind":"iteration"' in line or b'"kind":"bank"' in line]
+def test_a_worker_count_that_changes_on_resume_changes_nothing(
+    small: SmallSearch, expected: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines = expected.splitlines(keepends=True)
+    for done, workers in ((4, 3), (8, 1)):
+        path.write_bytes(b"".join(lines[:done]))
+        with small.on_ray(workers) as (team, crew):
+            assert len(crew.members) == workers
+            assert small.run(team, path) == expected
 
-        assert decisions(spread_out) == decisions(reference)
-    finally:
-        nodes.shutdown()
+
+def test_a_job_of_the_size_of_cifar_needs_few_small_messages(session: None, tmp_path: Path) -> None:
+    """ResNet-56, 320 images in two batches; the messages know nothing of the size of the images."""
+    settings = ["net.name=resnet56", "search.images_per_class=32", "search.batch_size=256", "search.reduction=0.02"]
+    job = SmallSearch.make(tmp_path, settings)
+    histories = [job.setup.graph.full()]
+    for name, kept in histories[0].kept * 2:
+        histories.append(histories[-1].replace(name, kept[: len(histories[-1][name]) // 2]))
+    with job.on_ray(2) as (team, crew):
+        assert job.run(team, tmp_path / "journal.jsonl").count(b"\n") >= 2
+        assert 2 <= crew.traffic.most_calls <= 4
+        assert crew.traffic.largest_bytes < 1e6
+        crew.traffic.weigh(histories)  # what a worker that is replaced in the last iteration is sent
+        assert crew.traffic.largest_bytes < 1e6
+
+
+def test_a_late_report_of_a_replaced_worker_is_dropped_and_counted(
+    small: SmallSearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that hangs is given up, and speaks after all, since the kill did not reach its node."""
+    full = small.setup.graph.full()
+    with small.on_ray(1, timeout_seconds=4) as (team, crew):
+        before = team.begin([full])
+        orphan, process = crew.members[0].actor, crew.members[0].process
+        with monkeypatch.context() as patch:
+            patch.setattr(ray, "kill", lambda actor: None)
+            os.kill(process, HANG)
+            scores = team.scores(full, 1)
+        assert crew.members[0].attempt == 2
+        os.kill(process, signal.SIGCONT)
+        ray.get(orphan.open.remote(()))  # calls run in order: by now it has answered the old question
+        assert team.begin([full]) == before
+        assert team.inbox.num_late == len(small.setup.search_plan.batches)
+        assert team.inbox.num_duplicates == 0
+        again = team.scores(full, 1)
+        assert all((scores[name] == again[name]).all() for name in scores)
+        ray.kill(orphan)
+
+
+def test_a_worker_that_dies_too_often_stops_the_run_with_advice(small: SmallSearch) -> None:
+    saboteur = Saboteur(0, [KILL] * 50, longest_wait=0.1)
+    with small.on_ray(1, max_restarts=1) as (team, _):
+        saboteur.start()
+        with pytest.raises(WorkerError, match=r"died, the 2\. time in a row; cluster.max_restarts is 1"):
+            team.begin([small.setup.graph.full()])
+        saboteur.stop()
+
+
+def test_more_workers_than_batches_are_said_and_not_started(
+    small: SmallSearch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small.on_ray(12, cpus_per_worker=0.01) as (_, crew):
+        assert len(crew.members) == 10
+    assert "search_workers = 12, but the search subset has 10 batches of at most 12 images" in caplog.text
+
+
+def test_workers_that_find_no_place_are_refused_with_what_there_is(small: SmallSearch) -> None:
+    with pytest.raises(WorkerError) as refused, small.on_ray(3, cpus_per_worker=1.0):
+        pass
+    assert "search_workers = 3 workers ask for 1 CPU each" in str(refused.value)
+    assert "hold 2 of them (nodes: 2 CPU, 0 GPU)" in str(refused.value)
+    assert "set cluster.search_workers=2" in str(refused.value)

@@ -1,0 +1,119 @@
+"""The team that a search asks: it puts questions to workers, wherever they are, and adds what they report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.pipeline.reports import Inbox, Question
+from ekgsearch.pipeline.worker import SearchPlan
+from ekgsearch.records import Subnetwork
+from ekgsearch.runtime.ledger import Clock
+from ekgsearch.search.base import Candidate, Evaluation, GroupScores, sum_over_batches
+from ekgsearch.search.evaluate import evaluations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankOrder:
+    """A memory bank to be built.
+
+    Attributes:
+        spec: what it is made of.
+        teachers: the sub-networks, the one of the lowest loss first.
+        blocks: blocks that are still missing.
+        uri: where it is stored.
+    """
+
+    spec: BankSpec
+    teachers: tuple[Subnetwork, ...]
+    blocks: tuple[int, ...]
+    uri: str
+
+
+class Crew(Protocol):
+    """The workers of a team: one in this process, or several elsewhere. Together they own every batch once."""
+
+    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+        """Put a question to all workers and hand their reports to the inbox until none is missing.
+
+        Args:
+            question: what to ask.
+            inbox: takes the reports; it has been told the question.
+            history: networks whose logits are in the ensemble knowledge when the question is asked.
+        """
+        ...
+
+    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+        """Build all blocks; `on_block` is told the images of each as it is stored."""
+        ...
+
+    def charge(self, clock: Clock) -> None:
+        """Report the work done from now on to this clock."""
+        ...
+
+
+class Team:
+    """Evaluates networks on the search subset (the `Evaluator` of a search) and builds the memory bank.
+
+    The answers are those of one worker, whatever the number and the fate of the workers: a batch is never split, every
+    report counts once, and the sums of the batches are added in batch order.
+    """
+
+    def __init__(self, crew: Crew, plan: SearchPlan) -> None:
+        self._crew = crew
+        self._nominal_batch = plan.nominal_batch
+        self._inbox = Inbox(plan.run, [index for index, _ in plan.batches])
+        self._history: list[Subnetwork] = []
+        self._iteration = 0
+
+    @property
+    def inbox(self) -> Inbox:
+        """The accounts of all reports."""
+        return self._inbox
+
+    def charge(self, clock: Clock) -> None:
+        """Report the work done from now on to this clock."""
+        self._crew.charge(clock)
+
+    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+        """Set the ensemble knowledge to the mean logits of these networks; return the evaluation of the last one."""
+        self._history = []
+        self._iteration = len(history) - 1
+        answers = self._ask("begin", tuple(history))
+        self._history = list(history)
+        return evaluations(answers, 1, self._nominal_batch)[0]
+
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
+        """Importance of every channel; the first question of an iteration.
+
+        Args:
+            current: the network that stands; its logits enter the ensemble knowledge, unless they are in it already.
+            count: networks in the ensemble knowledge, this one included.
+        """
+        self._iteration = count
+        if count > len(self._history):
+            self._history.append(current)
+        answers = self._ask("scores", current, count)
+        return sum_over_batches({batch: values[0] for batch, values in answers.items()})
+
+    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Evaluate candidates in their order."""
+        answers = self._ask("evaluate", current, tuple(candidates), answers_per_batch=len(candidates))
+        return evaluations(answers, len(candidates), self._nominal_batch)
+
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Evaluate candidates that nearly tie by the masked network."""
+        answers = self._ask("settle", tuple(candidates), answers_per_batch=len(candidates))
+        return evaluations(answers, len(candidates), self._nominal_batch)
+
+    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+        """Build all blocks; `on_block` is told the images of each as it is stored."""
+        self._crew.build_bank(order, on_block)
+
+    def _ask(self, name: str, *arguments: Any, answers_per_batch: int = 1) -> dict[int, list[Any]]:
+        question = Question(
+            name=name, iteration=self._iteration, arguments=arguments, answers_per_batch=answers_per_batch
+        )
+        self._inbox.ask(question)
+        self._crew.ask(question, self._inbox, self._history)
+        return self._inbox.answers()

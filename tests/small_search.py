@@ -1,0 +1,116 @@
+"""A small search whose journal is compared, and a saboteur that kills or stops its worker processes."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from command_line import JOB
+
+from ekgsearch.experiment import ClusterSection
+from ekgsearch.jobfile import load_job
+from ekgsearch.orchestration.backend import RayBackend
+from ekgsearch.orchestration.workers import RayCrew
+from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.team import Team
+from ekgsearch.pipeline.workload import Workload
+from ekgsearch.search.base import decisions_from_records
+from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.storage.journal import Journal
+from ekgsearch.storage.tensors import save_tensors
+
+
+def children(pid: int) -> list[int]:
+    """All descendants of a process."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] != "Z":
+                found += [int(folder.name), *children(int(folder.name))]
+    return found
+
+
+def worker_processes(pid: int, title: bytes = b"SearchWorker") -> list[int]:
+    """Processes of this title below a driver, those that are just starting included."""
+    found = []
+    for child in children(pid):
+        try:
+            if title in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(child)
+        except OSError:
+            continue
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class SmallSearch:
+    """Ten iterations of ResNet-20 on the digits, on ten batches, so that up to ten workers have work."""
+
+    setup: Setup
+    workload: Workload
+
+    @classmethod
+    def make(cls, folder: Path, settings: Sequence[str] = ("search.batch_size=12",)) -> "SmallSearch":
+        (folder / "job.yaml").write_text(JOB.format(output=folder / "run"))
+        setup = set_up(load_job(folder / "job.yaml", settings))
+        for module in setup.network.modules():
+            if hasattr(module, "running_mean"):
+                module.weight.data.fill_(0.8)  # fresh residual branches are closed, which makes scores trivial
+        save_tensors(folder / "weights.safetensors", setup.network.state_dict(), {})
+        return cls(setup, setup.workload(folder / "weights.safetensors"))
+
+    def run(self, team: Team, path: Path) -> bytes:
+        """Search, or continue the search that the journal holds; returns the bytes of the journal."""
+        search = EkgSearch(self.setup.graph, team, self.setup.budget, EkgSettings(step=0.4))
+        with Journal.open(path) as journal:
+            for decision in search.run(decisions_from_records(journal.lines, self.setup.graph.full())):
+                journal.append("iteration", **decision.to_record())
+        return path.read_bytes()
+
+    def undisturbed(self, path: Path) -> bytes:
+        """The journal of one worker in this process."""
+        with InProcessBackend().team(self.workload, self.setup.search_plan) as team:
+            return self.run(team, path)
+
+    @contextmanager
+    def on_ray(self, workers: int, **options: object) -> Iterator[tuple[Team, RayCrew]]:
+        """A team on the Ray session that is there."""
+        cluster = ClusterSection(**{"search_workers": workers, "cpus_per_worker": 0.25} | options)  # type: ignore[arg-type]
+        with RayBackend(cluster).team(self.workload, self.setup.search_plan) as team:
+            yield team, team._crew  # type: ignore[misc]
+
+
+class Saboteur(threading.Thread):
+    """Sends a signal to a random worker process of this process's Ray session, at random moments, until it stops.
+
+    Every moment may be hit: while a worker starts, opens its network, recomputes the ensemble knowledge, or answers.
+    """
+
+    def __init__(self, seed: int, signals: list[signal.Signals], longest_wait: float) -> None:
+        super().__init__(daemon=True)
+        self._generator = random.Random(seed)
+        self._signals = list(signals)
+        self._longest_wait = longest_wait
+        self._over = threading.Event()
+        self.hit: list[int] = []
+
+    def run(self) -> None:
+        while self._signals and not self._over.wait(self._generator.uniform(0, self._longest_wait)):
+            processes = [pid for pid in worker_processes(os.getpid()) if pid not in self.hit]
+            if processes and not self._over.is_set():
+                victim = self._generator.choice(processes)
+                os.kill(victim, self._signals.pop())
+                self.hit.append(victim)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
