@@ -218,7 +218,8 @@ class ReadingLoader(Generic[Pixels]):
         waited = time.monotonic() - begin
         if views is None:
             views = self._render(batch, epoch)
-        return LoadedBatch(batch.ids, batch.labels, views, global_size, batch.replaced, waited)
+        ids, labels = (to_device(values, self._settings.device) for values in (batch.ids, batch.labels))
+        return LoadedBatch(ids, labels, views, global_size, batch.replaced, waited)
 
 
 def epoch_order(ids: Tensor, settings: LoaderSettings, epoch: int) -> list[Tensor]:

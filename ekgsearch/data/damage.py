@@ -49,12 +49,14 @@ class StandIns:
         with self._lock:
             return dict(sorted(self._damaged.items()))
 
-    def read(self, ids: Tensor, use: Callable[[int, bytes], T], pool: ThreadPoolExecutor) -> tuple[Tensor, list[T]]:
+    def read(
+        self, ids: Tensor, use: Callable[[int, int, bytes], T], pool: ThreadPoolExecutor
+    ) -> tuple[Tensor, list[T]]:
         """Read pictures, several at once, and apply a function to each.
 
         Args:
             ids: image ids (B,), int64.
-            use: called with the id and the bytes of each picture, in the threads of the pool.
+            use: called in the threads of the pool with the position in the batch, the id and the bytes of each picture.
             pool: threads.
 
         Returns:
@@ -65,11 +67,11 @@ class StandIns:
             DataError: more pictures are damaged than allowed, or a class has no sound one.
         """
 
-        def read_one(image_id: int) -> tuple[int, T]:
+        def read_one(position: int, image_id: int) -> tuple[int, T]:
             found, data = self._read_sound(image_id)
-            return found, use(found, data)
+            return found, use(position, found, data)
 
-        pairs = list(pool.map(read_one, ids.tolist()))
+        pairs = list(pool.map(read_one, range(len(ids)), ids.tolist()))
         return torch.tensor([found for found, _ in pairs], dtype=torch.int64), [made for _, made in pairs]
 
     def _read_sound(self, image_id: int) -> tuple[int, bytes]:

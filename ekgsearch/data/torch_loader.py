@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ekgsearch.data import choices
 from ekgsearch.data.batching import LoaderSettings, ReadBatch, ReadingLoader, to_device
 from ekgsearch.data.damage import StandIns
 from ekgsearch.data.decode import open_picture, square_pixels
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import ImageSet
-from ekgsearch.data.views import recoloured, view
+from ekgsearch.data.picture_views import PictureViews
+from ekgsearch.data.views import view
 
 
 def tensor_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
-    """Make views of square pixels, all images of a batch at once, on the device; see `data.views.view`.
+    """Make views of images that are read as pixels, on the device; see `square_views`.
 
     Args:
         images: images that are read as pixels.
@@ -26,9 +26,9 @@ def tensor_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Re
     """
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
-        return _moved(batch, images.labels[batch], images.read(batch), settings.device)
+        return moved(batch, images.labels[batch], images.read(batch), settings.device)
 
-    return ReadingLoader(settings, ids, read=read, render=_square_views(settings), render_ahead=False)
+    return ReadingLoader(settings, ids, read=read, render=square_views(settings), render_ahead=False)
 
 
 def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -42,59 +42,59 @@ def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor)
         settings: what decides the batches.
         ids: image ids in use (M,), int64.
     """
+    if settings.augmentation.crop == "pad":
+        return _squares_loader(images, settings, ids)
     stand_ins = StandIns(images, ids, max_share=settings.max_damaged)
     pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
-    from_whole = settings.augmentation.crop == "resized"
+    views = PictureViews(images, settings)
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
-        def make(image_id: int, data: bytes) -> Tensor:
-            picture = open_picture(data)
-            if from_whole:
-                return picture_views(np.asarray(picture), image_id, epoch, images.image_size, settings)
-            return torch.from_numpy(square_pixels(picture, images.image_size))
+        plan, out = views.plan(batch, epoch), views.empty(len(batch))
+        wanted = batch.tolist()
 
-        found, made = stand_ins.read(batch, make, pool)
-        replaced = int((found != batch).sum())
-        return _moved(found, images.labels[found], torch.stack(made), settings.device, replaced)
+        def make(position: int, image_id: int, data: bytes) -> None:
+            picture = torch.from_numpy(np.array(open_picture(data)))
+            if image_id == wanted[position]:
+                views.render(picture, plan, position, out[position])
+            else:
+                views.render(picture, views.plan(torch.tensor([image_id]), epoch), 0, out[position])
 
-    def keep(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
+        found, _ = stand_ins.read(batch, make, pool)
+        return moved(found, images.labels[found], out, settings.device, int((found != batch).sum()))
+
+    def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return batch.pixels
 
-    render = keep if from_whole else _square_views(settings)
     return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, stand_ins=stand_ins)
 
 
-def picture_views(picture: np.ndarray, image_id: int, epoch: int, size: int, settings: LoaderSettings) -> Tensor:
-    """Make the views (V, 3, size, size), float32, of one picture; the order is crop, colour, mirror.
+def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
+    """Bring pictures to a square first, and shift that."""
+    stand_ins = StandIns(images, ids, max_share=settings.max_damaged)
+    pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
 
-    Args:
-        picture: whole picture (H, W, 3), uint8.
-        image_id: its id.
-        epoch: epoch.
-        size: height and width of a view, pixels.
-        settings: number of views, seed and augmentation.
-    """
-    from torchvision.transforms.v2.functional import resized_crop
+    def square(position: int, image_id: int, data: bytes) -> Tensor:
+        return torch.from_numpy(square_pixels(open_picture(data), images.image_size))
 
-    ids, augmentation = torch.tensor([image_id]), settings.augmentation
-    numbers = range(settings.views)
-    draws = torch.cat([choices.choose(ids, seed=settings.seed, epoch=epoch, view=view) for view in numbers])
-    # torch warns of memory that it may not write to; nothing here writes to the picture.
-    whole = torch.from_numpy(picture.copy()).permute(2, 0, 1)
-    sizes = torch.tensor([picture.shape[:2]]).expand(settings.views, 2)
-    crops = torch.stack([resized_crop(whole, *box, [size, size]) for box in choices.boxes(draws, sizes).tolist()])
-    views = settings.normalisation(recoloured(crops, draws, augmentation) if augmentation.changes_colour else crops)
-    if augmentation.flip:
-        views = torch.where(choices.mirrored(draws)[:, None, None, None], views.flip(3), views)
-    return views
+    def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
+        found, squares = stand_ins.read(batch, square, pool)
+        replaced = int((found != batch).sum())
+        return moved(found, images.labels[found], torch.stack(squares), settings.device, replaced)
+
+    return ReadingLoader(
+        settings, ids, read=read, render=square_views(settings), render_ahead=False, stand_ins=stand_ins
+    )
 
 
-def _moved(ids: Tensor, labels: Tensor, pixels: Tensor, device: torch.device, replaced: int = 0) -> ReadBatch[Tensor]:
+def moved(ids: Tensor, labels: Tensor, pixels: Tensor, device: torch.device, replaced: int = 0) -> ReadBatch[Tensor]:
+    """Bring what was read to the device of the network."""
     ids, labels, pixels = (to_device(values, device) for values in (ids, labels, pixels))
     return ReadBatch(ids, labels, pixels, replaced)
 
 
-def _square_views(settings: LoaderSettings) -> Callable[[ReadBatch[Tensor], int], Tensor]:
+def square_views(settings: LoaderSettings) -> Callable[[ReadBatch[Tensor], int], Tensor]:
+    """Make views of squares, all images of a batch at once, where they are; see `data.views.view`."""
+
     def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return torch.stack(
             [

@@ -13,7 +13,8 @@ from ekgsearch.errors import DataError
 Crop = Literal["pad", "resized"]
 """Random crop of the padded image, or of a random part of it that is enlarged again."""
 
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def recoloured(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Ten
     pixels = (pixels - mean) * (1.0 + augmentation.contrast * contrast) + mean
     pixels = pixels + augmentation.brightness * brightness
     red, green, blue = pixels.unbind(1)
-    grey = (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue)[:, None]
+    grey = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
     pixels = grey + (pixels - grey) * (1.0 + augmentation.saturation * saturation)
     if augmentation.lighting:
         pixels = pixels + augmentation.lighting * choices.light(draws).to(torch.float32)[:, :, None, None]

@@ -36,7 +36,7 @@ BAD: dict[str, bytes | None] = {
 }
 """Twelve kinds of file that are no sound picture any more, and a sound one that is not the one that was verified."""
 
-BACKENDS = ("torch",)
+BACKENDS = ("torch", "dali")
 
 
 @pytest.fixture(params=BACKENDS)

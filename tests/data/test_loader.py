@@ -18,8 +18,7 @@ from ekgsearch.errors import DataError
 pytestmark = pytest.mark.usefixtures("cache")
 
 SIZE = 24
-SOURCES = ("arrays", "folder")
-BACKENDS = ("torch",)
+CASES = (("arrays", "torch"), ("folder", "torch"), ("folder", "dali"))
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +26,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return picture_folder(tmp_path_factory.mktemp("pictures"))
 
 
-@pytest.fixture(params=SOURCES)
-def images(request: pytest.FixtureRequest, folder: Path) -> ImageSet:
-    """Twelve or eleven images, six of each class."""
-    if request.param == "arrays":
+@pytest.fixture(params=CASES, ids=" by ".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Where the images are, and who makes their views."""
+    return request.param
+
+
+@pytest.fixture
+def images(case: tuple[str, str], folder: Path) -> ImageSet:
+    """Twelve or eleven images of two or ten classes."""
+    if case[0] == "arrays":
         return arrays(11, SIZE)
     return open_dataset("image_folder", folder, image_size=SIZE, num_threads=1).train
 
 
-@pytest.fixture(params=BACKENDS)
-def make(request: pytest.FixtureRequest) -> Callable[..., LoaderSettings]:
-    return lambda **changes: settings(loader=request.param, **changes)
+@pytest.fixture
+def make(case: tuple[str, str]) -> Callable[..., LoaderSettings]:
+    return lambda **changes: settings(loader=case[1], **changes)
 
 
 def test_every_image_comes_once_with_its_label(images: ImageSet, make: Callable[..., LoaderSettings]) -> None:

@@ -1,0 +1,178 @@
+"""Views of pictures against slow and plain versions, and the same from both back ends."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data.loading import NORMALISATION, PAD, RESIZED, by_id, encoded, photograph, picture_folder, settings
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from ekgsearch.data import choices, dali_loader, loader
+from ekgsearch.data.colours import ColourMap
+from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.encoded import EncodedImages
+from ekgsearch.data.loader import open_loader
+from ekgsearch.data.views import Augmentation, recoloured
+from ekgsearch.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+SIZE = 32
+ONE_LEVEL = 1 / min(NORMALISATION.std)
+"""One of 255 levels in network input."""
+
+ODD: dict[str, bytes] = {
+    "grey": encoded(photograph(1).convert("L")),
+    "cmyk": encoded(photograph(2).convert("CMYK")),
+    "png named jpeg": encoded(photograph(3), "PNG"),
+    "palette": encoded(photograph(4).convert("P"), "PNG"),
+    "alpha": encoded(photograph(5).convert("RGBA"), "PNG"),
+    "bilevel": encoded(photograph(6).convert("1"), "PNG"),
+    "16 bit": encoded(Image.fromarray(np.asarray(photograph(7).convert("L")).astype(np.uint16) * 257), "PNG"),
+    "progressive": encoded(photograph(8), progressive=True),
+    "tiny": encoded(photograph(9, (2, 1))),
+}
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(photograph(10), exif=exif)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures and odd ones among them."""
+    root = picture_folder(tmp_path_factory.mktemp("pictures"))
+    for name, data in {**ODD, "rotated": rotated()}.items():
+        (root / "train" / "cat" / f"{name}.jpg").write_bytes(data)
+    return root
+
+
+def opened(folder: Path) -> EncodedImages:
+    images = open_dataset("image_folder", folder, image_size=SIZE, num_threads=1).train
+    assert isinstance(images, EncodedImages)
+    return images
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+@pytest.mark.parametrize("augmentation", [RESIZED, Augmentation(crop="resized")], ids=["colour", "plain"])
+def test_views_are_those_of_a_plain_version(folder: Path, backend: str, augmentation: Augmentation) -> None:
+    images = opened(folder)
+    loaded = by_id(
+        list(open_loader(images, settings(loader=backend, augmentation=augmentation, drop_last=False)).epoch(2))
+    )
+    assert len(loaded) == len(images) == 22
+    for image_id, views in loaded.items():
+        whole = functional.pil_to_tensor(Image.open(io.BytesIO(images.read_bytes(image_id))))
+        if not images.images[image_id].plain or len(whole) != 3:
+            continue
+        for number, view in enumerate(views):
+            draws = choices.choose(torch.tensor([image_id]), seed=3, epoch=2, view=number)
+            [[top, left, height, width]] = choices.boxes(draws, torch.tensor([whole.shape[1:]])).tolist()
+            crop = functional.resize(whole[:, top : top + height, left : left + width], [SIZE, SIZE], antialias=True)
+            plain = NORMALISATION(recoloured(crop[None], draws, augmentation))[0]
+            expected = plain.flip(2) if choices.mirrored(draws) else plain
+            assert torch.allclose(view, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("augmentation", [RESIZED, PAD], ids=["resized", "pad"])
+def test_both_back_ends_make_the_same_bits(folder: Path, augmentation: Augmentation) -> None:
+    images = opened(folder)
+    by_torch, by_dali = (
+        by_id(list(open_loader(images, settings(loader=name, augmentation=augmentation, drop_last=False)).epoch(3)))
+        for name in ("torch", "dali")
+    )
+    assert by_torch.keys() == by_dali.keys() == set(range(22))
+    for image_id, views in by_torch.items():
+        assert torch.equal(views, by_dali[image_id]), images.images[image_id].path
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "levels"),
+    [(Augmentation(crop="resized"), 1.01), (RESIZED, 1.5), (PAD, 1.5)],
+    ids=["resized", "colour", "pad"],
+)
+def test_what_dali_cuts_and_resizes_is_within_a_level_of_torch(
+    folder: Path, augmentation: Augmentation, levels: float
+) -> None:
+    """DALI's triangular filter rounds once, torch's twice; colours multiply a difference by up to 1.2 squared.
+
+    Only the dots of a bilevel picture, of which nothing is left but the difference of large numbers, differ by more.
+    """
+    images = opened(folder)
+    ids = torch.tensor([number for number, image in enumerate(images.images) if "bilevel" not in image.path])
+    asked = settings(loader="dali", augmentation=augmentation, drop_last=False)
+    by_torch = by_id(list(open_loader(images, settings(augmentation=augmentation, drop_last=False), ids).epoch(3)))
+    by_dali = by_id(list(dali_loader.dali_loader(images, asked, ids, crop_with_dali=True).epoch(3)))
+    differences = torch.stack([(views - by_dali[image_id]).abs() for image_id, views in by_torch.items()])
+    assert differences.max() <= levels * ONE_LEVEL
+    assert 0 < differences.mean() < 0.25 * ONE_LEVEL
+
+
+def test_one_affine_map_changes_colours_as_the_steps_do() -> None:
+    images = torch.randint(60, 200, (16, 3, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    draws = choices.choose(torch.arange(16), seed=1, epoch=1, view=0)
+    for augmentation in (RESIZED, Augmentation(contrast=0.9), Augmentation(saturation=0.5), Augmentation(lighting=0.3)):
+        out = torch.empty(16, 3, 64)
+        ColourMap.chosen(draws, augmentation).apply(images.float().flatten(2), out)
+        assert torch.allclose(out, recoloured(images, draws, augmentation).flatten(2), atol=2e-3)
+
+
+def test_boxes_lie_inside_and_have_the_published_sizes() -> None:
+    draws = choices.choose(torch.arange(20_000), seed=1, epoch=1, view=0)
+    for height, width in ((300, 400), (400, 300), (1, 2), (500, 500)):
+        top, left, tall, wide = choices.boxes(draws, torch.tensor([[height, width]]).expand(20_000, 2)).unbind(1)
+        assert (top >= 0).all()
+        assert (left >= 0).all()
+        assert (top + tall <= height).all()
+        assert (left + wide <= width).all()
+        assert (tall >= 1).all()
+        assert (wide >= 1).all()
+    area, ratio = (tall * wide) / 250_000, wide / tall
+    assert 0.078 < area.min() < 0.085
+    assert area.max() > 0.98
+    assert 0.74 < ratio.min() < 0.76
+    assert 1.32 < ratio.max() < 1.34
+    assert abs(area.mean() - 0.54) < 0.02
+
+
+def test_a_decoder_goes_on_after_a_batch_that_it_cannot_decode(caplog: pytest.LogCaptureFixture) -> None:
+    decoder = dali_loader.Decoder(2, 1, torch.device("cpu"), crops=0, size=SIZE)
+    good = encoded(photograph(1))
+    for bad in (b"", b"text", good[: len(good) // 2], encoded(photograph(1), "GIF")):
+        with pytest.raises(DataError, match=r"empty|expected JPEG or PNG|cannot be decoded"):
+            decoder.run([good, bad])
+        assert "DALI could not decode a batch, it is decoded without DALI" in caplog.messages[-1]
+        [decoded] = decoder.run([good, good])
+        assert np.array_equal(np.asarray(decoded[1]), np.asarray(Image.open(io.BytesIO(good))))
+
+
+def test_auto_takes_dali_for_pictures_and_says_once_why_not(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader._say_once.cache_clear()
+    caplog.set_level("INFO")
+    images, asked = opened(folder), settings(loader="auto", augmentation=RESIZED)
+    batch = next(iter(open_loader(images, asked).epoch(1)))
+    assert "loader: DALI, decoding on cpu" in caplog.messages
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    for _ in range(2):
+        without = next(iter(open_loader(images, asked).epoch(1)))
+    assert torch.equal(without.views, batch.views)
+    said = [line for line in caplog.messages if line.startswith("loader: torch, not DALI, since nvidia.dali cannot be")]
+    assert len(said) == 1
+    with pytest.raises(DataError, match=r"dali was asked for, but nvidia\.dali cannot be imported.*use auto or torch"):
+        open_loader(images, settings(loader="dali"))
+
+
+def test_opening_the_loaders_module_loads_neither_dali_nor_torchvision() -> None:
+    program = "import sys, ekgsearch.data.loader; print({'nvidia.dali', 'torchvision'} & set(sys.modules))"
+    finished: Any = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "set()"
