@@ -1,0 +1,178 @@
+"""Convolution MACs that a whole search executes: the exact tier against the naive masked algorithm.
+
+Both make the same decisions, so the naive cost follows from them: every candidate and both passes of the scores run
+the whole unpruned network. The exact tier is counted as it runs, operation by operation (torch's FLOP counter,
+convolutions forward and backward, two FLOPs per MAC), on a few images of noise and random weights: MACs depend on
+shapes and on which channels are kept, not on what the pixels show. Both are per image, so their number does not matter.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ekgsearch.bench.base import BenchSettings, Measurement
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.channels.operations import Kind
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.base import (
+    Candidate,
+    Decision,
+    Evaluation,
+    GroupScores,
+    mean_over_batches,
+    sum_over_batches,
+)
+from ekgsearch.search.budget import set_budget
+from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
+from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.search.networks import FastNetworks
+
+T = TypeVar("T")
+
+
+class Settings(BenchSettings):
+    """Fields of this benchmark."""
+
+    bench: Literal["macs"]
+    net: str = Field("resnet50", description="network of the zoo")
+    num_classes: int = Field(1000, gt=1, description="classes")
+    image_size: int = Field(224, gt=0, description="side of the images, pixels")
+    images: int = Field(4, gt=1, description="images of noise")
+    batch_size: int = Field(2, gt=0, description="images per batch")
+    reductions: tuple[float, ...] = Field((0.45, 0.55), description="shares of the MACs removed at which it is counted")
+    step: float = Field(0.2, gt=0, lt=1, description="r of the search")
+    slice_below: float = Field(0.9, ge=0, le=1, description="as search.slice_below")
+    seed: int = Field(0, description="seed of weights and images")
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Search to the largest reduction; report the counts at each."""
+    graph, batches = noise(settings)
+    counted = CountingEvaluator(
+        BatchEvaluator(
+            FastNetworks(graph, settings.slice_below), lambda images: images, batches, divisor=settings.images
+        )
+    )
+    budget = set_budget(graph, reduction=max(settings.reductions), absolute=None, unit="macs", counter="macs")
+    search = EkgSearch(graph, counted, budget, EkgSettings(step=settings.step, tie_tolerance=TIE_TOLERANCE))
+    decisions = list(search.run())
+    full = cost(graph, graph.full(), "macs").macs
+    found = []
+    for reduction in sorted(settings.reductions):
+        last = next(index for index, decision in enumerate(decisions) if decision.macs <= (1 - reduction) * full)
+        case = f"{settings.net}, {reduction:.0%} removed"
+        executed = sum(macs.total for macs in counted.iterations[:last])
+        naive = sum(naive_macs(graph, decision, settings.images) for decision in decisions[1 : last + 1])
+        candidates = sum(len(decision.candidates) for decision in decisions[1 : last + 1])
+        found += [
+            Measurement.count(case, "iterations", "", last),
+            Measurement.count(case, "candidates evaluated", "", candidates),
+            Measurement.count(case, "naive, per image", "GMAC", naive / settings.images / 1e9),
+            Measurement.count(case, "executed, per image", "GMAC", executed / settings.images / 1e9),
+            Measurement.count(case, "naive / executed", "x", naive / executed),
+        ]
+    return found
+
+
+@dataclass(slots=True)
+class IterationMacs:
+    """Convolution MACs of one iteration."""
+
+    scores: int = 0
+    evaluate: int = 0
+    settle: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.scores + self.evaluate + self.settle
+
+
+@dataclass
+class CountingEvaluator:
+    """A search's evaluator on batches of this process that counts what every iteration executes."""
+
+    batches: BatchEvaluator
+    iterations: list[IterationMacs] = field(default_factory=list)
+
+    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+        """Set the ensemble knowledge; not counted, it happens once."""
+        return mean_over_batches(self.batches.begin(history))
+
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
+        """Score channels; a new iteration begins."""
+        answer, macs = count_macs(partial(self.batches.scores, current, count))
+        self.iterations.append(IterationMacs(scores=macs))
+        return sum_over_batches(answer)
+
+    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Evaluate candidates."""
+        answer, self.iterations[-1].evaluate = count_macs(partial(self.batches.evaluate, current, candidates))
+        return evaluations(answer, len(candidates))
+
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        """Settle near ties."""
+        answer, self.iterations[-1].settle = count_macs(partial(self.batches.settle, candidates))
+        return evaluations(answer, len(candidates))
+
+
+def count_macs(work: Callable[[], T]) -> tuple[T, int]:
+    """Do some work and count the MACs of the convolutions that it executes, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        answer = work()
+    by_operation = counter.get_flop_counts().get("Global", {})
+    return answer, sum(flops for name, flops in by_operation.items() if "convolution" in str(name)) // 2
+
+
+def naive_macs(graph: ChannelGraph, decision: Decision, images: int) -> int:
+    """Convolution MACs of one iteration of the naive algorithm.
+
+    Every candidate is one forward pass; the scores are one, and one backward pass that leaves out the layers in front
+    of the first channel group's feature map, whose inputs need no gradient.
+    """
+    forward = backward = 0
+    for path, layer in graph.layers.items():
+        if layer.kind is Kind.CONV:
+            macs = layer.positions * layer.module.get_parameter("weight").numel()
+            forward += macs
+            backward += macs if _follows_a_site(graph, path) else 0
+    return images * (forward * (len(decision.candidates) + 1) + backward)
+
+
+def noise(settings: Settings) -> tuple[ChannelGraph, list[SearchBatch]]:
+    """A network with random weights, also in its norms, and batches of noise."""
+    shape = (3, settings.image_size, settings.image_size)
+    network = build(NetSpec(settings.net, settings.num_classes, shape), seed=settings.seed).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+    images = torch.randn(settings.images, *shape, generator=generator)
+    labels = torch.randint(0, settings.num_classes, (settings.images,), generator=generator)
+    parts = zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
+    return analyse(network, shape), [SearchBatch(index, *part) for index, part in enumerate(parts)]
+
+
+def _follows_a_site(graph: ChannelGraph, path: str) -> bool:
+    """Whether a layer reads, however indirectly, a feature map at which importance is read."""
+    sites = {site.node for site in graph.sites}
+    waiting = [node for node in graph.trace.graph.nodes if node.op == "call_module" and node.target == path]
+    seen = set(waiting)
+    while waiting:
+        for other in waiting.pop().all_input_nodes:
+            if other.name in sites:
+                return True
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return False
