@@ -40,18 +40,33 @@ class NetSection(Section):
 class DataSection(Section):
     """The images."""
 
-    name: Literal["digits", "cifar10", "cifar100", "image_folder"] = Field("digits", description="data set")
+    name: Literal["digits", "cifar10", "cifar100", "image_folder", "parquet"] = Field("digits", description="data set")
     root: str | None = Field(
         None,
         description="folder of the data set; null: $EKGSEARCH_DATA, else the user's cache. $VARIABLES are expanded",
     )
     image_size: Positive | None = Field(
-        None, description="side of the square images in pixels; null: the data set's own (digits 16, image_folder 224)"
+        None, description="side of the square images in pixels; null: the data set's own (digits 16, pictures 224)"
     )
     download: bool = Field(True, description="fetch a missing data set where the network allows")
-    max_bad_images: int = Field(0, ge=0, description="image_folder: damaged images that are left out before giving up")
+    max_bad_images: int = Field(
+        0, ge=0, description="image_folder, parquet: damaged images that are left out before giving up"
+    )
     train_images: Positive | None = Field(
         None, description="use this many training images (the first of each class, evenly); null: all"
+    )
+    loader: Literal["auto", "dali", "torch"] = Field(
+        "auto", description="who decodes pictures for training; auto: DALI where it can run, the log says why not"
+    )
+    loader_threads: Positive | None = Field(
+        None, description="pictures that one process decodes at once; null: one per core, at most 16"
+    )
+    max_damaged: float = Field(
+        1e-4,
+        ge=0,
+        le=1,
+        description="share of the training images that may turn out damaged in an epoch and be replaced by others of "
+        "their class (rounded up); the search replaces none",
     )
 
 
@@ -220,8 +235,8 @@ class Job(Section):
             raise ValueError("search: give exactly one of search.reduction (a share) and search.budget (a cost)")
         if self.net.weights is None and self.pretrain.epochs == 0:
             raise ValueError("net.weights is null and pretrain.epochs is 0: give weights or epochs to train them")
-        if self.data.name == "image_folder" and self.data.root is None:
-            raise ValueError("data.root is null: data.name image_folder needs the folder that holds train/ and val/")
+        if self.data.name in ("image_folder", "parquet") and self.data.root is None:
+            raise ValueError(f"data.root is null: data.name {self.data.name} needs the folder that holds train and val")
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if any(not 0 < share < 1 for share in section.milestones):
                 raise ValueError(f"{name}.milestones = {list(section.milestones)}: shares of the epochs, each in 0..1")
@@ -244,6 +259,7 @@ class Job(Section):
             mode="json", exclude={"output": True, "cluster": True, "bank": {"uri", "cache", "resident"}}
         )
         fields["finetune"].pop("workers")
+        fields["data"].pop("loader_threads")
         return content_hash(fields)
 
     @property

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from PIL import Image
 
 from ekgsearch.data.cache import cache_folder, cached_images, source_key
 from ekgsearch.data.images import ArrayImages, Dataset
+from ekgsearch.data.shards import check_complete, column_name, stored_bytes
 from ekgsearch.data.unpickle import read_arrays
 from ekgsearch.errors import DataError
 
@@ -86,7 +86,7 @@ def _find(name: str, root: Path) -> tuple[ArrayImages, ArrayImages] | None:
 
 
 def _open_shards(paths: Sequence[Path]) -> ArrayImages:
-    _check_complete(paths)
+    check_complete(paths)
 
     def decode() -> tuple[np.ndarray, np.ndarray]:
         logger.info("decoding %d parquet files of %s", len(paths), paths[0].parent)
@@ -96,29 +96,18 @@ def _open_shards(paths: Sequence[Path]) -> ArrayImages:
     return cached_images(source_key("cifar-parquet", paths), decode)
 
 
-def _check_complete(paths: Sequence[Path]) -> None:
-    """Shards carry their number and how many there are; all must be present."""
-    numbers = [re.search(r"-(\d+)-of-(\d+)\.parquet$", path.name) for path in paths]
-    found = {int(match[1]) for match in numbers if match}
-    expected = {int(match[2]) for match in numbers if match}
-    if len(expected) > 1:
-        raise DataError(f"{paths[0].parent}: parquet files of {sorted(expected)} shards are mixed; keep one set")
-    for total in expected:
-        if missing := sorted(set(range(total)) - found):
-            raise DataError(f"{paths[0].parent}: of {total} shards like {paths[0].name}, {missing} are missing")
-
-
 def _decode_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
-    pictures, labels = _column(table, ("image", "img"), path), _column(table, ("label", "fine_label"), path)
+    pictures, labels = (
+        table.column(column_name(table.schema, names, path)) for names in (("image", "img"), ("label", "fine_label"))
+    )
     images = np.empty((len(pictures), _SIZE, _SIZE, 3), np.uint8)
     for row, picture in enumerate(pictures.to_pylist()):
-        data = picture["bytes"] if isinstance(picture, dict) else picture
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(stored_bytes(picture))) as image:
                 if image.size != (_SIZE, _SIZE):
                     raise ValueError(f"it has {image.width}x{image.height} pixels")
                 images[row] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -127,13 +116,6 @@ def _decode_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
                 f"{path}, row {row}: expected a {_SIZE}x{_SIZE} picture, found one that is not: {error}"
             ) from error
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.to_numpy().astype(np.int64)
-
-
-def _column(table: pa.Table, names: Sequence[str], path: Path) -> pa.ChunkedArray:
-    for name in names:
-        if name in table.column_names:
-            return table.column(name)
-    raise DataError(f"{path}: expected a column {' or '.join(names)}, found {', '.join(table.column_names)}")
 
 
 def _open_batches(paths: Sequence[Path]) -> ArrayImages:

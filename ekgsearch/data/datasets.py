@@ -12,17 +12,18 @@ from ekgsearch.data.cifar import open_cifar
 from ekgsearch.data.digits import open_digits
 from ekgsearch.data.folder import open_image_folder
 from ekgsearch.data.images import ArrayImages, Dataset, ImageSet
+from ekgsearch.data.parquet import open_parquet
 from ekgsearch.errors import DataError
 
 __all__ = ["NAMES", "ArrayImages", "Dataset", "DatasetName", "ImageSet", "open_dataset"]
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder"]
+DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder", "parquet"]
 """Names that `open_dataset` knows."""
 
-NAMES: tuple[DatasetName, ...] = ("digits", "cifar10", "cifar100", "image_folder")
+NAMES: tuple[DatasetName, ...] = ("digits", "cifar10", "cifar100", "image_folder", "parquet")
 """The same names, in the order in which errors list them."""
 
-_IMAGE_FOLDER_SIZE = 224
+_PICTURE_SIZE = 224
 
 
 def open_dataset(
@@ -38,14 +39,16 @@ def open_dataset(
     """Open a data set; nothing is ever written into its folder, except a download.
 
     Args:
-        name: digits (comes with scikit-learn), cifar10, cifar100, or image_folder (root/{train,val}/<class>/*.jpg).
+        name: digits (comes with scikit-learn), cifar10, cifar100, image_folder (root/{train,val}/<class>/*.jpg) or
+            parquet (root/{train,val}*.parquet with columns image and label, see `open_parquet`).
         root: folder of the data; digits needs none, for CIFAR None means a folder in the user's cache.
         image_size: height and width in pixels; None means 16 for digits, 32 for CIFAR (the only choice there), 224
-            for image_folder.
+            for image_folder and parquet.
         download: whether CIFAR may be fetched when it is not there.
         limit: images per class that are kept of the training and of the test set, the first ones; None keeps all.
-        max_bad: unusable files that are left out of the training set of an image_folder; its test set allows none.
-        num_threads: pictures of an image_folder decoded at once; None means one per core, at most 16.
+        max_bad: unusable pictures that are left out of the training set of image_folder and parquet; their test sets
+            allow none.
+        num_threads: pictures of image_folder and parquet decoded at once; None means one per core, at most 16.
 
     Raises:
         DataError: an unknown name, missing, incomplete or damaged data.
@@ -56,14 +59,13 @@ def open_dataset(
         if image_size not in (None, 32):
             raise DataError(f"{name}: images are 32x32 pixels, found image_size {image_size}; leave it out")
         dataset = open_cifar(name, root, download=download)
-    elif name == "image_folder":
+    elif name in ("image_folder", "parquet"):
         if root is None:
-            raise DataError(
-                "image_folder: expected the folder that holds train and val, found none; name it in the job"
-            )
-        size = _IMAGE_FOLDER_SIZE if image_size is None else image_size
+            raise DataError(f"{name}: expected the folder that holds train and val, found none; name it in the job")
+        size = _PICTURE_SIZE if image_size is None else image_size
         threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
-        dataset = open_image_folder(root, size, max_bad=max_bad, num_threads=threads)
+        opened = open_image_folder if name == "image_folder" else open_parquet
+        dataset = opened(root, size, max_bad=max_bad, num_threads=threads)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
     return dataset if limit is None else _limited(dataset, limit)

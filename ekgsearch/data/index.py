@@ -15,7 +15,8 @@ from ekgsearch.errors import DataError
 logger = logging.getLogger(__name__)
 
 _NUM_NAMED = 5
-_LOG_SECONDS = 15.0
+LOG_SECONDS = 15.0
+"""How often a long verification says how far it is."""
 
 Check = tuple[str] | tuple[str, str, int, int, bool]
 """Why a file is unusable, or an empty text and what is known of the picture."""
@@ -156,7 +157,7 @@ def _check_all(paths: Sequence[Path], num_threads: int) -> list[Check]:
     with ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as pool:
         for number, check in enumerate(pool.map(_check_file, paths), start=1):
             checks.append(check)
-            if time.monotonic() - logged > _LOG_SECONDS:
+            if time.monotonic() - logged > LOG_SECONDS:
                 logged = time.monotonic()
                 rate = number / (logged - start)
                 logger.info("verified %d of %d pictures, %.0f per second", number, len(paths), rate)

@@ -1,5 +1,6 @@
 """Everything that can be checked before any expensive work: images, network, weights, channel groups, budget."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def set_up(job: Job) -> Setup:
     """
     data = data_request(job)
     dataset = data.open()
-    data = DataRequest(name=data.name, root=data.root, image_size=data.image_size, max_bad=data.max_bad)
+    data = dataclasses.replace(data, download=False)
     search_ids, warmup_ids = split_search_subset(
         dataset.train.labels,
         search_per_class=job.search.images_per_class,
@@ -152,6 +153,9 @@ def data_request(job: Job) -> DataRequest:
         image_size=job.data.image_size,
         download=job.data.download,
         max_bad=job.data.max_bad_images,
+        loader=job.data.loader,
+        threads=job.data.loader_threads,
+        max_damaged=job.data.max_damaged,
     )
 
 

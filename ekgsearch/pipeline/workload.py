@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from ekgsearch.data.datasets import Dataset, open_dataset
+from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Normalisation
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
+from ekgsearch.runtime.environment import num_cores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,10 @@ class DataRequest:
         root: its folder, readable from every node; None for data that come with a library.
         image_size: side of the images in pixels; None for the data set's own.
         download: fetch missing files where the network allows.
-        max_bad: damaged training images of an image folder that are left out before giving up.
+        max_bad: damaged training pictures that are left out before giving up.
+        loader: who makes the views of training images.
+        threads: pictures decoded at once by one process; None for one per core, at most 16.
+        max_damaged: share of the training images that may turn out damaged later and be replaced.
     """
 
     name: str
@@ -30,6 +35,9 @@ class DataRequest:
     image_size: int | None = None
     download: bool = False
     max_bad: int = 0
+    loader: LoaderName = "auto"
+    threads: int | None = None
+    max_damaged: float = 1e-4
 
     def open(self) -> Dataset:
         """Open the images.
@@ -38,8 +46,18 @@ class DataRequest:
             DataError: they are missing or damaged.
         """
         return open_dataset(
-            self.name, self.root, image_size=self.image_size, download=self.download, max_bad=self.max_bad
+            self.name,
+            self.root,
+            image_size=self.image_size,
+            download=self.download,
+            max_bad=self.max_bad,
+            num_threads=self.num_threads,
         )
+
+    @property
+    def num_threads(self) -> int:
+        """Pictures decoded at once."""
+        return min(16, num_cores()) if self.threads is None else self.threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from data import loading
@@ -18,12 +20,21 @@ from ekgsearch.errors import DataError
 pytestmark = pytest.mark.usefixtures("cache")
 
 SIZE = 24
-CASES = (("arrays", "torch"), ("folder", "torch"), ("folder", "dali"))
+CASES = (("arrays", "torch"), ("folder", "torch"), ("folder", "dali"), ("parquet", "torch"), ("parquet", "dali"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return picture_folder(tmp_path_factory.mktemp("pictures"))
+    """Twelve pictures of two classes as files, and the same in parquet."""
+    root = picture_folder(tmp_path_factory.mktemp("pictures"))
+    for split in ("train", "val"):
+        files = sorted((root / split).glob("*/*.jpg"))
+        columns = {
+            "image": [file.read_bytes() for file in files],
+            "label": [int(file.parent.name == "dog") for file in files],
+        }
+        pq.write_table(pa.table(columns), root / f"{split}.parquet", row_group_size=3)
+    return root
 
 
 @pytest.fixture(params=CASES, ids=" by ".join)
@@ -37,7 +48,8 @@ def images(case: tuple[str, str], folder: Path) -> ImageSet:
     """Twelve or eleven images of two or ten classes."""
     if case[0] == "arrays":
         return arrays(11, SIZE)
-    return open_dataset("image_folder", folder, image_size=SIZE, num_threads=1).train
+    name = "image_folder" if case[0] == "folder" else "parquet"
+    return open_dataset(name, folder, image_size=SIZE, num_threads=1).train
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""Pictures in the rows of parquet files, verified once and copied to where a single one can be read quickly."""
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ekgsearch.data.cache import cache_folder, cached_json, source_key
+from ekgsearch.data.encoded import EncodedImages
+from ekgsearch.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from ekgsearch.data.images import Dataset
+from ekgsearch.data.index import LOG_SECONDS, BadFile, ImageIndex, IndexedImage, check_picture
+from ekgsearch.data.shards import check_complete, column_name, stored_bytes
+from ekgsearch.errors import DataError
+from ekgsearch.storage.files import PARTIAL_SUFFIX, free_bytes, sync_folder, write_error
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = (("train",), ("val", "validation", "test"))
+_ROWS_READ = 64
+
+
+@dataclass(frozen=True)
+class PackSource:
+    """Pictures one after the other in one file.
+
+    Parquet keeps rows in compressed groups of megabytes: reading one row by its number costs reading its group, a
+    thousand times what is wanted of a shuffled epoch.
+
+    Attributes:
+        path: the file, in the cache.
+        origin: folder of the parquet files.
+        spans: offset and length of each picture, by its name.
+    """
+
+    path: Path
+    origin: Path
+    spans: Mapping[str, tuple[int, int]]
+
+    def read(self, image: IndexedImage) -> bytes:
+        """Read a picture."""
+        offset, length = self.spans[image.path]
+        with open(self.path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def where(self, image: IndexedImage) -> str:
+        """Name the row and the file that holds its copy."""
+        return f"{self.origin / image.path} (copied to {self.path})"
+
+
+def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: int) -> Dataset:
+    """Open pictures that are stored as bytes in parquet files.
+
+    The training set is `train*.parquet` in the folder, or all parquet files of its subfolder `train`; the test set the
+    same with `val`, `validation` or `test`. The pictures are a column `image` (or `img`) of bytes, or of structs with a
+    field `bytes`; the classes a column `label` (or `fine_label`) of whole numbers 0, 1, ... without a gap. Files may be
+    any number of shards; where their names say of how many, none may be missing.
+
+    All sound pictures are copied into one file of the user's cache, which takes as much room as they do.
+
+    Args:
+        root: the folder.
+        image_size: height and width that pictures are brought to, pixels.
+        max_bad: unusable rows that are left out of the training set with a warning; the test set allows none.
+        num_threads: pictures decoded at once.
+
+    Raises:
+        DataError: files, columns or classes are missing, or too many rows are unusable.
+    """
+    train, test = (_open_split(root, names, num_threads) for names in _SPLITS)
+    for (index, _), allowed in ((train, max_bad), (test, 0)):
+        index.check_bad(allowed)
+    num_classes = _check_labels(root, train[0], test[0])
+    train_images, test_images = (
+        EncodedImages(index.images, source, image_size, num_threads=num_threads) for index, source in (train, test)
+    )
+    shape = (3, image_size, image_size)
+    return Dataset("parquet", train_images, test_images, num_classes, shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _open_split(root: Path, names: Sequence[str], num_threads: int) -> tuple[ImageIndex, PackSource]:
+    """Verify and copy the pictures of a split, unless that was done and nothing has changed since."""
+    paths = _find(root, names)
+    check_complete(paths)
+    key = source_key("parquet-pack", paths)
+    pack = cache_folder() / f"{key}.pack"
+    with _locked(pack.with_suffix(".lock")):
+        if not pack.exists():
+            pack.with_suffix(".json").unlink(missing_ok=True)
+        rows = cached_json(key, lambda: _copy(paths, pack, num_threads))
+    images, bad, spans = [], [], {}
+    for name, label, (reason, *facts), offset, length in rows:
+        if reason:
+            bad.append(BadFile(name, reason))
+        else:
+            images.append(IndexedImage(name, label, *facts))
+            spans[name] = (offset, length)
+    labels = sorted({image.label for image in images})
+    index = ImageIndex(paths[0].parent, tuple(map(str, labels)), tuple(images), tuple(bad))
+    return index, PackSource(pack, paths[0].parent, spans)
+
+
+def _find(root: Path, names: Sequence[str]) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"parquet: expected a folder of data at {root}, found none; set data.root to it")
+    for name in names:
+        paths = sorted(root.glob(f"{name}*.parquet")) or sorted((root / name).glob("*.parquet"))
+        if paths:
+            return paths
+    known = " or ".join(f"{name}*.parquet" for name in names)
+    raise DataError(f"parquet: expected {known} in {root}, or a folder of parquet files of that name, found none")
+
+
+def _copy(paths: Sequence[Path], pack: Path, num_threads: int) -> list[Any]:
+    """Write the sound pictures of all rows one after the other.
+
+    Returns:
+        Name, label, check, offset and length of each row.
+    """
+    needed, free = sum(path.stat().st_size for path in paths), free_bytes(pack.parent)
+    if free is not None and free < needed:
+        raise DataError(
+            f"parquet: the pictures of {paths[0].parent} take {needed / 1e9:.3g} GB in {pack.parent}, "
+            f"{free / 1e9:.3g} GB are free; set XDG_CACHE_HOME to a folder with more room"
+        )
+    partial = pack.with_name(f".{pack.name}{PARTIAL_SUFFIX}")
+    rows: list[Any] = []
+    start = logged = time.monotonic()
+    try:
+        with partial.open("wb") as file, ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as pool:
+            for chunk in _chunks(paths):
+                checks = pool.map(check_picture, [data for _, _, data in chunk])
+                for (name, label, data), check in zip(chunk, checks, strict=True):
+                    rows.append([name, label, check, file.tell(), len(data)])
+                    file.write(b"" if check[0] else data)
+                if time.monotonic() - logged > LOG_SECONDS:
+                    logged = time.monotonic()
+                    logger.info("verified %d pictures, %.0f per second", len(rows), len(rows) / (logged - start))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, pack)
+        sync_folder(pack.parent)
+    except OSError as error:
+        raise write_error(pack, error, needed) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows
+
+
+def _chunks(paths: Sequence[Path]) -> Iterator[list[tuple[str, int, bytes]]]:
+    """Name, label and bytes of some rows at a time."""
+    for path in paths:
+        try:
+            with pq.ParquetFile(path) as file:
+                pictures, labels = (
+                    column_name(file.schema_arrow, names, path) for names in (("image", "img"), ("label", "fine_label"))
+                )
+                if not pa.types.is_integer(file.schema_arrow.field(labels).type):
+                    found = file.schema_arrow.field(labels).type
+                    raise DataError(f"{path}: expected whole numbers in the column {labels}, found {found}")
+                numbers = itertools.count()
+                for batch in file.iter_batches(_ROWS_READ, columns=[pictures, labels]):
+                    columns = batch.column(pictures).to_pylist(), batch.column(labels).to_pylist()
+                    yield [
+                        (f"{path.name}#{next(numbers)}", -1 if label is None else label, stored_bytes(picture))
+                        for picture, label in zip(*columns, strict=True)
+                    ]
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
+
+
+def _check_labels(root: Path, train: ImageIndex, test: ImageIndex) -> int:
+    """Count the classes."""
+    ours, theirs = ({image.label for image in index.images} for index in (train, test))
+    if not ours or ours != set(range(len(ours))):
+        missing = sorted(set(range(max(ours, default=0) + 1)) - ours) or sorted(ours)
+        raise DataError(
+            f"parquet: expected training labels 0, 1, ... without a gap in {root}, found {len(ours)} different ones; "
+            f"look at {missing[:5]}"
+        )
+    if not theirs or not theirs <= ours:
+        raise DataError(
+            f"parquet: expected test labels among the {len(ours)} of the training set in {root}, "
+            f"found {sorted(theirs - ours)[:5] or 'no test pictures'}"
+        )
+    return len(ours)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process of the machine copy while the others wait; the lock vanishes with the process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="ascii")
+    except OSError as error:
+        raise write_error(path, error, 0) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
