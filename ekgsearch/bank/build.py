@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,10 @@ from ekgsearch.storage.objects import ObjectStore
 from ekgsearch.storage.tensors import parse_tensors, serialise_tensors
 
 logger = logging.getLogger(__name__)
+
+
+NUM_VERIFIERS = 4
+"""Shards that are read back at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +166,19 @@ def find_shards(store: ObjectStore, spec: BankSpec, *, verify: bool = False) -> 
         Shards by block index.
     """
     shards: dict[int, Shard] = {}
-    for key in store.list(f"{spec.prefix}/block-"):
+    for key, size in store.sizes(f"{spec.prefix}/block-").items():
         name = key.rsplit("/", 1)[1].removeprefix("block-").removesuffix(".safetensors")
         block, _, sha256 = name.partition("-")
         if not block.isdecimal() or int(block) >= spec.num_blocks or int(block) in shards:
             continue
-        shard = Shard(int(block), key, sha256, block_rows(spec, int(block)), store.size(key))
-        if verify and not _is_sound(store, spec, shard):
-            store.delete(key)
-            continue
+        shard = Shard(int(block), key, sha256, block_rows(spec, int(block)), size)
         shards[shard.block] = shard
+    if verify:
+        with ThreadPoolExecutor(NUM_VERIFIERS) as verifiers:
+            is_sound = list(verifiers.map(lambda shard: _is_sound(store, spec, shard), shards.values()))
+        for shard in [shard for shard, sound in zip(shards.values(), is_sound, strict=True) if not sound]:
+            store.delete(shard.key)
+            del shards[shard.block]
     return shards
 
 
@@ -194,6 +202,12 @@ def manifest_key(spec: BankSpec) -> str:
 def commit(store: ObjectStore, spec: BankSpec) -> BankManifest:
     """Write the manifest once every block is stored; only then does the bank exist for readers.
 
+    The first manifest stays: where another run has completed the same bank, its blocks are used, whatever the kind of
+    device that computed them. A manifest that names blocks which are no longer there is replaced.
+
+    Returns:
+        The manifest that is in the store.
+
     Raises:
         StorageError: blocks are missing, or the store refused.
     """
@@ -204,10 +218,24 @@ def commit(store: ObjectStore, spec: BankSpec) -> BankManifest:
             f"{store.uri}/{spec.prefix}: expected {spec.num_blocks} blocks, {len(missing)} are missing "
             f"(first {missing[:5]}); build them, then commit"
         )
-    manifest = BankManifest(spec, tuple(shards[block] for block in range(spec.num_blocks)))
-    store.put(manifest_key(spec), manifest.to_bytes())
+    made = BankManifest(spec, tuple(shards[block] for block in range(spec.num_blocks)))
+    key = manifest_key(spec)
+    if not store.create(key, made.to_bytes()) and not _is_complete(store, key, made):
+        store.put(key, made.to_bytes())
+    manifest = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}")
     logger.info("memory bank %s committed: %d blocks, %d bytes", spec.prefix, spec.num_blocks, spec.num_bytes)
     return manifest
+
+
+def _is_complete(store: ObjectStore, key: str, made: BankManifest) -> bool:
+    """Whether the manifest in the store, another than the one just made, names blocks that are all there."""
+    try:
+        there = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}")
+    except StorageError as error:
+        logger.warning("%s", error)
+        return False
+    sizes = store.sizes(f"{made.spec.prefix}/block-")
+    return there.spec == made.spec and all(sizes.get(shard.key) == shard.bytes for shard in there.shards)
 
 
 def check_space(store: ObjectStore, num_bytes: int) -> None:

@@ -130,9 +130,19 @@ class BankManifest:
         """Content hash of the manifest."""
         return content_hash(asdict(self))
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals over the bank, for whoever looks at the manifest; compared when it is read."""
+        return {
+            "images": sum(shard.rows for shard in self.shards),
+            "teachers": self.spec.num_teachers,
+            "blocks": len(self.shards),
+            "bytes": sum(shard.bytes for shard in self.shards),
+        }
+
     def to_bytes(self) -> bytes:
         """Serialise to canonical JSON."""
-        return canonical_json(asdict(self)).encode() + b"\n"
+        return canonical_json({**asdict(self), "counters": self.counters}).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> "BankManifest":
@@ -154,7 +164,10 @@ class BankManifest:
                     "build the bank again or read it with the version that wrote it"
                 )
             spec = BankSpec(**{**raw["spec"], "teachers": tuple(raw["spec"]["teachers"])})
-            return cls(spec, tuple(Shard(**shard) for shard in raw["shards"]))
+            manifest = cls(spec, tuple(Shard(**shard) for shard in raw["shards"]))
+            if raw["counters"] != manifest.counters:
+                raise ValueError(f"it counts {raw['counters']} and lists {manifest.counters}")
+            return manifest
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{where}: expected the manifest of a memory bank, found {len(data)} bytes that do not parse "

@@ -42,9 +42,8 @@ def search_and_fill_bank(state: RunState) -> None:
     """Find the sub-network, write the slim network, and build the memory bank if the fine-tuning needs one."""
     job = state.setup.job
     needs_bank = job.finetune.objective in BANK_OBJECTIVES
-    if needs_bank:
-        spec = bank_spec(state, teachers=("?",) * job.bank.teachers)
-        check_space(open_store(bank_uri(state)), spec.num_bytes)
+    if needs_bank and not state.line("bank"):
+        _check_store(state)
     if job.search.method == "uniform":
         if not state.line("search"):
             _finish_search(state, uniform_width(state.open_graph(), state.setup.budget))
@@ -61,6 +60,14 @@ def search_and_fill_bank(state: RunState) -> None:
         if not is_filled:
             _fill_bank(state, team)
             write_tables(state)
+
+
+def _check_store(state: RunState) -> None:
+    """Find out before any work whether the memory bank can be stored, and what the store can do."""
+    spec = bank_spec(state, teachers=("?",) * state.setup.job.bank.teachers)
+    store = open_store(bank_uri(state))
+    check_space(store, spec.num_bytes)
+    log.info("memory bank in %s, create-once writes: %s", store.uri, "yes" if store.creates_once else "no")
 
 
 def bank_uri(state: RunState) -> str:

@@ -1,17 +1,18 @@
 """How S3, Google Cloud and every other file system that Arrow opens serves as a store of objects."""
 
-import errno
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
 
 from ekgsearch.errors import StorageError
+from ekgsearch.storage.answers import is_lasting, meaning
+from ekgsearch.storage.create_once import ConditionalWriter
 from ekgsearch.storage.files import PARTIAL_SUFFIX
 from ekgsearch.storage.keys import check_key, check_length, check_range
 from ekgsearch.storage.secrets import redact
@@ -22,14 +23,7 @@ _Result = TypeVar("_Result")
 # Arrow file systems in which an upload by one request appears at once. Larger uploads go in parts, and Arrow (26) puts
 # a shorter object in place when one of its requests fails and the stream is closed: apache/arrow issue 40502.
 _ONE_REQUEST_SYSTEMS = frozenset({"s3", "gcs", "abfs"})
-_ONE_REQUEST_BYTES = 4 << 20
-
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
-_LASTING_ANSWER = re.compile(  # how Arrow words what S3 will answer again
-    r"AWS Error (?:ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|SIGNATURE_DOES_NOT_MATCH|INVALID_\w+)"
-    r"|HTTP status 40[0134]"
-)
-_LASTING_NUMBERS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG})
+_ONE_REQUEST_BYTES = 8 << 20  # below the 10 MB from which Arrow (26) uploads in parts
 
 
 class ArrowStore:
@@ -46,6 +40,7 @@ class ArrowStore:
         uri: str,
         num_attempts: int = 6,
         first_delay_seconds: float = 0.5,
+        writer: ConditionalWriter | None = None,
     ) -> None:
         """Wrap a file system.
 
@@ -55,12 +50,14 @@ class ArrowStore:
             uri: address without credentials, for messages and for other machines.
             num_attempts: how often a request is made at most, beside the repetitions of the provider's own client.
             first_delay_seconds: pause before the first repetition, seconds; every further one is twice as long.
+            writer: for create-once writes; None where there is nothing that could make them.
         """
         self._filesystem = filesystem
         self._root = root
         self._uri = uri
         self._num_attempts = num_attempts
         self._first_delay_seconds = first_delay_seconds
+        self._writer = writer
 
     @property
     def uri(self) -> str:
@@ -74,7 +71,11 @@ class ArrowStore:
             StorageError: the bucket is missing or the provider refuses.
         """
         bucket = self._root.partition("/")[0]
-        info = self._try("reach", "", lambda: self._filesystem.get_file_info(bucket))
+        try:
+            info = self._try("reach", "", lambda: self._filesystem.get_file_info(bucket))
+        except StorageError:
+            self.sizes(".reach/")  # fails with the reason, which the answer to the first request cannot hold (HEAD)
+            raise
         if info.type == pyarrow.fs.FileType.NotFound:
             raise StorageError(
                 f"the store {self._uri} has no bucket {bucket!r}; make it, or correct the address in the job"
@@ -84,6 +85,37 @@ class ArrowStore:
         """Write a whole object: by one request where that is enough, else under a temporary name and a rename."""
         path = self._path(key)
         self._try("write", key, lambda: self._write(path, data))
+
+    def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
+        """Write a whole object unless another is there: by one conditional request, else by looking first."""
+        path = self._path(key)
+        if self.creates_once and self._writer is not None:
+            writer, below = self._writer, path.partition("/")[2]
+            was_written = self._try("create", key, lambda: writer.create(below, data))
+        else:
+            was_written = not self.exists(key)
+            if was_written:
+                self.put(key, data)
+        return was_written or self.get(key) == bytes(data)  # equal: the answer to an attempt that succeeded got lost
+
+    @cached_property
+    def creates_once(self) -> bool:
+        """Whether `create` is one act of the server; tried out when it is first asked for."""
+        writer, prefix = self._writer, self._root.partition("/")[2]
+        reason = "nothing here can ask for them"
+        if writer is not None:
+            try:
+                reason = self._try("try out create-once writes in", "", lambda: writer.reason_against(prefix))
+            except StorageError as error:
+                reason = str(error)
+        if reason:
+            _log.warning(
+                "%s: no create-once writes (%s), so an object is looked for before it is written; if two runs complete "
+                "the same memory bank at the same moment, the manifest of the later one stays, which is whole as well",
+                self._uri,
+                reason,
+            )
+        return not reason
 
     def get(self, key: str) -> bytes:
         """Read a whole object by one ranged read, which is many times faster on S3 than a stream."""
@@ -111,14 +143,19 @@ class ArrowStore:
             )
         return int(info.size)
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Keys that begin with a text, asked for below the last ``/`` of it."""
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of the objects whose keys begin with a text, asked for below the last ``/`` of it."""
         folder = prefix.rpartition("/")[0]
         base = self._path(folder) if folder else self._root
         selector = pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True)
         infos = self._try("list", prefix, lambda: self._filesystem.get_file_info(selector))
-        keys = [info.path.removeprefix(self._root).lstrip("/") for info in infos if info.is_file]
-        return sorted(key for key in keys if key.startswith(prefix) and not key.endswith(PARTIAL_SUFFIX))
+        found = {info.path.removeprefix(self._root).lstrip("/"): int(info.size) for info in infos if info.is_file}
+        wanted = (key for key in sorted(found) if key.startswith(prefix) and not key.endswith(PARTIAL_SUFFIX))
+        return {key: found[key] for key in wanted}
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys that begin with a text, sorted."""
+        return list(self.sizes(prefix))
 
     def delete(self, key: str) -> None:
         """Remove an object."""
@@ -170,15 +207,10 @@ class ArrowStore:
                 raise StorageError(f"cannot {verb} {place}: it does not exist") from error
             except (pa.ArrowException, OSError) as error:
                 reason = redact(str(error))
-                if attempt == self._num_attempts or _is_lasting(error):
-                    raise StorageError(f"cannot {verb} {place} after {attempt} attempts: {reason}") from error
+                if attempt == self._num_attempts or is_lasting(error):
+                    words = "; the store said: ".join(filter(None, (meaning(reason), reason)))
+                    raise StorageError(f"cannot {verb} {place} after {attempt} attempts: {words}") from error
                 _log.warning("cannot %s %s (attempt %d of %d): %s", verb, place, attempt, self._num_attempts, reason)
             time.sleep(delay)
             delay *= 2
         raise StorageError(f"cannot {verb} {place}: expected at least 1 attempt, found {self._num_attempts}")
-
-
-def _is_lasting(error: Exception) -> bool:
-    """Whether a repetition would fail the same way."""
-    has_lasting_number = isinstance(error, OSError) and error.errno in _LASTING_NUMBERS
-    return isinstance(error, _LASTING) or has_lasting_number or _LASTING_ANSWER.search(str(error)) is not None

@@ -1,5 +1,6 @@
 """How a folder serves as a store of objects."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -38,12 +39,25 @@ class LocalStore:
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write a whole object in two phases."""
         path = self._path(key)
-        self._check_root()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {path.parent} for {key!r}: {error.strerror}") from error
+        self._make_folder(path.parent, key)
         write_atomically(path, data)
+
+    def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
+        """Write a whole object unless another is there; the file system lets one writer win."""
+        path = self._path(key)
+        self._make_folder(path.parent, key)
+        try:
+            write_atomically(path, data, replace=False)
+        except StorageError:
+            if not path.exists():
+                raise
+            return self.get(key) == bytes(data)
+        return True
+
+    @property
+    def creates_once(self) -> bool:
+        """True: a name is linked once."""
+        return True
 
     def get(self, key: str) -> bytes:
         """Read a whole object."""
@@ -76,14 +90,21 @@ class LocalStore:
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
-    def list(self, prefix: str = "") -> list[str]:
-        """Keys of the whole files below the folder."""
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of the whole files below the folder, by key."""
         self._check_root()
-        keys = []
+        found = {}
         for folder, _, names in os.walk(self._root):
             below = Path(folder).relative_to(self._root)
-            keys += [(below / name).as_posix() for name in names if not name.endswith(PARTIAL_SUFFIX)]
-        return sorted(key for key in keys if key.startswith(prefix))
+            for key in ((below / name).as_posix() for name in names):
+                if key.startswith(prefix) and not key.endswith(PARTIAL_SUFFIX):
+                    with contextlib.suppress(FileNotFoundError):  # removed since the folder was read
+                        found[key] = (self._root / key).stat().st_size
+        return dict(sorted(found.items()))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Keys of the whole files below the folder."""
+        return list(self.sizes(prefix))
 
     def delete(self, key: str) -> None:
         """Remove the file."""
@@ -100,6 +121,13 @@ class LocalStore:
     def _path(self, key: str) -> Path:
         check_key(key)
         return inside(self._root, key)
+
+    def _make_folder(self, folder: Path, key: str) -> None:
+        self._check_root()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {folder} for {key!r}: {error.strerror}") from error
 
     def _check_root(self) -> None:
         if not self._root.is_dir():

@@ -208,6 +208,38 @@ def test_a_damaged_manifest_is_named(store: ObjectStore, spec: BankSpec, tmp_pat
             MemoryBank.open(store, spec, cache_dir=tmp_path)
 
 
+def test_the_first_manifest_stays_while_its_blocks_are_there(store: ObjectStore, spec: BankSpec) -> None:
+    spec = replace(spec, dtype="float32")
+    build(store, spec)
+    first = commit(store, spec)
+    other = block(spec, 1)
+    made = write_block(store, spec, 1, BankRows(other.logits + 1e-6))  # another kind of device computes the same block
+    assert made.key != first.shards[1].key
+    assert commit(store, spec) == read_manifest(store, spec) == first
+    store.delete(first.shards[1].key)
+    second = commit(store, spec)
+    assert [shard.key for shard in second.shards] == [
+        made.key if shard.block == 1 else shard.key for shard in first.shards
+    ]
+    assert read_manifest(store, spec) == second
+    store.put(manifest_key(spec), b"{")
+    assert commit(store, spec) == read_manifest(store, spec) == second
+
+
+def test_a_manifest_counts_what_it_lists(store: ObjectStore, spec: BankSpec) -> None:
+    build(store, spec)
+    manifest = commit(store, spec)
+    assert manifest.counters == {
+        "images": IMAGES,
+        "teachers": 3,
+        "blocks": 4,
+        "bytes": sum(store.sizes(f"{spec.prefix}/block-").values()),
+    }
+    store.put(manifest_key(spec), manifest.to_bytes().replace(b'"images":50', b'"images":51'))
+    with pytest.raises(StorageError, match=r"it counts .*51.* and lists"):
+        read_manifest(store, spec)
+
+
 def test_ids_outside_the_bank_are_refused(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
     build(store, spec)
     commit(store, spec)

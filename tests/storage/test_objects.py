@@ -2,13 +2,14 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from object_storage import FaultProxy
 
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.arrow_store import ArrowStore
@@ -38,6 +39,13 @@ class ObjectStoreContract:
         store.put("a", b"second")
         assert store.get("a") == b"second"
         assert store.list() == ["a"]
+
+    def test_a_created_object_stays(self, store: ObjectStore) -> None:
+        assert store.create("bank/once", b"first")
+        assert not store.create("bank/once", b"other")
+        assert store.create("bank/once", bytearray(b"first"))
+        assert store.get("bank/once") == b"first"
+        assert store.sizes() == {"bank/once": 5}
 
     def test_missing_objects_are_errors_that_name_store_and_key(self, store: ObjectStore) -> None:
         for action in (
@@ -104,6 +112,12 @@ class TestLocalStore(ObjectStoreContract):
     def store(self, tmp_path: Path) -> ObjectStore:
         return open_store(str(tmp_path / "store"))
 
+    def test_of_writers_at_the_same_moment_one_creates(self, store: ObjectStore) -> None:
+        with ThreadPoolExecutor(8) as writers:
+            wins = list(writers.map(lambda number: store.create("only", bytes([number]) * 1000), range(64)))
+        assert wins.count(True) == 1
+        assert store.get("only") == bytes([wins.index(True)]) * 1000
+
 
 class TestArrowStore(ObjectStoreContract):
     @pytest.fixture
@@ -115,7 +129,7 @@ class TestArrowStore(ObjectStoreContract):
 
 class TestS3Store(ObjectStoreContract):
     @pytest.fixture
-    def store(self, s3_server: Any) -> ObjectStore:
+    def store(self, s3_server: FaultProxy) -> ObjectStore:
         return open_store(s3_server.store_uri)
 
 
