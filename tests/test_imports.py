@@ -23,9 +23,10 @@ CORE = [
     "ekgsearch.records",
     "ekgsearch.search.ekg",
     "ekgsearch.search.evaluate",
+    "ekgsearch.storage.objects",
 ]
 
-BLOCKED = ("ray", "nvidia.dali", "lightly", "torchvision")
+BLOCKED = ("ray", "nvidia.dali", "lightly", "torchvision", "obstore")
 
 PROGRAM = """
 import importlib, sys
