@@ -164,9 +164,10 @@ class BankSection(Section):
 class FinetuneSection(TrainingFields):
     """Fine-tuning of the slim network."""
 
-    objective: Literal["plain", "single", "ekg"] = Field(
+    objective: Literal["plain", "single", "ekg", "contrastive", "byol"] = Field(
         "ekg",
-        description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank",
+        description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank; "
+        "contrastive, byol: ekg and a term on embeddings (NT-Xent, BYOL)",
     )
     learning_rate: float = Field(0.01, gt=0, description="first learning rate")
     milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
@@ -174,6 +175,34 @@ class FinetuneSection(TrainingFields):
         None, gt=0, description="tau_T of the distillation; null: 4 below 1000 classes, else 10"
     )
     teacher_gate: Literal["kl_to_top", "ce"] = Field("kl_to_top", description="when a teacher is left out (EKG)")
+    label_smoothing: float = Field(0, ge=0, lt=1, description="share of the label target spread over all classes")
+    embedding_weight: float = Field(1, ge=0, description="weight of the term on embeddings (contrastive, byol)")
+    contrast_temperature: float = Field(0.1, gt=0, description="temperature of NT-Xent")
+    negatives: int = Field(
+        0, ge=0, description="queue of past teacher projections as negatives; 0: the other images of the micro-batch"
+    )
+    head_width: Positive = Field(512, description="hidden features of projection and prediction heads")
+    projection_width: Positive = Field(128, description="features of a projection")
+    target_momentum: float = Field(0.996, ge=0, le=1, description="momentum of BYOL's target at the start; rises to 1")
+    ema_decay: float = Field(0, ge=0, lt=1, description="decay per step of a moving average of the weights; 0: none")
+    average_last: int = Field(0, ge=0, description="epochs at the end whose final weights are averaged; 0: none")
+    recalibrate_images: int = Field(
+        0, ge=0, description="training images that give new running statistics before each evaluation; 0: none"
+    )
+    accumulate: Positive = Field(
+        1, description="micro-batches of one step; batch statistics, negatives and teachers in use are of one of them"
+    )
+    synchronised_norm: bool = Field(
+        False, description="batch statistics over all workers; off, the result depends on their number"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, an approximation")
+    channels_last: bool = Field(False, description="memory layout that is faster on GPUs")
+    compile: bool = Field(False, description="compile the network's forward and backward passes")
+    max_skipped: int = Field(
+        3, ge=0, description="steps in a row without a finite loss that are skipped before going back to a checkpoint"
+    )
+    max_rollbacks: int = Field(1, ge=0, description="times of going back before the run stops")
+    checkpoint_every_steps: int = Field(0, ge=0, description="steps between checkpoints within an epoch; 0: none")
     workers: Positive = Field(1, description="processes of distributed data parallel training")
     pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
     flip: bool = Field(True, description="random horizontal flips")
@@ -240,26 +269,36 @@ class Job(Section):
         for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
             if any(not 0 < share < 1 for share in section.milestones):
                 raise ValueError(f"{name}.milestones = {list(section.milestones)}: shares of the epochs, each in 0..1")
-        if self.finetune.batch_size % self.finetune.workers:
+        if self.finetune.batch_size % (self.finetune.workers * self.finetune.accumulate):
             raise ValueError(
                 f"finetune.batch_size = {self.finetune.batch_size} does not divide over "
-                f"finetune.workers = {self.finetune.workers}"
+                f"finetune.workers = {self.finetune.workers} x finetune.accumulate = {self.finetune.accumulate}"
             )
-        if self.search.method == "uniform" and self.finetune.objective == "ekg":
+        if self.finetune.average_last > self.finetune.epochs:
             raise ValueError(
-                "search.method uniform leaves no interim sub-networks, so finetune.objective ekg has no teachers; "
-                "use plain or single"
+                f"finetune.average_last = {self.finetune.average_last}, but there are only "
+                f"finetune.epochs = {self.finetune.epochs}"
+            )
+        if self.search.method == "uniform" and self.finetune.objective not in ("plain", "single"):
+            raise ValueError(
+                "search.method uniform leaves no interim sub-networks, so finetune.objective "
+                f"{self.finetune.objective} has no teachers; use plain or single"
             )
         return self
 
     @property
     def sha256(self) -> str:
-        """Hash of everything that can change a result: not the output folder, not where the work runs."""
+        """Hash of everything that can change a result: not the output folder, not where the work runs.
+
+        Several fine-tuning workers without `synchronised_norm` have batch statistics of their own, each over its share
+        of a batch; then their number is part of the result and of the hash.
+        """
         fields = self.model_dump(
             mode="json", exclude={"output": True, "cluster": True, "bank": {"uri", "cache", "resident"}}
         )
-        fields["finetune"].pop("workers")
-        fields["data"].pop("loader_threads")
+        del fields["data"]["loader_threads"], fields["finetune"]["checkpoint_every_steps"]
+        if self.finetune.workers == 1 or self.finetune.synchronised_norm:
+            del fields["finetune"]["workers"]
         return content_hash(fields)
 
     @property

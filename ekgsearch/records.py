@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -92,9 +93,14 @@ class Costs:
     params: int
 
 
-def column(text: str) -> Any:
-    """Declare a table column with the sentence that documents it in the parquet schema."""
-    return field(metadata={"description": text})
+def column(text: str, default: Any = MISSING) -> Any:
+    """Declare a table column.
+
+    Args:
+        text: the sentence that documents it in the parquet schema.
+        default: value of rows that do not give it, and of tables written before the column was there.
+    """
+    return field(default=default, metadata={"description": text})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +160,7 @@ class EpochRow:
     run: str = column("name of the run")
     phase: str = column("phase: pretrain, warmup or finetune")
     network: str = column("which network is trained: full, slim, or the name of a baseline")
-    objective: str = column("training objective: plain, single, ekg")
+    objective: str = column("training objective: plain, single, ekg, contrastive, byol")
     epoch: int = column("epoch, from 1")
     learning_rate: float = column("learning rate at the end of the epoch")
     loss: float = column("mean total loss per image over the epoch, nats")
@@ -165,6 +171,20 @@ class EpochRow:
     test_top1: float = column("accuracy on the test set in running mode, percent; NaN where not evaluated")
     images: int = column("training images seen in this epoch (views are not counted twice)")
     wall_seconds: float = column("wall time of the epoch, seconds, evaluation included")
+    loss_contrastive: float = column("mean NT-Xent term, nats per image; 0 for other objectives", 0.0)
+    loss_views: float = column("mean BYOL term between the views, -1..1; 0 for other objectives", 0.0)
+    loss_regression: float = column(
+        "mean BYOL term towards the teachers' embeddings, -1..1; 0 for other objectives", 0.0
+    )
+    ema_top1: float = column(
+        "test accuracy of the exponential moving average of the weights, percent; NaN without one", math.nan
+    )
+    averaged_top1: float = column(
+        "test accuracy of the mean of the weights after the last epochs, percent; NaN before the last epoch and "
+        "without averaging",
+        math.nan,
+    )
+    skipped_steps: int = column("steps left out because a loss or gradient was not finite", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +241,14 @@ class SummaryRow:
     candidates: int = column("candidates evaluated over the whole search")
     device_hours: float = column("device-hours of all phases and attempts")
     device: str = column("kind of device that ran the search and the fine-tuning")
+    ema_top1: float = column(
+        "test accuracy of the exponential moving average of the slim network's weights, last epoch, percent; NaN "
+        "without one",
+        math.nan,
+    )
+    averaged_top1: float = column(
+        "test accuracy of the mean of its weights after the last epochs, percent; NaN without averaging", math.nan
+    )
 
 
 TABLES: dict[str, type] = {

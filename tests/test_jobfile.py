@@ -83,10 +83,23 @@ def test_a_missing_file_and_a_missing_variable_are_named(tmp_path: Path, monkeyp
         expand_path("$NO_SUCH_VARIABLE/weights", "net.weights")
 
 
+def test_the_number_of_workers_counts_where_each_has_its_own_batch_statistics(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    shared, own = ("finetune.synchronised_norm=true",), ()
+    hashes = [[load_job(path, [*norm, f"finetune.workers={n}"]).sha256 for n in (1, 2)] for norm in (shared, own)]
+    assert hashes[0][0] == hashes[0][1]
+    assert hashes[1][0] != hashes[1][1]
+
+
 def test_the_hash_ignores_where_a_run_happens_and_nothing_else(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     base = load_job(path).sha256
-    for same in ("output=elsewhere", "cluster.search_workers=2", "bank.uri=/tmp/bank", "finetune.workers=2"):
+    for same in (
+        "output=elsewhere",
+        "cluster.search_workers=2",
+        "bank.uri=/tmp/bank",
+        "finetune.checkpoint_every_steps=5",
+    ):
         assert load_job(path, [same]).sha256 == base, same
     for other in ("seed=2", "search.step=0.1", "bank.teachers=3", "finetune.epochs=2", "data.image_size=8"):
         assert load_job(path, [other]).sha256 != base, other

@@ -1,132 +1,102 @@
-"""The order of the images of an epoch, and reading them ahead of the computation."""
+"""The batches of an epoch: views from the loader, and beside them the rows of the memory bank."""
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.rows import BankRows
-from ekgsearch.data.subset import permutation
-from ekgsearch.data.views import view
+from ekgsearch.data.loader import LoadedBatch, Loader, LoaderSettings, open_loader
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.world import World
-
-READ_AHEAD = 2
-"""Batches that are read while the network computes; more only holds memory."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The part of one global batch that belongs to one process.
+    """The part of one global batch, or of one of its micro-batches, that belongs to one process.
 
     Attributes:
-        ids: image ids (B,), int64.
-        images: pixels (B, 3, H, W), uint8.
         labels: class indices (B,), int64.
-        bank: rows of the memory bank, or None.
-        global_size: images of the batch over all processes.
+        views: network input (B, V, 3, H, W), float32.
+        rows: rows of the memory bank, or None.
+        global_size: images of the whole batch over all processes.
         wait_seconds: how long the computation waited for it.
     """
 
-    ids: Tensor
-    images: Tensor
     labels: Tensor
-    bank: BankRows | None
+    views: Tensor
+    rows: BankRows | None
     global_size: int
     wait_seconds: float = 0.0
 
-    def views(self, data: TrainData, config: FinetuneConfig, epoch: int) -> Tensor:
-        """Make the augmented, normalised views (B, V, 3, H, W) of this epoch; the same for any number of processes."""
-        return torch.stack(
-            [
-                view(
-                    self.images,
-                    self.ids,
-                    augmentation=config.augmentation,
-                    normalisation=data.normalisation,
-                    seed=config.seed,
-                    epoch=epoch,
-                    view=index,
-                )
-                for index in range(config.num_views)
-            ],
-            dim=1,
-        )
+    def micro_batches(self, count: int) -> list["Batch"]:
+        """Deal the images out to so many micro-batches, in turn.
+
+        Dealt out in turn, rather than cut, a micro-batch has the same images for any number of processes that share
+        the batch evenly.
+        """
+        if count == 1:
+            return [self]
+        return [self._every(slice(start, None, count)) for start in range(count)]
+
+    def _every(self, part: slice) -> "Batch":
+        rows = self.rows
+        if rows is not None:
+            rows = BankRows(rows.logits[part], None if rows.embeddings is None else rows.embeddings[part])
+        return Batch(self.labels[part], self.views[part], rows, self.global_size)
 
 
-def epoch_order(data: TrainData, config: FinetuneConfig, epoch: int) -> list[Tensor]:
-    """List the image ids of every global batch of an epoch, equal on all processes.
+def loader_settings(data: TrainData, config: FinetuneConfig, world: World) -> LoaderSettings:
+    """What the loader of a training needs to know.
 
-    A short last batch is left out (shuffled, the next epoch leaves out other images), unless it is the only one.
+    A short last batch is left out; shuffled, the next epoch leaves out other images.
+    """
+    return LoaderSettings(
+        batch_size=config.batch_size,
+        views=config.num_views,
+        augmentation=config.augmentation,
+        normalisation=data.normalisation,
+        seed=config.seed,
+        shuffle=config.shuffle,
+        loader=data.loader,
+        threads=data.threads,
+        max_damaged=data.max_damaged,
+        rank=world.rank,
+        world_size=world.size,
+        device=world.device,
+    )
+
+
+def open_batches(data: TrainData, config: FinetuneConfig, world: World) -> Loader:
+    """Open the loader of a training."""
+    return open_loader(data.train, loader_settings(data, config, world), data.ids)
+
+
+def read_epoch(loader: Loader, epoch: int, *, bank: MemoryBank | None, start: int = 0) -> Iterator[Batch]:
+    """Yield this process' part of every batch of an epoch; the rows of the next batch are read during this one.
 
     Args:
-        data: names the training ids.
-        config: batch size, seed, and whether to shuffle.
+        loader: makes the views.
         epoch: epoch, from 1.
+        bank: memory bank whose rows go with the images, or None.
+        start: batches that are left out at the beginning of the epoch.
     """
-    ids = torch.arange(len(data.train)) if data.ids is None else data.ids.cpu()
-    if config.shuffle:
-        ids = ids[permutation(len(ids), config.seed, epoch)]
-    batches = torch.split(ids, config.batch_size)
-    return [batch for batch in batches if len(batch) == config.batch_size] or list(batches)
+    batches = loader.epoch(epoch, start=start)
+    if bank is None:
+        yield from (_together(batch, None) for batch in batches)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="bank") as reader:
+        waiting: tuple[LoadedBatch, Future[BankRows]] | None = None
+        for batch in batches:
+            rows = reader.submit(bank.read, batch.ids)
+            if waiting is not None:
+                yield _together(waiting[0], waiting[1].result())
+            waiting = batch, rows
+        if waiting is not None:
+            yield _together(waiting[0], waiting[1].result())
 
 
-def read_epoch(
-    data: TrainData, config: FinetuneConfig, epoch: int, *, bank: MemoryBank | None, world: World
-) -> Iterator[Batch]:
-    """Yield this process' part of every batch of an epoch; a thread reads ahead.
-
-    Args:
-        data: the images.
-        config: batch size, seed and objective.
-        epoch: epoch, from 1.
-        bank: memory bank whose rows go with the images, opened on the device of this process, or None.
-        world: this process.
-    """
-
-    def read(batch: Tensor) -> Batch:
-        ids = batch[world.share(len(batch))]
-        rows = None if bank is None else bank.read(ids)
-        images = _to(data.train.read(ids), world.device)
-        labels = _to(data.train.labels[ids.to(data.train.labels.device)], world.device)
-        return Batch(ids.to(world.device), images, labels, rows, len(batch))
-
-    yield from read_ahead(read, epoch_order(data, config, epoch))
-
-
-def read_ahead(read: Callable[[Tensor], Batch], batches: list[Tensor]) -> Iterator[Batch]:
-    """Apply a reading function to every item in one background thread, a few items ahead, in order.
-
-    Args:
-        read: called in the thread; its exceptions are raised here.
-        batches: image ids of each batch.
-    """
-    pending: deque[Future[Batch]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
-        remaining = iter(batches)
-        try:
-            for batch in remaining:
-                pending.append(reader.submit(read, batch))
-                if len(pending) > READ_AHEAD:
-                    yield _wait(pending.popleft())
-            while pending:
-                yield _wait(pending.popleft())
-        finally:
-            reader.shutdown(wait=True, cancel_futures=True)
-
-
-def _wait(future: Future[Batch]) -> Batch:
-    start = time.monotonic()
-    batch = future.result()
-    return Batch(**{**vars(batch), "wait_seconds": time.monotonic() - start})
-
-
-def _to(values: Tensor, device: torch.device) -> Tensor:
-    if device.type == "cuda" and values.device.type == "cpu":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
+def _together(batch: LoadedBatch, rows: BankRows | None) -> Batch:
+    return Batch(batch.labels, batch.views, rows, batch.global_size, batch.wait_seconds)

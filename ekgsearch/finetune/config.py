@@ -6,12 +6,14 @@ from typing import Literal
 from torch import Tensor
 
 from ekgsearch.data.datasets import ImageSet
+from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import JobError
 from ekgsearch.maths.distillation import TeacherGate
 
-Objective = Literal["plain", "single", "ekg"]
-"""Cross-entropy on one view; distillation from the unpruned network; distillation from the memory bank."""
+Objective = Literal["plain", "single", "ekg", "contrastive", "byol"]
+"""Cross-entropy on one view; distillation from the unpruned network; distillation from the memory bank; the same with a
+contrastive or a BYOL term on embeddings."""
 
 Precision = Literal["float32", "bfloat16"]
 """Arithmetic of forward and backward passes; bfloat16 is autocast, an approximation, weights stay float32."""
@@ -34,11 +36,29 @@ class FinetuneConfig:
         temperature: softening of the distillation; 4 below 1000 classes, 10 for 1000.
         teacher_gate: how teachers worse than the student are left out.
         augmentation: how views are made.
-        seed: seed of the order of images, the views and dropout.
+        label_smoothing: share of the label target spread evenly over all classes.
+        embedding_weight: weight of the term on embeddings, for `contrastive` and `byol`.
+        contrast_temperature: temperature of the NT-Xent loss.
+        negatives: length of the queue of past teacher projections that NT-Xent takes as negatives; 0: the other images
+            of the micro-batch, over all processes.
+        head_width: hidden features of the projection and prediction heads.
+        projection_width: features that the projection heads give.
+        target_momentum: momentum of BYOL's target network at the start; it rises to 1 along half a cosine.
+        ema_decay: decay of the exponential moving average of the weights, per step; 0: none is kept.
+        average_last: epochs, counted from the end, whose final weights are averaged; 0: none.
+        recalibrate_images: training images over which running statistics are averaged anew before each evaluation; 0:
+            they stay those of the training steps. The averaged weights get theirs in any case.
+        accumulate: micro-batches whose gradients make one optimiser step; batch statistics, negatives and the choice
+            of teachers are those of one micro-batch.
+        synchronised_norm: whether batch statistics cover all processes; off, each process has its own.
+        seed: seed of the order of images, the views, heads and dropout.
         shuffle: whether the images come in a new order in every epoch; off, they come in the order of the ids.
         evaluate_every: epochs between evaluations on the test set; the last epoch is always evaluated.
         precision: arithmetic of forward and backward passes.
         channels_last: whether images and weights are laid out channels last, faster on GPUs.
+        compile: whether the network's forward and backward passes are compiled; equal up to rounding.
+        max_skipped: steps in a row without a finite loss and gradient that are skipped before rolling back.
+        max_rollbacks: times that training goes back to its last checkpoint before it stops.
     """
 
     objective: Objective = "ekg"
@@ -52,12 +72,27 @@ class FinetuneConfig:
     weight_decay: float = 5e-4
     temperature: float = 4.0
     teacher_gate: TeacherGate = "kl_to_top"
+    label_smoothing: float = 0.0
+    embedding_weight: float = 1.0
+    contrast_temperature: float = 0.1
+    negatives: int = 0
+    head_width: int = 512
+    projection_width: int = 128
+    target_momentum: float = 0.996
+    ema_decay: float = 0.0
+    average_last: int = 0
+    recalibrate_images: int = 0
+    accumulate: int = 1
+    synchronised_norm: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 1
     shuffle: bool = True
     evaluate_every: int = 1
     precision: Precision = "float32"
     channels_last: bool = False
+    compile: bool = False
+    max_skipped: int = 3
+    max_rollbacks: int = 1
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -74,13 +109,45 @@ class FinetuneConfig:
             "momentum": (0 <= self.momentum < 1, "0 or more and below 1"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "temperature": (self.temperature > 0, "above 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more and below 1"),
+            "embedding_weight": (self.embedding_weight >= 0, "0 or more"),
+            "contrast_temperature": (self.contrast_temperature > 0, "above 0"),
+            "negatives": (self.negatives >= 0, "0 or more"),
+            "head_width": (self.head_width >= 1, "1 or more"),
+            "projection_width": (self.projection_width >= 1, "1 or more"),
+            "target_momentum": (0 <= self.target_momentum <= 1, "in 0..1"),
+            "ema_decay": (0 <= self.ema_decay < 1, "0 or more and below 1"),
+            "average_last": (0 <= self.average_last <= self.epochs, f"in 0..{self.epochs}, the epochs"),
+            "recalibrate_images": (self.recalibrate_images >= 0, "0 or more"),
+            "accumulate": (self.accumulate >= 1, "1 or more"),
+            "max_skipped": (self.max_skipped >= 0, "0 or more"),
+            "max_rollbacks": (self.max_rollbacks >= 0, "0 or more"),
             "evaluate_every": (self.evaluate_every >= 1, "1 or more"),
         }
         for name, (holds, expected) in ranges.items():
             if not holds:
                 raise JobError(f"training: expected {name} {expected}, found {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise JobError(
+                f"training: expected a batch size that accumulate = {self.accumulate} divides, found {self.batch_size}"
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise JobError(f"training: expected milestones in ascending order, found {self.milestones}")
+
+    @property
+    def needs_bank(self) -> bool:
+        """Whether the objective distils from the memory bank."""
+        return self.objective in ("ekg", "contrastive", "byol")
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the objective has a term on embeddings."""
+        return self.objective in ("contrastive", "byol")
+
+    @property
+    def micro_batch(self) -> int:
+        """Images over all processes that go through the network at once."""
+        return self.batch_size // self.accumulate
 
     @property
     def num_views(self) -> int:
@@ -97,9 +164,15 @@ class TrainData:
         normalisation: turns pixels into network input.
         test: images that are evaluated, in running mode; None for no evaluation.
         ids: ids of the training images that are used, int64; None for all.
+        loader: who makes the views.
+        threads: pictures decoded at once by one process.
+        max_damaged: share of the training images that may turn out damaged and be replaced.
     """
 
     train: ImageSet
     normalisation: Normalisation
     test: ImageSet | None = None
     ids: Tensor | None = None
+    loader: LoaderName = "auto"
+    threads: int = 1
+    max_damaged: float = 1e-4

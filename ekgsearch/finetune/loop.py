@@ -1,30 +1,48 @@
 """The training loop; it serves pre-training, warm-up, fine-tuning with teachers and every baseline."""
 
-import dataclasses
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
-from ekgsearch.errors import JobError
-from ekgsearch.finetune.batches import epoch_order, read_epoch
-from ekgsearch.finetune.checkpoints import CheckpointPort, Facts, read_checkpoint, save_epoch
+from ekgsearch.data.loader import Loader
+from ekgsearch.errors import NumericsError
+from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
+from ekgsearch.finetune.batches import open_batches, read_epoch
+from ekgsearch.finetune.checkpoints import CheckpointPort
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.evaluate import evaluate
-from ekgsearch.finetune.losses import LOSS_NAMES
-from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
-from ekgsearch.finetune.step import TrainState, start, train_step
+from ekgsearch.finetune.metrics import EpochMetrics, StepReport, TrainResult
+from ekgsearch.finetune.objective import LOSS_NAMES
+from ekgsearch.finetune.preflight import arithmetic, check, facts_of
+from ekgsearch.finetune.resume import Facts, read_checkpoint, save_checkpoint
+from ekgsearch.finetune.state import Running, TrainState, start
+from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World
 from ekgsearch.maths.schedules import step_decay
-from ekgsearch.records import content_hash
 from ekgsearch.runtime.seeds import sub_seed
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What does not change during a training."""
+
+    data: TrainData
+    config: FinetuneConfig
+    world: World
+    loader: Loader
+    bank: MemoryBank | None
+    facts: Facts
+    checkpoint: CheckpointPort | None
+    checkpoint_every_steps: int
+    on_step: Callable[[StepReport], None] | None
 
 
 def train(
@@ -35,94 +53,185 @@ def train(
     world: World,
     bank: MemoryBank | None = None,
     teacher: nn.Module | None = None,
+    classifier: str | None = None,
     checkpoint: CheckpointPort | None = None,
+    checkpoint_every_steps: int = 0,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainResult:
     """Train a network in place, from the newest checkpoint if there is one.
 
-    Every process of the world calls this with the same arguments, `world` apart. On one CPU an interrupted and resumed
-    training ends with the same bits as an uninterrupted one.
+    Every process of the world calls this with the same arguments, `world` apart. On CPUs an interrupted and resumed
+    training ends with the same bits as an uninterrupted one, wherever it was interrupted.
 
     Args:
-        model: network to train; changed in place, left in evaluation mode.
+        model: network to train; changed in place, left in evaluation mode, without the heads of an objective.
         data: images, and which of them.
         config: what decides the result.
         world: this process.
-        bank: memory bank of the training images, for the objective `ekg`.
+        bank: memory bank of the training images, for the objectives `ekg`, `contrastive` and `byol`.
         teacher: unpruned network, for the objective `single`; used in running mode.
-        checkpoint: where each epoch is kept; None for a training short enough to repeat.
+        classifier: path of the linear layer whose input is the embedding, for `contrastive` and `byol`.
+        checkpoint: where the state is kept after each epoch; None for a training short enough to repeat.
+        checkpoint_every_steps: steps between two checkpoints within an epoch; 0 for none. No result depends on it.
         on_epoch: called on every process after each epoch is kept; not for epochs before a resume.
-        on_step: called after each step with the images of the global batch.
+        on_step: called after each step.
 
     Returns:
-        The measurements of all epochs, those before a resume included.
+        The measurements of all epochs, those before a resume included, and the networks of averaged weights.
 
     Raises:
-        JobError: the objective lacks its teacher, or there are fewer images in a batch than processes.
-        NumericsError: a loss that is not finite; the message names epoch, step and rank.
+        JobError: the objective lacks its teacher, or batches and processes do not fit.
+        NumericsError: losses or gradients that are not finite, also after going back to the last checkpoint; the
+            message names epoch, step and rank.
         ResumeError: the checkpoint belongs to another training.
     """
-    _check(data, config, world, bank, teacher)
-    facts = _facts(model, data, config, bank)
-    state = start(model, config, world, teacher if config.objective == "single" else None)
-    latest = None if checkpoint is None else checkpoint.latest()
-    if latest is not None:
-        read_checkpoint(state, facts, latest)
-        logger.info("continuing after epoch %d of %d from %s", len(state.history), config.epochs, latest)
-    _log_arithmetic(data, config, world)
+    check(data, config, world, bank, teacher, classifier)
+    training = _Training(
+        data=data,
+        config=config,
+        world=world,
+        loader=open_batches(data, config, world),
+        bank=bank if config.needs_bank else None,
+        facts=facts_of(model, data, config, bank, classifier),
+        checkpoint=checkpoint,
+        checkpoint_every_steps=checkpoint_every_steps,
+        on_step=on_step,
+    )
+    state = start(
+        model,
+        config,
+        world,
+        teacher=teacher if config.objective == "single" else None,
+        classifier=classifier,
+        teacher_width=bank.spec.embeddings if bank is not None and config.needs_embeddings else 0,
+    )
     cuda = [world.device.index or 0] if world.device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        while state.epoch <= config.epochs:
-            torch.manual_seed(sub_seed(config.seed, "train", state.epoch, world.rank))
-            metrics = _run_epoch(state, data, config, bank=bank, world=world, on_step=on_step)
-            state.history.append(metrics)
-            if checkpoint is not None:
-                save_epoch(checkpoint, state, facts, is_writer=world.rank == 0)
-            if on_epoch is not None:
-                on_epoch(metrics)
-    model.eval()
-    return TrainResult(tuple(state.history))
+    try:
+        with torch.random.fork_rng(cuda):
+            _continue(state, training)
+            if world.rank == 0:
+                logger.info("%s", arithmetic(data, config, world))
+            _run_epochs(state, training, on_epoch)
+    finally:
+        state.release()
+    return TrainResult(tuple(state.history), {name: average.network for name, average in state.averages.items()})
 
 
-def _run_epoch(
-    state: TrainState,
-    data: TrainData,
-    config: FinetuneConfig,
-    *,
-    bank: MemoryBank | None,
-    world: World,
-    on_step: Callable[[int], None] | None,
-) -> EpochMetrics:
-    """Take all steps of one epoch, then evaluate."""
-    begin = time.monotonic()
-    epoch, steps = state.epoch, len(epoch_order(data, config, state.epoch))
-    bank = bank if config.objective == "ekg" else None
-    sums = torch.zeros(len(LOSS_NAMES) + 2, dtype=torch.float64, device=world.device)
-    rate, waited = math.nan, 0.0
-    state.student.train()
-    for step, batch in enumerate(read_epoch(data, config, epoch, bank=bank, world=world), start=1):
-        rate = learning_rate(config, epoch - 1 + (step - 1) / steps)
-        measured = train_step(state, batch, data, config, world, step=step, rate=rate)
-        sums += _weighted(measured, len(batch.labels))
-        waited += batch.wait_seconds
-        if on_step is not None:
-            on_step(batch.global_size)
-    *losses, correct, images = world.sum(sums).tolist()
-    world.average_statistics(state.model)
-    test_top1 = math.nan
-    if data.test is not None and (epoch % config.evaluate_every == 0 or epoch == config.epochs):
-        test_top1 = evaluate(state.model, data.test, data.normalisation, world).top1
+def _continue(state: TrainState, training: _Training) -> bool:
+    """Go to the newest checkpoint; returns whether there is one."""
+    latest = None if training.checkpoint is None else training.checkpoint.latest()
+    if latest is None:
+        return False
+    read_checkpoint(state, training.facts, latest, training.config, training.world)
+    where = f" and {state.running.step} steps" if state.running.step else ""
+    logger.info("continuing after epoch %d%s of %d from %s", len(state.history), where, training.config.epochs, latest)
+    return True
+
+
+def _run_epochs(state: TrainState, training: _Training, on_epoch: Callable[[EpochMetrics], None] | None) -> None:
+    """Take all epochs that are left; from a loss that stays not finite, go back to the last checkpoint."""
+    rollbacks = 0
+    while state.epoch <= training.config.epochs:
+        try:
+            metrics = _run_epoch(state, training)
+        except NumericsError as error:
+            if rollbacks == training.config.max_rollbacks or not _continue(state, training):
+                raise
+            rollbacks += 1
+            logger.warning("%s; went back to the last checkpoint, for the %d. time", error, rollbacks)
+            continue
+        state.history.append(metrics)
+        state.running = Running.begin(training.world)
+        if training.checkpoint is not None:
+            save_checkpoint(training.checkpoint, state, training.facts, training.world)
+        if on_epoch is not None:
+            on_epoch(metrics)
+
+
+def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
+    """Take all steps of one epoch that are left, then evaluate."""
+    config, world, running = training.config, training.world, state.running
+    begin = time.monotonic() - running.seconds
+    num_steps = len(training.loader)
+    if running.step == 0:
+        torch.manual_seed(sub_seed(config.seed, "train", state.epoch, world.rank))
+    state.parallel.train()
+    for batch in read_epoch(training.loader, state.epoch, bank=training.bank, start=running.step):
+        running.learning_rate = learning_rate(config, state.epoch - 1 + running.step / num_steps)
+        loss = None
+        try:
+            sums = train_step(state, batch, config, world, rate=running.learning_rate, num_steps=num_steps)
+        except NumericsError as error:
+            _skip(state, config, error)
+        else:
+            running.sums += sums
+            loss = sums[0] / sums[-1]
+            state.skipped_in_a_row = 0
+        running.step += 1
+        running.waited += batch.wait_seconds
+        running.seconds = time.monotonic() - begin
+        if training.on_step is not None:
+            training.on_step(StepReport(state.epoch, running.step, batch.global_size, loss))
+        due = training.checkpoint_every_steps and running.step % training.checkpoint_every_steps == 0
+        if training.checkpoint is not None and due and running.step < num_steps:
+            save_checkpoint(training.checkpoint, state, training.facts, world)
+    if not config.synchronised_norm:
+        world.average_statistics(state.model)
+    return _measure(state, training, begin)
+
+
+def _skip(state: TrainState, config: FinetuneConfig, error: NumericsError) -> None:
+    """Count a step that was not made.
+
+    Raises:
+        NumericsError: too many in a row.
+    """
+    state.running.skipped += 1
+    state.skipped_in_a_row += 1
+    if state.skipped_in_a_row > config.max_skipped:
+        raise error
+    logger.warning("%s; step skipped (%d in a row of %d)", error, state.skipped_in_a_row, config.max_skipped)
+
+
+def _measure(state: TrainState, training: _Training, begin: float) -> EpochMetrics:
+    """Sum the epoch up over all processes and evaluate."""
+    config, world, running = training.config, training.world, state.running
+    *losses, correct, images = world.sum(running.sums).tolist()
+    if not images:
+        raise NumericsError(f"epoch {state.epoch}: expected a step with a finite loss, found {running.skipped} without")
+    is_last = state.epoch == config.epochs
+    if state.epoch > config.epochs - config.average_last:
+        average = state.averages["averaged"]
+        average.update(state.model, 1 / (average.count + 1))
+    top1: dict[str, float] = {}
+    if is_last or state.epoch % config.evaluate_every == 0:
+        networks = {"test": state.model, **{name: average.network for name, average in state.averages.items()}}
+        if not is_last:
+            networks.pop("averaged", None)
+        top1 = {name: _evaluate(name, network, training) for name, network in networks.items()}
     return EpochMetrics(
-        epoch=epoch,
-        learning_rate=rate,
+        epoch=state.epoch,
+        learning_rate=running.learning_rate,
         **{name: total / images for name, total in zip(LOSS_NAMES, losses, strict=True)},
         train_top1=100.0 * correct / images,
-        test_top1=test_top1,
+        **{f"{name}_top1": top1.get(name, math.nan) for name in ("test", "ema", "averaged")},
         images=int(images),
+        skipped_steps=running.skipped,
         wall_seconds=time.monotonic() - begin,
-        wait_seconds=waited,
+        wait_seconds=running.waited,
     )
+
+
+def _evaluate(name: str, network: nn.Module, training: _Training) -> float:
+    """Accuracy on the test set, percent; NaN without one. Recalibrates the network where that is asked for."""
+    data, config = training.data, training.config
+    images = config.recalibrate_images or (RECALIBRATION_IMAGES if name == "averaged" else 0)
+    if images:
+        recalibrate_on(network, data, images=images, seed=config.seed)
+    if data.test is None:
+        return math.nan
+    return evaluate(network, data.test, data.normalisation, training.world).top1
 
 
 def learning_rate(config: FinetuneConfig, progress: float) -> float:
@@ -134,80 +243,3 @@ def learning_rate(config: FinetuneConfig, progress: float) -> float:
         decay=config.decay,
         warmup_epochs=config.warmup_epochs,
     )
-
-
-def _weighted(measured: dict[str, Tensor], images: int) -> Tensor:
-    """Turn the means of a step into sums over its images, followed by the right answers and the images."""
-    means = torch.stack([measured[name].double() for name in LOSS_NAMES]) * images
-    correct = measured["correct"].double().reshape(1)
-    return torch.cat([means, correct, torch.full_like(correct, images)])
-
-
-def _check(
-    data: TrainData, config: FinetuneConfig, world: World, bank: MemoryBank | None, teacher: nn.Module | None
-) -> None:
-    """Refuse what would fail after the first expensive step."""
-    if config.objective == "ekg" and bank is None:
-        raise JobError("objective 'ekg' distils from a memory bank, found none; build one and pass it")
-    if config.objective == "single" and teacher is None:
-        raise JobError("objective 'single' distils from the unpruned network, found none; pass it as the teacher")
-    if bank is not None and len(bank) != len(data.train):
-        raise JobError(
-            f"expected a memory bank of the {len(data.train)} training images, found one of {len(bank)}; build it anew"
-        )
-    images = len(data.train) if data.ids is None else len(data.ids)
-    if min(images, config.batch_size) < world.size:
-        raise JobError(
-            f"expected at least one image per process and step, found batches of {min(images, config.batch_size)} for "
-            f"{world.size} processes; raise the batch size or use fewer processes"
-        )
-
-
-def _facts(model: nn.Module, data: TrainData, config: FinetuneConfig, bank: MemoryBank | None) -> Facts:
-    """Collect what the result depends on, for the comparison with a checkpoint.
-
-    The number of processes is left out: a training may continue on fewer devices.
-    """
-    facts = {f"config.{name}": value for name, value in _plain(dataclasses.asdict(config)).items()}
-    facts["initial weights"] = _state_hash(model)
-    facts["train images"] = data.train.content_hash
-    facts["train ids"] = "all" if data.ids is None else content_hash(data.ids.tolist())
-    facts["memory bank"] = None if bank is None or config.objective != "ekg" else bank.spec.sha256
-    return facts
-
-
-def _state_hash(model: nn.Module) -> str:
-    """SHA-256 (hex) of all parameters and buffers and their names."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _plain(value: object) -> dict[str, object]:
-    """Flatten nested settings to texts and numbers."""
-    assert isinstance(value, dict)
-    flat: dict[str, object] = {}
-    for name, item in value.items():
-        if isinstance(item, dict):
-            flat.update({f"{name}.{inner}": content for inner, content in _plain(item).items()})
-        else:
-            flat[name] = item
-    return flat
-
-
-def _log_arithmetic(data: TrainData, config: FinetuneConfig, world: World) -> None:
-    """Say once, in words, how images become steps."""
-    if world.rank == 0:
-        images = len(data.train) if data.ids is None else len(data.ids)
-        logger.info(
-            "training (%s) for %d epochs: %d images x %d views, %d steps of %d images over %d processes",
-            config.objective,
-            config.epochs,
-            images,
-            config.num_views,
-            max(1, images // config.batch_size),
-            min(images, config.batch_size),
-            world.size,
-        )

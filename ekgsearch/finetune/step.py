@@ -1,129 +1,113 @@
-"""One training step: views, student, teacher targets, losses, gradients, update."""
+"""One training step: teachers, student, losses, gradients, update."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ekgsearch.errors import NumericsError
 from ekgsearch.finetune.batches import Batch
-from ekgsearch.finetune.config import FinetuneConfig, TrainData
-from ekgsearch.finetune.losses import losses
-from ekgsearch.finetune.metrics import EpochMetrics
+from ekgsearch.finetune.config import FinetuneConfig
+from ekgsearch.finetune.objective import LOSS_NAMES
+from ekgsearch.finetune.self_supervised import ByolTerm
+from ekgsearch.finetune.state import TrainState
 from ekgsearch.finetune.world import World
 
 
-@dataclass
-class TrainState:
-    """Everything that a training step changes, and what a checkpoint holds.
-
-    Attributes:
-        model: the network itself.
-        student: the same network as it is called: alone, or wrapped so that gradients are averaged over processes.
-        optimizer: its optimiser.
-        teacher: online teacher in evaluation mode, or None.
-        history: the epochs that are done.
-    """
-
-    model: nn.Module
-    student: nn.Module
-    optimizer: torch.optim.SGD
-    teacher: nn.Module | None = None
-    history: list[EpochMetrics] = field(default_factory=list)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way, from 1."""
-        return len(self.history) + 1
-
-
-def start(model: nn.Module, config: FinetuneConfig, world: World, teacher: nn.Module | None) -> TrainState:
-    """Place a network on its device and give it its optimiser.
-
-    The optimiser is SGD with Nesterov momentum; the weight decay is added to the gradient of all parameters,
-    normalisation and biases included (EKG, arXiv 2203.02651).
-    """
-    layout = torch.channels_last if config.channels_last else torch.preserve_format
-    model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
-    if teacher is not None:
-        teacher.to(world.device, memory_format=layout)  # type: ignore[call-overload]
-        teacher.eval()
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-        fused=world.device.type == "cuda",
-    )
-    return TrainState(model, world.wrap(model), optimizer, teacher)
-
-
 def train_step(
-    state: TrainState, batch: Batch, data: TrainData, config: FinetuneConfig, world: World, *, step: int, rate: float
-) -> dict[str, Tensor]:
+    state: TrainState, batch: Batch, config: FinetuneConfig, world: World, *, rate: float, num_steps: int
+) -> Tensor:
     """Take one step on this process' part of a batch; changes the state.
 
-    All views of a batch run through the network at once, so batch statistics cover them all.
-
     Args:
-        state: network and optimiser.
-        batch: images, labels and rows of the memory bank.
-        data: names the normalisation.
-        config: names objective and augmentation.
+        state: network, heads and optimiser.
+        batch: views, labels and rows of the memory bank.
+        config: what decides the result.
         world: this process.
-        step: step within the epoch, from 1, for messages.
         rate: learning rate.
+        num_steps: steps of an epoch.
 
     Returns:
-        The named losses of the part and `correct`, right answers per view summed over its images; all detached.
+        Sums over the images of the part: `LOSS_NAMES`, right answers averaged over the views, images; float64.
 
     Raises:
-        NumericsError: a loss that is not finite, on any process; the network is left as it was.
+        NumericsError: a loss or gradient that is not finite, on any process; network and heads are left as they were.
     """
-    views = batch.views(data, config, state.epoch)
-    logits = _logits(state.student, views, config)
-    target = None
-    if state.teacher is not None:
-        with torch.no_grad():
-            target = _logits(state.teacher, views, config)
-    bank = None if batch.bank is None else batch.bank.logits
-    parts = losses(config, logits, batch.labels, bank=bank, teacher=target, reduce=world.sum)
-
+    buffers = list(state.objective.buffers())
+    before = [buffer.clone() for buffer in buffers]
     state.optimizer.zero_grad(set_to_none=True)
-    share = len(batch.labels) * world.size / batch.global_size  # makes the mean over processes the mean over images
-    torch.autograd.backward(parts["loss"] * share)
-    _stop_unless_finite(parts, world, f"epoch {state.epoch}, step {step}", rate)
+    sums = torch.zeros_like(state.running.sums)
+    parts = batch.micro_batches(config.accumulate)
+    for number, part in enumerate(parts, start=1):
+        with world.exchanging_gradients(state.parallel, number == len(parts)):
+            sums += _backward(state, part, world)
+    try:
+        _check_finite(state, sums, world, rate)
+    except NumericsError:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        raise
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = rate
     state.optimizer.step()
-
-    measured = {name: value.detach() for name, value in parts.items()}
-    measured["correct"] = (logits.detach().argmax(dim=-1) == batch.labels[:, None]).float().mean(dim=1).sum()
-    return measured
+    _follow(state, config, num_steps)
+    return sums
 
 
-def _logits(network: nn.Module, views: Tensor, config: FinetuneConfig) -> Tensor:
-    """Run views (B, V, 3, H, W) as one batch; logits (B, V, C), float32."""
-    images = views.flatten(0, 1)
-    if config.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits: Tensor = network(images)
-    return logits.float().view(*views.shape[:2], -1)
-
-
-def _stop_unless_finite(parts: Mapping[str, Tensor], world: World, where: str, rate: float) -> None:
-    """Tell all processes of a loss that is no number, so that all stop before the update and none waits for ever."""
-    flags = torch.zeros(world.size, device=world.device)
-    flags[world.rank] = (~torch.isfinite(parts["loss"].detach())).float()
-    bad = world.sum(flags).nonzero().flatten().tolist()
-    if not bad:
-        return
-    here = ", ".join(f"{name} {value.item():.6g}" for name, value in parts.items())
-    raise NumericsError(
-        f"{where}: expected a finite loss, found none on rank {', '.join(map(str, bad))} of {world.size} "
-        f"(rank {world.rank} here: {here}); the update was not made; lower the learning rate (now {rate:g}) or check "
-        "the weights the training starts from"
+def _backward(state: TrainState, batch: Batch, world: World) -> Tensor:
+    """Add the gradients of a micro-batch; returns its sums."""
+    teacher = momentum_views = None
+    if state.teacher is not None:
+        with torch.no_grad():
+            teacher = state.teacher(batch.views).logits
+    if state.momentum is not None:
+        momentum_views = state.momentum(batch.views)
+    losses, logits = state.parallel(
+        batch.views, batch.labels, rows=batch.rows, teacher=teacher, momentum_views=momentum_views
     )
+    share = len(batch.labels) * world.size / batch.global_size  # makes the mean over processes the mean over images
+    torch.autograd.backward(losses["loss"] * share)
+    means = torch.stack([losses[name].detach().double() for name in LOSS_NAMES])
+    right = (logits.detach().argmax(dim=-1) == batch.labels[:, None]).float().mean(dim=1).sum().double().reshape(1)
+    return torch.cat([means * len(batch.labels), right, torch.full_like(right, len(batch.labels))])
+
+
+def _follow(state: TrainState, config: FinetuneConfig, num_steps: int) -> None:
+    """Let everything that follows the network take its step."""
+    if state.momentum is not None:
+        assert isinstance(state.objective.term, ByolTerm)
+        done = (state.epoch - 1) * num_steps + state.running.step
+        state.momentum.follow(
+            state.objective.student,
+            state.objective.term.projection,
+            start=config.target_momentum,
+            step=done,
+            num_steps=config.epochs * num_steps,
+        )
+    if "ema" in state.averages:
+        state.averages["ema"].update(state.model, 1 - config.ema_decay)
+
+
+def _check_finite(state: TrainState, sums: Tensor, world: World, rate: float) -> None:
+    """Tell all processes of a loss or gradient that is no number, so that all act alike and none waits for ever."""
+    gradients = [value.grad for value in state.objective.parameters() if value.grad is not None]
+    flags = torch.zeros(2, world.size, device=world.device)
+    flags[0, world.rank] = (~torch.isfinite(sums[0])).float()
+    flags[1, world.rank] = (~torch.isfinite(_total_norm(gradients))).float()
+    of_losses, of_gradients = world.sum(flags).tolist()
+    if not any(of_losses) and not any(of_gradients):
+        return
+    what = "loss" if any(of_losses) else "gradient"
+    bad = [rank for rank, flag in enumerate(of_losses if any(of_losses) else of_gradients) if flag]
+    images = max(1.0, sums[-1].item())
+    here = ", ".join(f"{name} {value / images:.6g}" for name, value in zip(LOSS_NAMES, sums.tolist(), strict=False))
+    raise NumericsError(
+        f"epoch {state.epoch}, step {state.running.step + 1}: expected a finite {what}, found none on rank "
+        f"{', '.join(map(str, bad))} of {world.size} (rank {world.rank} here: {here}); the update was not made; lower "
+        f"the learning rate (now {rate:g}) or check the weights the training starts from"
+    )
+
+
+def _total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Sum of the norms of all gradients: finite exactly where all of them are, short of overflow."""
+    return torch.stack(torch._foreach_norm(list(gradients))).sum()

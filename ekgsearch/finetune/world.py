@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,22 @@ class World:
         total = values.detach().clone()
         distributed.all_reduce(total)
         return total
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Stack a tensor of one shape over all processes, equal everywhere: (...) to (size, ...), on its device."""
+        if self.size == 1:
+            return values[None]
+        mine = values.detach().to(self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        distributed.all_gather(parts, mine)
+        return torch.stack(parts).to(values.device)
+
+    def exchanging_gradients(self, wrapped: nn.Module, exchange: bool) -> AbstractContextManager[None]:
+        """Within the context, gradients of a wrapped model are averaged over processes, or only added up here."""
+        if exchange or not isinstance(wrapped, DistributedDataParallel):
+            return nullcontext()
+        context: AbstractContextManager[None] = wrapped.no_sync()
+        return context
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Make the gradients of a model the mean over all processes.

@@ -1,6 +1,7 @@
 """What a student is pulled towards: softened divergences and the ensemble of teachers in use.
 
-Letters: B images, V views, C classes, K teachers. Source: EKG (arXiv 2203.02651), fine-tuning with a memory bank.
+Letters: B images, V views, C classes, F features of an embedding, K teachers. Source: EKG (arXiv 2203.02651),
+fine-tuning with a memory bank.
 """
 
 from collections.abc import Callable
@@ -38,11 +39,21 @@ def divergence(target: Tensor, logits: Tensor, temperature: float) -> Tensor:
     return temperature * (log_target.exp() * (log_target - log_student)).sum(dim=-1)
 
 
-def label_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy to the labels, one number (B, V) per image and view, from logits (B, V, C) and labels (B,)."""
+def label_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy to the labels, one number per image and view.
+
+    Args:
+        logits: logits (B, V, C).
+        labels: class indices (B,).
+        smoothing: share of the target that is spread evenly over all classes, 0..1 (label smoothing).
+
+    Returns:
+        Losses (B, V), nats.
+    """
     images, views, classes = logits.shape
     repeated = labels[:, None].expand(images, views).reshape(-1)
-    return functional.cross_entropy(logits.reshape(-1, classes), repeated, reduction="none").view(images, views)
+    flat = logits.reshape(-1, classes)
+    return functional.cross_entropy(flat, repeated, reduction="none", label_smoothing=smoothing).view(images, views)
 
 
 @torch.no_grad()
@@ -111,6 +122,43 @@ def teacher_targets(
     return bank @ (weights / weights.sum()), use
 
 
+@torch.no_grad()
+def ensemble_embedding(embeddings: Tensor, use: Tensor) -> Tensor:
+    """Average the directions in which the teachers in use see an image.
+
+    e[b] is the L2-normalised mean, over the teachers in use, of their L2-normalised embeddings.
+
+    Args:
+        embeddings: embeddings (B, F, K) of the teachers, zeros where a teacher lacks a channel.
+        use: teachers in use (K,), boolean, at least one.
+
+    Returns:
+        Unit vectors (B, F); zeros for an image whose teachers have no direction.
+    """
+    directions = functional.normalize(embeddings, dim=1)
+    return functional.normalize(directions @ use.to(directions.dtype), dim=1)
+
+
+def distillation_loss(
+    student: Tensor, labels: Tensor, target: Tensor, temperature: float, *, smoothing: float = 0.0
+) -> dict[str, Tensor]:
+    """Pull every view towards its label and towards a target.
+
+    Args:
+        student: logits (B, V, C).
+        labels: class indices (B,), int64.
+        target: logits (B, V, C), or (B, 1, C) where the views of an image meet in one target; no gradient.
+        temperature: softening of the divergence.
+        smoothing: label smoothing, 0..1.
+
+    Returns:
+        Scalars `loss`, `loss_label` and `loss_distillation`, means over images and views; the first is their sum.
+    """
+    loss_label = label_losses(student, labels, smoothing).mean()
+    loss_distillation = divergence(target, student, temperature).mean()
+    return {"loss": loss_label + loss_distillation, "loss_label": loss_label, "loss_distillation": loss_distillation}
+
+
 def ekg_loss(
     student: Tensor,
     labels: Tensor,
@@ -118,8 +166,9 @@ def ekg_loss(
     temperature: float,
     *,
     gate: TeacherGate = "kl_to_top",
+    smoothing: float = 0.0,
     reduce: Callable[[Tensor], Tensor] = local,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """Pull every view of an image towards its label and towards the one target of its teachers.
 
     loss = 1/V * sum over views of mean_b [ CE(y_b, z_bv) + D(target_b, z_bv) ]. "Contrastive" in the paper's sense: the
@@ -130,18 +179,14 @@ def ekg_loss(
         labels: class indices (B,), int64.
         bank: teacher logits (B, C, K) of the same images, un-augmented.
         temperature: softening of the divergence.
-        gate: how teachers worse than the student are left out.
+        gate: how teachers worse than the student are left out; it compares without label smoothing.
+        smoothing: label smoothing, 0..1.
         reduce: sums a vector over all processes.
 
     Returns:
-        Scalars `loss`, `loss_label`, `loss_distillation` and `num_teachers_used`; the last without a gradient.
+        Scalars `loss`, `loss_label`, `loss_distillation` and `num_teachers_used`, the last without a gradient; and
+        which teachers were used, a boolean tensor (K,).
     """
     target, use = teacher_targets(bank, student, temperature, gate=gate, labels=labels, reduce=reduce)
-    loss_label = label_losses(student, labels).mean()
-    loss_distillation = divergence(target[:, None, :], student, temperature).mean()
-    return {
-        "loss": loss_label + loss_distillation,
-        "loss_label": loss_label,
-        "loss_distillation": loss_distillation,
-        "num_teachers_used": use.sum(),
-    }
+    parts = distillation_loss(student, labels, target[:, None, :], temperature, smoothing=smoothing)
+    return {**parts, "num_teachers_used": use.sum()}, use

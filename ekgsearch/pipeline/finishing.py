@@ -6,16 +6,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ekgsearch.channels.norm import recalibrate
 from ekgsearch.channels.slim import slim
-from ekgsearch.data.subset import permutation
 from ekgsearch.data.views import Augmentation
-from ekgsearch.finetune.config import FinetuneConfig, Objective
+from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
+from ekgsearch.finetune.config import FinetuneConfig, Objective, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.latency import median_latencies_ms
 from ekgsearch.pipeline.preparing import training_config
-from ekgsearch.pipeline.searching import bank_address, structure_metadata
+from ekgsearch.pipeline.searching import BANK_OBJECTIVES, bank_address, structure_metadata
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import final_subnetwork, save_measurements, write_tables
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student
@@ -28,8 +27,27 @@ from ekgsearch.storage.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 
-RECALIBRATION_IMAGES = 10_000
-"""Training images over which the running statistics are averaged anew, at most."""
+FINETUNE_OPTIONS = (
+    "teacher_gate",
+    "label_smoothing",
+    "embedding_weight",
+    "contrast_temperature",
+    "negatives",
+    "head_width",
+    "projection_width",
+    "target_momentum",
+    "ema_decay",
+    "average_last",
+    "recalibrate_images",
+    "accumulate",
+    "synchronised_norm",
+    "precision",
+    "channels_last",
+    "compile",
+    "max_skipped",
+    "max_rollbacks",
+)
+"""Fields of the job's section `finetune` that the training takes as they are."""
 
 
 def finetune(state: RunState) -> None:
@@ -43,8 +61,9 @@ def finetune(state: RunState) -> None:
         phase=Phase.FINETUNE,
         workload=state.workload,
         tasks=finetuning_tasks(state),
-        bank=bank_address(state) if section.objective == "ekg" else None,
+        bank=bank_address(state) if section.objective in BANK_OBJECTIVES else None,
         threads=setup.job.cluster.threads_per_worker,
+        checkpoint_every_steps=section.checkpoint_every_steps,
     )
     device = device_name(torch.device(setup.device))
     threads = torch.get_num_threads()
@@ -54,8 +73,12 @@ def finetune(state: RunState) -> None:
     subnetwork = final_subnetwork(state)
     outcome = Outcome.read(state.training_folder, "slim")
     network = load_student(state.workload, subnetwork, outcome.weights)
+    metadata = structure_metadata(state, subnetwork)
+    for name, weights in outcome.averages.items():
+        averaged = load_student(state.workload, subnetwork, weights)
+        save_tensors(state.folder / f"final_{name}.safetensors", averaged.state_dict(), metadata)
     path = state.folder / "final.safetensors"
-    save_tensors(path, network.state_dict(), structure_metadata(state, subnetwork))
+    save_tensors(path, network.state_dict(), metadata)
     state.commit("finetune", path)
     write_tables(state)
 
@@ -92,7 +115,8 @@ def _config(state: RunState, objective: Objective) -> FinetuneConfig:
         num_evaluations=20,
     )
     temperature = section.temperature or (10.0 if setup.dataset.num_classes >= 1000 else 4.0)
-    return replace(config, temperature=temperature, teacher_gate=section.teacher_gate)
+    options = {name: getattr(section, name) for name in FINETUNE_OPTIONS}
+    return replace(config, temperature=temperature, **options)
 
 
 def evaluate_and_write_tables(state: RunState) -> None:
@@ -138,6 +162,5 @@ def _measure(state: RunState, device: torch.device) -> tuple[dict[str, int], dic
 def _recalibrate(state: RunState, network: nn.Module, device: torch.device) -> None:
     """Average the running statistics anew over training images, un-augmented, in a fixed random order."""
     setup = state.setup
-    order = permutation(len(setup.dataset.train), setup.job.seed, 0)[:RECALIBRATION_IMAGES]
-    normalise = state.workload.normalisation
-    recalibrate(network, (normalise(setup.dataset.train.read(ids).to(device)) for ids in torch.split(order, 250)))
+    data = TrainData(setup.dataset.train, state.workload.normalisation)
+    recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed)

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ekgsearch.bank.select import choose_teachers
 from ekgsearch.channels.cost import cost
 from ekgsearch.errors import StorageError
+from ekgsearch.finetune.metrics import TrainResult
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, outcome_path
 from ekgsearch.records import (
@@ -166,9 +167,11 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         searched_top1=top1["searched"],
         recalibrated_top1=top1["recalibrated"],
         final_top1=top1["final"],
-        best_top1=_trained(state, "slim", best=True),
-        plain_top1=_trained(state, "slim" if job.finetune.objective == "plain" else "plain"),
-        uniform_top1=_trained(state, "uniform"),
+        best_top1=_trained(state, "slim", lambda result: result.best_top1),
+        plain_top1=_trained(
+            state, "slim" if job.finetune.objective == "plain" else "plain", lambda result: result.last_top1
+        ),
+        uniform_top1=_trained(state, "uniform", lambda result: result.last_top1),
         counter=setup.budget.counter,
         full_macs=setup.full_costs.macs,
         kept_macs=kept.macs,
@@ -184,12 +187,13 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         candidates=sum(len(decision.candidates) for decision in made),
         device_hours=sum(row.device_hours for row in device_hours),
         device=", ".join(sorted(set(devices))),
+        ema_top1=_trained(state, "slim", lambda result: result.ema_top1),
+        averaged_top1=_trained(state, "slim", lambda result: result.averaged_top1),
     )
 
 
-def _trained(state: RunState, name: str, *, best: bool = False) -> float:
-    """Test accuracy of a training after its last or best epoch, percent; NaN where it was not run."""
+def _trained(state: RunState, name: str, measure: Callable[[TrainResult], float]) -> float:
+    """One accuracy of a training, percent; NaN where it was not run."""
     if not outcome_path(state.training_folder, name).exists():
         return math.nan
-    result = Outcome.read(state.training_folder, name).result
-    return result.best_top1 if best else result.last_top1
+    return measure(Outcome.read(state.training_folder, name).result)

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints
@@ -78,6 +79,7 @@ class TrainingPlan:
         tasks: the trainings, in order; every one starts from the weights of the workload.
         bank: memory bank, where an objective needs it.
         threads: torch threads of each process.
+        checkpoint_every_steps: steps between two checkpoints within an epoch; 0 for none.
     """
 
     run: str
@@ -86,6 +88,7 @@ class TrainingPlan:
     tasks: tuple[TrainingTask, ...]
     bank: BankAddress | None
     threads: int
+    checkpoint_every_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,7 @@ class Outcome:
         objective: training objective.
         result: its epochs.
         weights: file of the trained weights.
+        averages: files of averaged weights by name, `ema` and `averaged`.
     """
 
     name: str
@@ -105,6 +109,7 @@ class Outcome:
     objective: str
     result: TrainResult
     weights: Path
+    averages: Mapping[str, Path]
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Outcome":
@@ -117,7 +122,9 @@ class Outcome:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             epochs = tuple(EpochMetrics.from_dict(epoch) for epoch in values["epochs"])
-            return cls(name, values["phase"], values["objective"], TrainResult(epochs), weights_path(folder, name))
+            averages = {average: weights_path(folder, name, average) for average in values.get("averages", ())}
+            result, weights = TrainResult(epochs), weights_path(folder, name)
+            return cls(name, values["phase"], values["objective"], result, weights, averages)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: expected the record of a finished training, found {error}") from error
 
@@ -134,9 +141,9 @@ def outcome_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.epochs.json"
 
 
-def weights_path(folder: Path, name: str) -> Path:
-    """Trained weights of a finished training."""
-    return folder / f"{name}.safetensors"
+def weights_path(folder: Path, name: str, average: str | None = None) -> Path:
+    """Trained weights of a finished training, or an average of them."""
+    return folder / (f"{name}.{average}.safetensors" if average else f"{name}.safetensors")
 
 
 def run_plan(
@@ -177,6 +184,9 @@ def run_plan(
             normalisation=plan.workload.normalisation,
             test=dataset.test if task.evaluate else None,
             ids=None if task.ids is None else torch.tensor(task.ids),
+            loader=plan.workload.data.loader,
+            threads=plan.workload.data.num_threads,
+            max_damaged=plan.workload.data.max_damaged,
         )
         port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
         with _progress(plan, task, len(dataset.train)) as progress:
@@ -185,11 +195,13 @@ def run_plan(
                 data,
                 task.config,
                 world=world,
-                bank=bank if task.config.objective == "ekg" else None,
+                bank=bank if task.config.needs_bank else None,
                 teacher=network if task.config.objective == "single" else None,
+                classifier=_classifier(network, task.config, plan.workload),
                 checkpoint=port,
+                checkpoint_every_steps=plan.checkpoint_every_steps,
                 on_epoch=partial(_show, progress),
-                on_step=progress.advance,
+                on_step=lambda step: progress.advance(step.images),
             )
         if world.rank == 0:
             _write_outcome(folder, plan, task, model, result)
@@ -204,6 +216,11 @@ def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.M
     if task.subnetwork is None:
         return network
     return slim(analyse(network, workload.net.input_shape), task.subnetwork)
+
+
+def _classifier(network: nn.Module, config: FinetuneConfig, workload: Workload) -> str | None:
+    """Path of the classifier, the same in the slim network, where the objective needs it."""
+    return classifier(analyse(network, workload.net.input_shape)).path if config.needs_embeddings else None
 
 
 def _progress(plan: TrainingPlan, task: TrainingTask, num_images: int) -> Progress:
@@ -222,10 +239,13 @@ def _show(progress: Progress, metrics: EpochMetrics) -> None:
 
 def _write_outcome(folder: Path, plan: TrainingPlan, task: TrainingTask, model: nn.Module, result: TrainResult) -> None:
     save_tensors(weights_path(folder, task.name), model.state_dict(), {"network": task.name})
+    for name, average in result.averages.items():
+        save_tensors(weights_path(folder, task.name, name), average.state_dict(), {"network": task.name})
     record = {
         "phase": plan.phase.value,
         "objective": task.config.objective,
         "epochs": [epoch.to_dict() for epoch in result.epochs],
+        "averages": sorted(result.averages),
     }
     write_atomically(outcome_path(folder, task.name), canonical_json(record).encode())
 

@@ -40,7 +40,7 @@ class ResultLine:
         diff: percentage points to the unpruned network of the same run or the same paper.
         macs, params: per image; NaN where the source gives none.
         macs_reduction, params_reduction: shares removed, 0..1.
-        kind: run, baseline or published.
+        kind: run, result, option, baseline or published.
     """
 
     label: str
@@ -74,10 +74,12 @@ def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine
         ("Sub-network, recalibrated", "running statistics recomputed", s.recalibrated_top1, "run"),
         ("Slim network, fine-tuned", f"{s.objective}, last epoch", s.final_top1, "result"),
         ("Slim network, best epoch", "selected on the test set", s.best_top1, "run"),
+        ("Slim network, moving average", "of the weights, last epoch", s.ema_top1, "option"),
+        ("Slim network, averaged", "mean of the weights after the last epochs", s.averaged_top1, "option"),
         ("Baseline: same widths", "plain cross-entropy, last epoch", s.plain_top1, "baseline"),
         ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
     ):
-        if kind != "baseline" or numbers.known(top1):
+        if kind not in ("baseline", "option") or numbers.known(top1):
             params = (nan, nan) if label.endswith("uniform width") else (s.kept_params, s.params_reduction)
             cost = s.kept_macs, s.macs_reduction, *params
             lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind))

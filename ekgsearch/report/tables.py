@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,9 @@ def _read(path: Path, name: str) -> pd.DataFrame:
     if not file.is_file():
         return pd.DataFrame(columns=names)
     frame = read_table(file)
+    for column in fields(row_type):
+        if column.name not in frame.columns and column.default is not MISSING:
+            frame[column.name] = column.default
     absent = [column for column in names if column not in frame.columns]
     if absent:
         raise StorageError(

@@ -14,6 +14,9 @@ from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 
 CLASSES = 3
+FEATURES = 8
+CLASSIFIER = "6"
+"""Path of the linear layer of `make_network`."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +24,17 @@ class TensorBank:
     """Rows of a memory bank held in memory."""
 
     rows: Tensor
+    embeddings: Tensor
 
     @property
     def spec(self) -> SimpleNamespace:
-        return SimpleNamespace(sha256="b" * 64)
+        return SimpleNamespace(sha256="b" * 64, embeddings=self.embeddings.shape[1])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, ids: Tensor) -> BankRows:
-        return BankRows(self.rows[ids])
+        return BankRows(self.rows[ids], self.embeddings[ids])
 
 
 def make_images(count: int, seed: int) -> ArrayImages:
@@ -51,7 +55,10 @@ def make_bank() -> TensorBank:
     """Four teachers of growing noise around the right answer."""
     noise = torch.randn(48, CLASSES, 4, generator=torch.Generator().manual_seed(3))
     right = nn.functional.one_hot(torch.arange(48) % CLASSES, CLASSES).float()
-    return TensorBank(2 * right[:, :, None] + noise * torch.tensor([0.1, 0.5, 1.0, 2.0]))
+    logits = 2 * right[:, :, None] + noise * torch.tensor([0.1, 0.5, 1.0, 2.0])
+    features = torch.randn(48, FEATURES, 4, generator=torch.Generator().manual_seed(4))
+    features[:, :CLASSES] += 3 * right[:, :, None]
+    return TensorBank(logits, features)
 
 
 @pytest.fixture

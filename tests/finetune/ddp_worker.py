@@ -13,13 +13,19 @@ import torch
 import torch.distributed as distributed
 from torch import nn
 
+from ekgsearch.data.batching import epoch_order
 from ekgsearch.errors import NumericsError
-from ekgsearch.finetune.batches import epoch_order
+from ekgsearch.finetune.batches import loader_settings
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.world import World
 from ekgsearch.storage.tensors import save_tensors
+
+CLASSIFIER = "5"
+OBJECTIVES = ("plain", "single", "ekg", "contrastive", "byol")
+CONFIG = FinetuneConfig(epochs=4, batch_size=15, learning_rate=0.1, milestones=(3,))  # 15: shares of 7 and 8
+EVEN = replace(CONFIG, epochs=2, batch_size=16, learning_rate=0.05, milestones=(1,), head_width=16, projection_width=8)
 
 
 def load_fixtures():
@@ -34,49 +40,72 @@ def load_fixtures():
 
 def network(*, normalised: bool) -> nn.Module:
     torch.manual_seed(5)
-    middle = [nn.BatchNorm2d(6)] if normalised else []
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *middle, nn.ReLU(), *pool, nn.Linear(24, 3))
+    middle = nn.BatchNorm2d(6) if normalised else nn.Identity()
+    pool = (nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), middle, nn.ReLU(), *pool, nn.Linear(24, 3))
 
 
-def run(world: World, folder: Path) -> None:
-    fixtures = load_fixtures()
-    data: TrainData = fixtures.make_data()
-    bank = fixtures.make_bank()
-    config = FinetuneConfig(epochs=4, batch_size=15, learning_rate=0.1, milestones=(3,))  # 15: shares of 7 and 8
+class Scenarios:
+    """Runs trainings in this process' world and keeps what they measured."""
 
-    def keep(name: str, model: nn.Module, rows: list[dict[str, float]]) -> None:
+    def __init__(self, world: World, folder: Path) -> None:
+        fixtures = load_fixtures()
+        self.world, self.folder = world, folder
+        self.data: TrainData = fixtures.make_data()
+        self.bank = fixtures.make_bank()
+
+    def train(self, name: str, config: FinetuneConfig, *, normalised: bool, **given) -> None:
+        model, losses = network(normalised=normalised), []
+        result = train(
+            model,
+            self.data,
+            config,
+            world=self.world,
+            bank=self.bank,
+            teacher=network(normalised=True),
+            classifier=CLASSIFIER,
+            on_step=lambda step: losses.append([step.epoch, step.step, float(step.loss)]),
+            **given,
+        )
+        rows = [asdict(metrics) for metrics in result.epochs]
         for row in rows:
-            row.pop("wall_seconds")
-            row.pop("wait_seconds")
-        (folder / f"{name}-{world.rank}.json").write_text(json.dumps(rows))
-        save_tensors(folder / f"{name}-{world.rank}.safetensors", model.state_dict())
+            del row["wall_seconds"], row["wait_seconds"]
+        path = self.folder / f"{name}-{self.world.rank}.json"
+        path.write_text(json.dumps({"epochs": rows, "steps": losses}))
+        save_tensors(path.with_suffix(".safetensors"), model.state_dict())
 
-    for objective in ("ekg", "single", "plain"):
-        model, teacher = network(normalised=False), network(normalised=True)
-        result = train(model, data, replace(config, objective=objective), world=world, bank=bank, teacher=teacher)
-        keep(objective, model, [asdict(metrics) for metrics in result.epochs])
+    def run(self) -> None:
+        if self.world.size <= 2:
+            for objective in ("ekg", "single", "plain"):
+                self.train(objective, replace(CONFIG, objective=objective), normalised=False)
+            self.train("norm", CONFIG, normalised=True)
+            self._interrupt()
+        for objective in OBJECTIVES:
+            config = replace(EVEN, objective=objective, synchronised_norm=True)
+            self.train(f"shared-{objective}", config, normalised=True)
+        self.train("shared-accumulated", replace(EVEN, accumulate=2, synchronised_norm=True), normalised=True)
+        queue = replace(EVEN, objective="contrastive", negatives=40, synchronised_norm=True)
+        self.train("shared-queue", queue, normalised=True)
+        self.train("own", replace(EVEN, epochs=1), normalised=True)
+        self._poison()
 
-    model = network(normalised=True)
-    result = train(model, data, config, world=world, bank=bank)
-    keep("norm", model, [asdict(metrics) for metrics in result.epochs])
+    def _interrupt(self) -> None:
+        place = FolderCheckpoints(self.folder / "checkpoints")
+        try:
+            self.train("resumed", CONFIG, normalised=True, checkpoint=place, on_epoch=stop_after_two)
+        except InterruptedError:
+            if self.world.size > 1:
+                distributed.barrier()
+        self.train("resumed", CONFIG, normalised=True, checkpoint=place)
 
-    model, place = network(normalised=True), FolderCheckpoints(folder / "checkpoints")
-    try:
-        train(model, data, config, world=world, bank=bank, checkpoint=place, on_epoch=stop_after_two)
-    except InterruptedError:
-        if world.size > 1:
-            distributed.barrier()
-    model = network(normalised=True)
-    result = train(model, data, config, world=world, bank=bank, checkpoint=place)
-    keep("resumed", model, [asdict(metrics) for metrics in result.epochs])
-
-    poisoned = epoch_order(data, config, 1)[1][-1]  # in the share of the last rank
-    bank.rows[poisoned] = float("nan")
-    try:
-        train(network(normalised=False), data, config, world=world, bank=bank)
-    except NumericsError as error:
-        (folder / f"error-{world.rank}.txt").write_text(str(error))
+    def _poison(self) -> None:
+        settings = loader_settings(self.data, CONFIG, self.world)
+        bad = epoch_order(torch.arange(48), settings, 1)[1][-1]  # in the share of the last rank
+        self.bank.rows[bad] = float("nan")
+        try:
+            self.train("poisoned", replace(CONFIG, max_skipped=0), normalised=False)
+        except NumericsError as error:
+            (self.folder / f"error-{self.world.rank}.txt").write_text(str(error))
 
 
 def stop_after_two(metrics) -> None:
@@ -90,7 +119,7 @@ def main(rank: int, size: int, folder: Path) -> None:
         rendezvous = f"file://{folder / 'rendezvous'}"
         distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
     try:
-        run(World.current(torch.device("cpu")), folder)
+        Scenarios(World.current(torch.device("cpu")), folder).run()
     finally:
         if size > 1:
             distributed.destroy_process_group()

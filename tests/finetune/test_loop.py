@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from ekgsearch.data.datasets import ArrayImages
-from ekgsearch.errors import EkgError, JobError, NetworkError, NumericsError, ResumeError, StorageError
-from ekgsearch.finetune.batches import epoch_order
-from ekgsearch.finetune.checkpoints import FolderCheckpoints, read_checkpoint, write_checkpoint
+from ekgsearch.errors import EkgError, JobError, NetworkError, ResumeError, StorageError
+from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
-from ekgsearch.finetune.step import start
+from ekgsearch.finetune.resume import read_checkpoint, write_checkpoint
+from ekgsearch.finetune.state import start
 from ekgsearch.finetune.world import World
 
 ALONE = World(torch.device("cpu"))
 Make = Callable[[], nn.Module]
-OBJECTIVES = ["plain", "single", "ekg"]
+OBJECTIVES = ["plain", "single", "ekg", "contrastive", "byol"]
+CLASSIFIER = "6"
+"""Path of the linear layer of `make_network`."""
 
 
 class KilledError(Exception):
@@ -40,7 +42,7 @@ def test_every_objective_learns(data: TrainData, config: FinetuneConfig, make_ne
     teacher = make_network()
     if objective == "single":
         train(teacher, data, replace(config, objective="plain"), world=ALONE)
-    result = train(make_network(), data, config, world=ALONE, bank=bank, teacher=teacher)
+    result = train(make_network(), data, config, world=ALONE, bank=bank, teacher=teacher, classifier=CLASSIFIER)
     assert result.last_top1 > 90
     assert result.epochs[-1].loss < 0.7 * result.epochs[0].loss
     assert [metrics.epoch for metrics in result.epochs] == list(range(1, 13))
@@ -64,7 +66,8 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(
     config = replace(config, objective=objective)
     teacher = make_network()
     whole, resumed = make_network(), make_network()
-    expected = train(whole, data, config, world=ALONE, bank=bank, teacher=teacher)
+    given = {"world": ALONE, "bank": bank, "teacher": teacher, "classifier": CLASSIFIER}
+    expected = train(whole, data, config, **given)
 
     def kill(metrics: EpochMetrics) -> None:
         if metrics.epoch == killed_after:
@@ -72,16 +75,14 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(
 
     place = FolderCheckpoints(tmp_path)
     with pytest.raises(KilledError):
-        train(make_network(), data, config, world=ALONE, bank=bank, teacher=teacher, checkpoint=place, on_epoch=kill)
+        train(make_network(), data, config, **given, checkpoint=place, on_epoch=kill)
     torch.manual_seed(99)  # the resumed process has other random numbers in its generators
     again: list[int] = []
     result = train(
         resumed,
         data,
         config,
-        world=ALONE,
-        bank=bank,
-        teacher=teacher,
+        **given,
         checkpoint=FolderCheckpoints(tmp_path),
         on_epoch=lambda metrics: again.append(metrics.epoch),
     )
@@ -137,37 +138,6 @@ def test_a_damaged_checkpoint_is_named(
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(StorageError, match="epoch-000001"):
         train(make_network(), data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_before_the_update(
-    data: TrainData, config: FinetuneConfig, make_network: Make, bank, value: float
-) -> None:
-    network, steps = make_network(), []
-    bad = epoch_order(data, config, 1)[1][3]
-    bank.rows[bad] = value
-    with pytest.raises(NumericsError, match=r"epoch 1, step 2: .*rank 0 of 1.*learning rate \(now 0.05\)"):
-        train(network, data, config, world=ALONE, bank=bank, on_step=steps.append)
-    assert steps == [16]
-    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
-
-
-def test_each_epoch_sees_every_image_once_in_another_order(data: TrainData, config: FinetuneConfig) -> None:
-    first, second = (torch.cat(epoch_order(data, config, epoch)).tolist() for epoch in (1, 2))
-    assert sorted(first) == sorted(second) == list(range(48))
-    assert first != second
-    assert first == torch.cat(epoch_order(data, config, 1)).tolist()
-
-
-def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(data: TrainData, config: FinetuneConfig) -> None:
-    assert [len(ids) for ids in epoch_order(data, replace(config, batch_size=20), 1)] == [20, 20]
-    assert [len(ids) for ids in epoch_order(data, replace(config, batch_size=500), 1)] == [48]
-
-
-def test_without_shuffling_the_ids_come_in_their_order(data: TrainData, config: FinetuneConfig) -> None:
-    ids = torch.arange(40).flip(0)
-    order = epoch_order(replace(data, ids=ids), replace(config, shuffle=False), 1)
-    assert torch.equal(torch.cat(order), ids[:32])
 
 
 def test_only_the_named_ids_are_trained_on(data: TrainData, config: FinetuneConfig, make_network: Make) -> None:
@@ -236,21 +206,45 @@ def test_the_earliest_of_equally_good_epochs_is_the_best() -> None:
 
 
 def test_what_cannot_be_trained_is_refused(data: TrainData, config: FinetuneConfig, make_network: Make, bank) -> None:
-    with pytest.raises(JobError, match="found none; build one"):
-        train(make_network(), data, config, world=ALONE)
-    with pytest.raises(JobError, match="unpruned network, found none"):
-        train(make_network(), data, replace(config, objective="single"), world=ALONE)
-    with pytest.raises(JobError, match="expected a memory bank of the 48 training images, found one of 9"):
-        train(make_network(), data, config, world=ALONE, bank=replace(bank, rows=bank.rows[:9]))
-    with pytest.raises(JobError, match="found batches of 1 for 2 processes"):
-        train(make_network(), data, replace(config, batch_size=1), world=World(ALONE.device, 0, 2), bank=bank)
+    two = World(ALONE.device, 0, 2)
+    cases = [
+        ({}, {"bank": None}, "'ekg' distils from a memory bank, found none; build one"),
+        ({"objective": "single"}, {}, "unpruned network, found none"),
+        ({}, {"bank": replace(bank, rows=bank.rows[:9])}, "of the 48 training images, found one of 9"),
+        ({"batch_size": 1}, {"world": two}, "found micro-batches of 1 for 2 processes"),
+        ({"batch_size": 49}, {}, "at most the 48 training images, found 49"),
+        ({"batch_size": 4, "accumulate": 4}, {"world": two}, "found micro-batches of 1 for 2 processes"),
+        ({"batch_size": 6, "accumulate": 2}, {"world": two}, "2 micro-batches x 2 processes divide, found 6"),
+        ({"objective": "byol"}, {}, "'byol' needs to know the network's classifier"),
+        (
+            {"objective": "contrastive"},
+            {"bank": replace(bank, embeddings=bank.embeddings[:, :0])},
+            "needs a memory bank with embeddings, found one of logits only",
+        ),
+        ({"objective": "byol", "batch_size": 2}, {"world": two, "classifier": CLASSIFIER}, "at least 2 per process"),
+        ({"objective": "contrastive", "batch_size": 15}, {"world": two, "classifier": CLASSIFIER}, "multiple of 2"),
+    ]
+    for settings, arguments, message in cases:
+        with pytest.raises(JobError, match=message):
+            train(make_network(), data, replace(config, **settings), **{"world": ALONE, "bank": bank} | arguments)
+    with pytest.raises(NetworkError, match="makes the logits at '0', found Conv2d"):
+        train(make_network(), data, replace(config, objective="byol"), world=ALONE, bank=bank, classifier="0")
     with pytest.raises(EkgError, match=r"rank of 0\.\.1, found 2"):
         World(ALONE.device, 2, 2)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", -1), ("batch_size", 0), ("learning_rate", 0.0), ("decay", 1.5), ("temperature", 0), ("momentum", 1)],
+    [
+        ("label_smoothing", 1.0),
+        ("average_last", 5),
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("decay", 1.5),
+        ("temperature", 0),
+        ("momentum", 1),
+    ],
 )
 def test_settings_out_of_range_are_refused(config: FinetuneConfig, field: str, value: float) -> None:
     with pytest.raises(JobError, match=f"expected {field} .*, found {value}"):
@@ -289,6 +283,6 @@ def test_a_checkpoint_cut_short_is_not_the_latest(tmp_path: Path) -> None:
 
 
 def test_tensors_that_do_not_fit_name_the_folder(config: FinetuneConfig, make_network: Make, tmp_path: Path) -> None:
-    write_checkpoint(start(make_network(), config, ALONE, None), {}, tmp_path)
+    write_checkpoint(start(make_network(), config, ALONE), {}, {"sums": torch.zeros(1, 2)}, tmp_path)
     with pytest.raises(NetworkError, match=f"{tmp_path} does not fit the network"):
-        read_checkpoint(start(nn.Linear(2, 2), config, ALONE, None), {}, tmp_path)
+        read_checkpoint(start(nn.Linear(2, 2), config, ALONE), {}, tmp_path, config, ALONE)

@@ -95,7 +95,7 @@ def test_divergence_is_zero_for_equal_logits_and_blind_to_a_constant() -> None:
 @pytest.mark.parametrize("distance", [0.0, 0.5, 1.0, 4.0])
 def test_loss_equals_the_loops(student: Tensor, labels: Tensor, bank: Tensor, gate: str, distance: float) -> None:
     near = bank[:, None, :, 0] + distance * student
-    parts = ekg_loss(near, labels, bank, TEMPERATURE, gate=gate)  # type: ignore[arg-type]
+    parts, _ = ekg_loss(near, labels, bank, TEMPERATURE, gate=gate)  # type: ignore[arg-type]
     label, distillation, count = naive_loss(near, labels, bank, gate)
     assert parts["loss_label"].item() == pytest.approx(label, abs=1e-12)
     assert parts["loss_distillation"].item() == pytest.approx(distillation, abs=1e-12)
@@ -155,7 +155,7 @@ def test_processes_that_sum_their_parts_decide_like_one_process(labels: Tensor, 
 
 def test_no_gradient_flows_into_the_choice_of_teachers(bank: Tensor, student: Tensor, labels: Tensor) -> None:
     leaf = student.clone().requires_grad_()
-    parts = ekg_loss(leaf, labels, bank.clone().requires_grad_(), TEMPERATURE)
+    parts, _ = ekg_loss(leaf, labels, bank.clone().requires_grad_(), TEMPERATURE)
     parts["loss"].backward()
     target, _ = teacher_targets(bank, student, TEMPERATURE)
     soft = torch.softmax(student / TEMPERATURE, -1) - torch.softmax(target / TEMPERATURE, -1)[:, None]

@@ -1,0 +1,113 @@
+"""Before the first step: what would fail later is refused, and what the result depends on is written down."""
+
+import dataclasses
+
+from torch import nn
+
+from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.errors import JobError
+from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.finetune.resume import Facts, state_hash
+from ekgsearch.finetune.world import World
+from ekgsearch.records import content_hash
+
+
+def check(
+    data: TrainData,
+    config: FinetuneConfig,
+    world: World,
+    bank: MemoryBank | None,
+    teacher: nn.Module | None,
+    classifier: str | None,
+) -> None:
+    """Refuse what would fail after the first expensive step.
+
+    Raises:
+        JobError: the objective lacks its teacher, or batches, images and processes do not fit.
+    """
+    name = config.objective
+    if config.needs_bank and bank is None:
+        raise JobError(f"objective '{name}' distils from a memory bank, found none; build one and pass it")
+    if name == "single" and teacher is None:
+        raise JobError("objective 'single' distils from the unpruned network, found none; pass it as the teacher")
+    if bank is not None and len(bank) != len(data.train):
+        raise JobError(
+            f"expected a memory bank of the {len(data.train)} training images, found one of {len(bank)}; build it anew"
+        )
+    if config.needs_embeddings and (bank is None or not bank.spec.embeddings):
+        raise JobError(
+            f"objective '{name}' needs a memory bank with embeddings, found one of logits only; build it for this "
+            "objective, or use ekg"
+        )
+    if config.needs_embeddings and classifier is None:
+        raise JobError(f"objective '{name}' needs to know the network's classifier, found none; pass its path")
+    _check_batches(len(data.train) if data.ids is None else len(data.ids), config, world)
+
+
+def _check_batches(images: int, config: FinetuneConfig, world: World) -> None:
+    if config.batch_size > images:
+        raise JobError(
+            f"expected a batch size of at most the {images} training images, found {config.batch_size}; lower it"
+        )
+    if config.micro_batch < world.size:
+        raise JobError(
+            f"expected at least one image per process and micro-batch, found micro-batches of {config.micro_batch} "
+            f"for {world.size} processes; raise the batch size, accumulate less or use fewer processes"
+        )
+    shares = config.accumulate * world.size
+    if (config.accumulate > 1 or config.needs_embeddings) and config.batch_size % shares:
+        raise JobError(
+            f"expected a batch size that {config.accumulate} micro-batches x {world.size} processes divide, found "
+            f"{config.batch_size}; use a multiple of {shares}"
+        )
+    if config.needs_embeddings and config.batch_size < 2 * shares:
+        raise JobError(
+            f"objective '{config.objective}' compares images: expected at least 2 per process and micro-batch, found "
+            f"{config.batch_size // shares}; raise the batch size"
+        )
+
+
+def facts_of(
+    model: nn.Module, data: TrainData, config: FinetuneConfig, bank: MemoryBank | None, classifier: str | None
+) -> Facts:
+    """Collect what the result depends on, for the comparison with a checkpoint.
+
+    The number of processes is left out, so that a training may continue on fewer devices. Where it matters, because
+    each process has batch statistics of its own, the job tells (`finetune.workers` is part of its hash then) and so
+    does a warning.
+    """
+    facts = {f"config.{name}": value for name, value in _plain(dataclasses.asdict(config)).items()}
+    facts["initial weights"] = state_hash(model)
+    facts["train images"] = data.train.content_hash
+    facts["train ids"] = "all" if data.ids is None else content_hash(data.ids.tolist())
+    facts["memory bank"] = bank.spec.sha256 if bank is not None and config.needs_bank else None
+    facts["classifier"] = classifier if config.needs_embeddings else None
+    return facts
+
+
+def _plain(value: object) -> dict[str, object]:
+    """Flatten nested settings to texts and numbers."""
+    assert isinstance(value, dict)
+    flat: dict[str, object] = {}
+    for name, item in value.items():
+        if isinstance(item, dict):
+            flat.update({f"{name}.{inner}": content for inner, content in _plain(item).items()})
+        else:
+            flat[name] = item
+    return flat
+
+
+def arithmetic(data: TrainData, config: FinetuneConfig, world: World) -> str:
+    """Say in words how images become steps, and over what batch statistics are taken."""
+    images = len(data.train) if data.ids is None else len(data.ids)
+    steps, left_out = divmod(images, config.batch_size)
+    share = config.micro_batch / world.size
+    views = "1 view" if config.num_views == 1 else f"{config.num_views} views"
+    together = config.micro_batch if config.synchronised_norm else share
+    whose = "of all processes" if config.synchronised_norm and world.size > 1 else "of one process"
+    return (
+        f"training ({config.objective}) for {config.epochs} epochs of {steps} steps: one step takes "
+        f"{config.batch_size} of {images} images = {world.size} processes x {config.accumulate} micro-batches x "
+        f"{share:g} images, each in {views}; {left_out} images sit out each epoch; batch statistics cover "
+        f"{together * config.num_views:g} views {whose}"
+    )
