@@ -12,6 +12,7 @@ from ekgsearch.errors import EkgError
 
 log = logging.getLogger(__name__)
 
+EXIT_BREAKS = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -161,6 +162,48 @@ def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     configure_logging(None, verbose)
     title, measurements, output = run_bench(benchmark, overrides)
     click.echo(f"{title}\n\n{table(measurements)}\n\nrows added to {output}")
+
+
+@cli.command()
+@click.option("--oracle", type=click.Path(path_type=Path), required=True, help="Folder of recorded decisions.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Weights at the start. [the folder's .safetensors]")
+@click.option("--data", type=click.Path(path_type=Path), envvar="EKGSEARCH_DATA", help="Images. [$EKGSEARCH_DATA]")
+@click.option("--reduction", type=click.FloatRange(0, 1, True, True), default=0.45, show_default=True)
+@click.option("--iteration", "iterations", type=int, multiple=True, help="Only these; may be repeated. [all]")
+@_verbose_option
+def replay(
+    oracle: Path,
+    weights: Path | None,
+    data: Path | None,
+    reduction: float,
+    iterations: tuple[int, ...],
+    verbose: bool,
+) -> None:
+    """Repeat the recorded decisions of the program that was published with the paper; exit status 1 where one breaks.
+
+    Every iteration starts from its recorded state; a line tells the largest deviations from the record. Stretches of
+    consecutive iterations are then run freely, until the first recorded margin that is too small to decide.
+
+    \b
+    Examples:
+      ekgsearch replay --oracle $EKGSEARCH_DATA/oracle
+      ekgsearch replay --oracle recorded --weights start.safetensors --iteration 9 --iteration 10
+    """
+    from ekgsearch.pipeline.replaying import free_run_text, iteration_text, open_replay
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    if data is None:
+        raise click.UsageError("give the folder of the images: --data FOLDER, or set EKGSEARCH_DATA")
+    opened, chosen, broken = open_replay(oracle, weights, data, reduction), sorted(set(iterations)) or None, 0
+    for report in opened.run(chosen):
+        click.echo(iteration_text(report))
+        broken += bool(report.breaks)
+    for found in opened.free_runs(chosen):
+        click.echo(free_run_text(found))
+        broken += found.broke_at is not None
+    click.echo("BREAKS" if broken else "agrees")
+    sys.exit(EXIT_BREAKS if broken else 0)
 
 
 @cli.command()

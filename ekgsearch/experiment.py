@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from ekgsearch.errors import JobError
 from ekgsearch.records import Counter, content_hash
-from ekgsearch.search.steps import Quirk
+from ekgsearch.search.criteria import Criterion, SearchTeacher
+from ekgsearch.search.steps import Quirk, expand_reference
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -118,8 +119,19 @@ class SearchSection(Section):
     trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
     images_per_class: Positive = Field(32, description="images of the search subset per class")
     batch_size: Positive = Field(256, description="images of one indivisible batch (batch statistics)")
+    criterion: Criterion = Field(
+        "taylor_reward",
+        description="what makes a channel important: taylor_reward (EKG), taylor_loss (GBN), l1, fpgm, random",
+    )
+    search_teacher: SearchTeacher = Field(
+        "ensemble",
+        description="whose predictions the score compares with: none, single (the unpruned network), ensemble (EKG)",
+    )
     quirks: tuple[Quirk, ...] = Field(
-        (), description="what is done as in the program published with the paper (README, Decisions); none by default"
+        (),
+        description="what is done as in the program published with the paper (README, Decisions); none by default. "
+        "The one word `reference` stands for all of them with counter ekg, and padding tf_same for a network that is "
+        "trained by the job",
     )
     evaluation: Literal["fast", "naive"] = Field(
         "fast", description="fast: candidates share what they have in common; naive: each by itself, the reference"
@@ -257,6 +269,11 @@ class Job(Section):
     bank: BankSection = Field(default_factory=BankSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_reference(cls, values: Any) -> Any:
+        return expand_reference(values)
 
     @model_validator(mode="after")
     def _agree(self) -> "Job":

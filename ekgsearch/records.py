@@ -11,8 +11,11 @@ from typing import Any, Literal
 Counter = Literal["macs", "ekg", "thop_old", "2xmac"]
 """How operations and parameters are counted; the four conventions of the literature (README, "Costs")."""
 
-NormMode = Literal["batch", "running"]
-"""Batch normalisation by the statistics of the batch (running ones untouched) or by the running statistics."""
+NormMode = Literal["batch", "batch_sequential", "running"]
+"""Batch normalisation by the statistics of the batch (running ones untouched) or by the running statistics.
+
+batch_sequential: as `batch`, with the sums of the program published with EKG; known to masked networks only.
+"""
 
 
 class Phase(StrEnum):

@@ -7,6 +7,7 @@ import pytest
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, expand_path, job_schema
 from ekgsearch.jobfile import job_text, load_job
+from ekgsearch.search.steps import QUIRKS
 
 GOOD = """\
 output: results/test
@@ -111,3 +112,14 @@ def test_the_schema_documents_every_field() -> None:
     for definition in schema["$defs"].values():
         for name, field in definition["properties"].items():
             assert "description" in field, name
+
+
+def test_reference_stands_for_all_quirks_their_counter_and_padding(tmp_path: Path) -> None:
+    text = GOOD + "  quirks: reference\n"
+    job = load_job(write(tmp_path, text))
+    assert job.search.quirks == QUIRKS
+    assert (job.search.counter, job.net.padding) == ("ekg", "tf_same")
+    assert load_job(write(tmp_path, job_text(job))) == job
+    assert load_job(write(tmp_path, text), ["net.weights=trained.safetensors"]).net.padding is None
+    with pytest.raises(JobError, match=r"search\.counter = macs, but search\.quirks reference counts with `ekg`"):
+        load_job(write(tmp_path, text), ["search.counter=macs"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ekgsearch.data.views import Augmentation
-from ekgsearch.experiment import TrainingFields
+from ekgsearch.experiment import Job, TrainingFields
 from ekgsearch.finetune.config import FinetuneConfig, Objective
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run_plan
@@ -51,21 +51,32 @@ def warm_up(state: RunState) -> None:
     path = state.committed("pretrain")
     assert path is not None
     if section.epochs:
-        config = FinetuneConfig(
-            objective="plain",
-            epochs=section.epochs,
-            batch_size=min(section.batch_size, len(setup.warmup_ids)),
-            learning_rate=section.learning_rate,
-            milestones=(),
-            weight_decay=section.weight_decay,
-            augmentation=NO_AUGMENTATION,
-            seed=sub_seed(setup.job.seed, "warmup"),
-            shuffle=False,
-        )
+        config = warmup_config(setup.job, len(setup.warmup_ids))
         ids = tuple(setup.warmup_ids.tolist())
         task = TrainingTask(name="warmup", config=config, subnetwork=None, ids=ids, evaluate=False)
         path = _train_here(state, Phase.WARMUP, task, path)
     state.commit("warmup", path)
+
+
+def warmup_config(job: Job, num_images: int) -> FinetuneConfig:
+    """How the network is warmed up on so many images.
+
+    With the quirk `halved_warmup_divisor` the gradient of the loss is doubled and that of the weight decay is not:
+    twice the learning rate and half the decay.
+    """
+    section = job.warmup
+    factor = 2 if "halved_warmup_divisor" in job.search.quirks else 1
+    return FinetuneConfig(
+        objective="plain",
+        epochs=section.epochs,
+        batch_size=min(section.batch_size, num_images),
+        learning_rate=section.learning_rate * factor,
+        milestones=(),
+        weight_decay=section.weight_decay / factor,
+        augmentation=NO_AUGMENTATION,
+        seed=sub_seed(job.seed, "warmup"),
+        shuffle=False,
+    )
 
 
 def training_config(

@@ -25,6 +25,7 @@ from ekgsearch.records import Costs
 from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget, set_budget
+from ekgsearch.search.criteria import Rules
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,12 @@ class Setup:
             nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,
             evaluation=section.evaluation,
             slice_below=section.slice_below,
+            rules=Rules(
+                criterion=section.criterion,
+                search_teacher=section.search_teacher,
+                seed=sub_seed(self.job.seed, "criterion"),
+            ),
+            norm_mode="batch_sequential" if "sequential_statistics" in section.quirks else "batch",
         )
 
     def workload(self, weights: Path) -> Workload:

@@ -15,9 +15,10 @@ from ekgsearch.channels.head import classifier
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.pipeline.reports import Answer, Question, Value
 from ekgsearch.pipeline.workload import Workload
-from ekgsearch.records import Subnetwork
+from ekgsearch.records import NormMode, Subnetwork
+from ekgsearch.search.criteria import PUBLISHED, Rules
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
-from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks
+from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
 from ekgsearch.storage.objects import open_store
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ class SearchPlan:
         nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
         evaluation: "fast", or "naive" for the masked network from the images on.
         slice_below: share of kept channels from which down a channel group is computed on its kept channels only.
+        rules: importance criterion and teacher of the score.
+        norm_mode: how batch norms are computed.
     """
 
     run: str
@@ -48,6 +51,8 @@ class SearchPlan:
     nominal_batch: int | None
     evaluation: Evaluation = "fast"
     slice_below: float = SLICE_BELOW
+    rules: Rules = PUBLISHED
+    norm_mode: NormMode = "batch"
 
     @property
     def divisor(self) -> int:
@@ -83,8 +88,11 @@ class Worker:
             for index, ids in plan.batches
             if index in owned
         ]
-        networks = NaiveNetworks(graph) if plan.evaluation == "naive" else FastNetworks(graph, plan.slice_below)
-        self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor)
+        if plan.evaluation == "naive":
+            networks: Networks = NaiveNetworks(graph, plan.norm_mode)
+        else:
+            networks = FastNetworks(graph, plan.slice_below, plan.norm_mode)
+        self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor, plan.rules)
 
     def begin(self, history: Sequence[Subnetwork]) -> None:
         """Set the ensemble knowledge to the mean logits of these networks, in place of a worker that was lost."""

@@ -11,6 +11,7 @@ from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import add_to_mean, cross_entropy_terms, is_correct
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, mean_over_batches
+from ekgsearch.search.criteria import PUBLISHED, Rules, channel_scores
 from ekgsearch.search.networks import Networks
 
 
@@ -40,6 +41,7 @@ class BatchEvaluator:
         batches: the batches that this evaluator owns.
         divisor: what the summed score is divided by before its gradient is taken: the images of the whole search
             subset, or the nominal batch size (quirk `nominal_batch_means`).
+        rules: importance criterion and teacher of the score.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class BatchEvaluator:
         normalise: Callable[[Tensor], Tensor],
         batches: Sequence[SearchBatch],
         divisor: int,
+        rules: Rules = PUBLISHED,
     ) -> None:
         self._networks = networks
         self._normalise = normalise
         self._batches = sorted(batches, key=lambda batch: batch.index)
         self._divisor = divisor
+        self._rules = rules
         self._knowledge: dict[int, Tensor] = {}
         self._count = 0
 
@@ -82,7 +86,7 @@ class BatchEvaluator:
             images = self._normalise(batch.pixels)
             for count, subnetwork in enumerate(history):
                 logits = self._networks.forward(images, subnetwork)
-                mean = logits.double() if count == 0 else add_to_mean(self._knowledge[batch.index], count, logits)
+                mean = logits.double() if count == 0 else self._mean(self._knowledge[batch.index], count, logits)
                 self._knowledge[batch.index] = mean
             results[batch.index] = self._results(batch, [logits])[0]
         self._count = len(history)
@@ -90,6 +94,8 @@ class BatchEvaluator:
 
     def scores(self, current: Subnetwork, count: int) -> dict[int, GroupScores]:
         """Average the current network into the ensemble knowledge, if it is not in yet, and score its channels.
+
+        Scores that look at no image belong to batch 0; the other batches add zeros.
 
         The forward pass of the scores gives the logits, so that a winner is averaged in at no cost of its own. Asked
         again with the same count, the answer is the same.
@@ -116,12 +122,18 @@ class BatchEvaluator:
 
         def mean_score(batch: SearchBatch, logits: Tensor) -> Tensor:
             if is_new:
-                knowledge[batch.index] = add_to_mean(knowledge[batch.index], self._count, logits.detach())
-            to_label, to_ensemble = cross_entropy_terms(logits, batch.labels, knowledge[batch.index].to(logits.dtype))
-            return (to_label + to_ensemble).sum() / self._divisor
+                knowledge[batch.index] = self._mean(knowledge[batch.index], self._count, logits.detach())
+            to_label, total = self._terms(batch, logits, knowledge[batch.index].to(logits.dtype))
+            return (to_label if self._rules.criterion == "taylor_loss" else total).sum() / self._divisor
 
         for batch in self._batches:
             images = self._normalise(batch.pixels)
+            if not self._rules.needs_gradient:
+                mean_score(batch, self._networks.forward(images, current))
+                found = channel_scores(self._rules, self._networks.masked.graph, current, count)
+                share = 1.0 if batch.index == 0 else 0.0
+                scores[batch.index] = {group: share * values for group, values in found.items()}
+                continue
             by_group = self._networks.scores(images, partial(mean_score, batch), prepared)
             scores[batch.index] = {group: values.numpy() for group, values in by_group.items()}
         self._knowledge, self._count = knowledge, count
@@ -137,17 +149,27 @@ class BatchEvaluator:
         results = {}
         for batch in self._batches:
             images = self._normalise(batch.pixels)
-            logits = [self._networks.masked.forward(images, candidate.subnetwork) for candidate in candidates]
+            masked, mode = self._networks.masked, self._networks.norm_mode
+            logits = [masked.forward(images, candidate.subnetwork, norm_mode=mode) for candidate in candidates]
             results[batch.index] = self._results(batch, logits)
         return results
+
+    def _mean(self, mean: Tensor, count: int, logits: Tensor) -> Tensor:
+        """Ensemble knowledge with one more network, unless the unpruned network alone is the teacher."""
+        return add_to_mean(mean, count, logits) if self._rules.search_teacher == "ensemble" else mean
+
+    def _terms(self, batch: SearchBatch, logits: Tensor, knowledge: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and score of every image (B,), in the dtype of the logits."""
+        to_label, to_teacher = cross_entropy_terms(logits, batch.labels, knowledge)
+        return to_label, to_label if self._rules.search_teacher == "none" else to_label + to_teacher
 
     def _results(self, batch: SearchBatch, logits: Sequence[Tensor]) -> list[BatchResult]:
         """Sums of several networks over one batch, brought to the host at once."""
         rows = []
         for one in logits:
-            to_label, to_ensemble = cross_entropy_terms(one.double(), batch.labels, self._knowledge[batch.index])
+            to_label, total = self._terms(batch, one.double(), self._knowledge[batch.index])
             correct = is_correct(one, batch.labels).sum().double()
-            rows.append(torch.stack([correct, to_label.sum(), (to_label + to_ensemble).sum()]))
+            rows.append(torch.stack([correct, to_label.sum(), total.sum()]))
         return [
             BatchResult(images=len(batch.labels), correct=int(correct), loss_sum=loss, score_sum=score)
             for correct, loss, score in torch.stack(rows).tolist()

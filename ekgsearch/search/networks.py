@@ -8,7 +8,7 @@ from torch import Tensor
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork
-from ekgsearch.records import Subnetwork
+from ekgsearch.records import NormMode, Subnetwork
 from ekgsearch.search.base import Candidate
 
 Evaluation = Literal["fast", "naive"]
@@ -19,9 +19,10 @@ SLICE_BELOW = 0.9
 
 
 class Networks(Protocol):
-    """Runs sub-networks in batch mode; logits (B, classes) of normalised images (B, 3, H, W)."""
+    """Runs sub-networks in a batch mode; logits (B, classes) of normalised images (B, 3, H, W)."""
 
     masked: MaskedNetwork
+    norm_mode: NormMode
 
     def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
         """Logits of a sub-network."""
@@ -43,12 +44,13 @@ class Networks(Protocol):
 class NaiveNetworks:
     """Every network as a masked network from the images on: the reference that the fast ones are tested against."""
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: ChannelGraph, norm_mode: NormMode = "batch") -> None:
         self.masked = MaskedNetwork(graph)
+        self.norm_mode: NormMode = norm_mode
 
     def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
         """Logits of a sub-network."""
-        logits: Tensor = self.masked.forward(images, subnetwork)
+        logits: Tensor = self.masked.forward(images, subnetwork, norm_mode=self.norm_mode)
         return logits
 
     def prepare(self, subnetwork: Subnetwork) -> Subnetwork:
@@ -57,7 +59,7 @@ class NaiveNetworks:
 
     def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Subnetwork) -> dict[str, Tensor]:
         """Importance of every channel."""
-        return self.masked.scores(images, loss, prepared)
+        return self.masked.scores(images, loss, prepared, norm_mode=self.norm_mode)
 
     def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
         """Run each candidate by itself."""
@@ -71,15 +73,17 @@ class FastNetworks:
         graph: analysed network.
         slice_below: share of kept channels from which down a channel group is sliced; with 0 the results are those of
             `NaiveNetworks` bit for bit.
+        norm_mode: how batch norms are computed.
     """
 
-    def __init__(self, graph: ChannelGraph, slice_below: float = SLICE_BELOW) -> None:
+    def __init__(self, graph: ChannelGraph, slice_below: float = SLICE_BELOW, norm_mode: NormMode = "batch") -> None:
         self.masked = MaskedNetwork(graph)
+        self.norm_mode: NormMode = norm_mode
         self._sliced = SlicedNetwork(graph, slice_below)
 
     def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
         """Logits of a sub-network."""
-        logits: Tensor = self._sliced.forward(images, self._sliced.prepare(subnetwork))
+        logits: Tensor = self._sliced.forward(images, self._sliced.prepare(subnetwork), norm_mode=self.norm_mode)
         return logits
 
     def prepare(self, subnetwork: Subnetwork) -> Any:
@@ -88,7 +92,7 @@ class FastNetworks:
 
     def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any) -> dict[str, Tensor]:
         """Importance of every channel."""
-        return self._sliced.scores(images, loss, prepared)[1]
+        return self._sliced.scores(images, loss, prepared, norm_mode=self.norm_mode)[1]
 
     def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
         """Prepare the current network and what each candidate changes."""
@@ -97,4 +101,4 @@ class FastNetworks:
             (candidate.group, self._sliced.narrowed(standing, candidate.subnetwork, candidate.group))
             for candidate in candidates
         ]
-        return lambda images: self._sliced.branches(images, standing, branches)
+        return lambda images: self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode)

@@ -4,31 +4,64 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Quirk = Literal[
+    "halved_warmup_divisor",
     "nominal_batch_means",
     "rank_removed_channels",
     "rounded_rates",
+    "sequential_statistics",
     "two_decimal_refinement",
     "unchanged_candidates",
     "whole_vector_shortlist",
 ]
 """What the program published with the paper does differently where a number depends on it.
 
-nominal_batch_means: a batch's sums are divided by the nominal batch size, also for a short last batch, and the batches
-are averaged as equals. rank_removed_channels: all channels are ranked anew in every iteration; removed ones score 0 and
-so tie with dead ones. rounded_rates: rates are rounded to five decimals and multiplied in float32.
-two_decimal_refinement: the last step tries widths rounded to two decimals. unchanged_candidates: a channel group is a
-candidate until its rate is 0, although its last step may remove nothing. whole_vector_shortlist: a channel group that
-was never cut is judged by the sum of all its scores, one that was cut by 0, and so is always on the shortlist.
+halved_warmup_divisor: the warm-up divides the loss of a batch by 128, half its images; this doubles the gradient, not
+the weight decay. nominal_batch_means: a batch's sums are divided by the nominal batch size, also for a short last
+batch, and the batches are averaged as equals. rank_removed_channels: all channels are ranked anew in every iteration;
+removed ones score 0 and so tie with dead ones. rounded_rates: rates are rounded to five decimals and multiplied in
+float32. sequential_statistics: batch statistics are float32 sums over one element after the other, as its CPU kernels
+form them. two_decimal_refinement: the last step tries widths rounded to two decimals. unchanged_candidates: a channel
+group is a candidate until its rate is 0, although its last step may remove nothing. whole_vector_shortlist: a channel
+group that was never cut is judged by the sum of all its scores, one that was cut by 0, and so is always on the
+shortlist.
 """
 
 QUIRKS: tuple[Quirk, ...] = get_args(Quirk)
 """All of them: the program that was published with the paper."""
+
+REFERENCE = "reference"
+"""Value of `search.quirks` in a job that stands for that program."""
+
+
+def expand_reference(fields: Any) -> Any:
+    """Write out ``search.quirks: reference`` in the fields of a job: all quirks, and what goes with them.
+
+    Costs are counted by the counter `ekg`, and a network without given weights is padded as `tf_same`.
+
+    Raises:
+        ValueError: the fields name another counter.
+    """
+    match fields:
+        case {"search": {"quirks": quirks, **search}} if quirks == REFERENCE:
+            pass
+        case _:
+            return fields
+    if search.setdefault("counter", "ekg") != "ekg":
+        raise ValueError(
+            f"search.counter = {search['counter']}, but search.quirks reference counts with `ekg`; leave the counter "
+            "out, or list the quirks that you want one by one"
+        )
+    fields = {**fields, "search": {**search, "quirks": QUIRKS}}
+    net = fields.get("net")
+    if isinstance(net, dict) and net.get("weights") is None:
+        fields["net"] = {"padding": "tf_same", **net}
+    return fields
 
 
 @dataclass(frozen=True, slots=True)

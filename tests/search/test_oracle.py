@@ -1,149 +1,194 @@
 """Decisions that the program published with the paper made on ResNet-56 and CIFAR-10, repeated one by one."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from command_line import command, environment
 
-from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.data.datasets import open_dataset
-from ekgsearch.data.views import Normalisation
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import load_weights, read_sidecar
-from ekgsearch.nets.zoo import build
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Candidate, Decision, Evaluation, GroupScores, mean_over_batches, sum_over_batches
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import FastNetworks
-from ekgsearch.search.steps import QUIRKS
+from ekgsearch.data.subset import split_search_subset
+from ekgsearch.errors import DataError
+from ekgsearch.pipeline.replaying import iteration_text, open_replay
+from ekgsearch.search.agreement import compare_candidates, compare_outcome
+from ekgsearch.search.base import Decision
+from ekgsearch.search.oracle import Oracle
+from ekgsearch.search.replay import Replay
 
-NOMINAL_BATCH = 256
-SCORE_TOLERANCE = 1e-6
-"""Absolute, on scores of about 5e-3; two independent float32 programs differed by at most 6.5e-7."""
-
-IMPORTANCE_TOLERANCE = 2e-2
-"""Share of the largest score of a channel group. Float32 and float64 agree to 2e-4 here, and both differ from the
-recorded scores by up to 1.4e-2: the recorded logits are up to 3e-4 off, which gradients of nearly perfect predictions
-(loss 6e-4) amplify."""
+TAMPERED = 2
+"""Iteration that the tests alter."""
 
 
-@dataclass
-class ForcedEvaluator:
-    """Decides by the recorded channel scores, from the recorded ensemble knowledge; remembers its own scores.
-
-    Scores of two channels may differ by less than the tolerance; with the recorded ones the same channels go.
-    """
-
-    batches: BatchEvaluator
-    recorded_scores: GroupScores = field(default_factory=dict)
-    own_scores: GroupScores = field(default_factory=dict)
-
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
-        return mean_over_batches(self.batches.begin(history), NOMINAL_BATCH)
-
-    def scores(self, current: Subnetwork, count: int) -> GroupScores:
-        self.own_scores = sum_over_batches(self.batches.scores(current, count))
-        return self.recorded_scores
-
-    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        return evaluations(self.batches.evaluate(current, candidates), len(candidates), NOMINAL_BATCH)
-
-    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        return evaluations(self.batches.settle(candidates), len(candidates), NOMINAL_BATCH)
-
-
-@dataclass
-class Oracle:
-    folder: Path
-    graph: ChannelGraph
-    evaluator: ForcedEvaluator
-    search: EkgSearch
-    trace: list[dict[str, Any]]
-
-    def state_after(self, iteration: int) -> tuple[Subnetwork, dict[str, Fraction], np.ndarray]:
-        """Sub-network, rates and ensemble knowledge that the program had after an iteration; 0 is its start."""
-        names = [group.name for group in self.graph.groups]
-        if iteration == 0:
-            with np.load(self.folder / "initial_logits.npz") as arrays:
-                logits = arrays[arrays.files[0]]
-            return self.graph.full(), dict.fromkeys(names, Fraction(1)), logits
-        with np.load(self.folder / "iters" / f"iter_{iteration:04d}.npz") as arrays:
-            kept = {name: np.flatnonzero(arrays[f"mask_{index:02d}"]) for index, name in enumerate(names)}
-            rates = {
-                name: Fraction(repr(float(width))) for name, width in zip(names, arrays["width_list"], strict=True)
-            }
-            return Subnetwork.of(kept), rates, arrays["knowledge"]
+def ekgsearch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def oracle(data_dir: Path) -> Oracle:
-    torch.set_num_threads(2)
-    folder = data_dir / "oracle"
-    network = build(NetSpec("resnet56", 10, (3, 32, 32), padding="tf_same"))
-    load_weights(network, folder / "resnet56_after_warmup.safetensors")
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    graph = analyse(network.eval(), (3, 32, 32))
-    sidecar = read_sidecar(data_dir / "weights" / "resnet56_cifar10_ekg.safetensors")
-    train = open_dataset("cifar10", data_dir).train
-    ids = torch.tensor(json.loads((folder / "indices.json").read_text())["d_val"])
-    batches = [
-        SearchBatch(index, train.read(part), train.labels[part])
-        for index, part in enumerate(torch.split(ids, NOMINAL_BATCH))
-    ]
-    normalise = Normalisation(sidecar.mean, sidecar.std)
-    evaluator = ForcedEvaluator(BatchEvaluator(FastNetworks(graph), normalise, batches, NOMINAL_BATCH))
-    budget = set_budget(graph, reduction=0.45, absolute=None, unit="macs", counter="ekg")
-    search = EkgSearch(graph, evaluator, budget, EkgSettings(step=0.2, quirks=frozenset(QUIRKS), tie_tolerance=1e-5))
-    trace = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
-    return Oracle(folder, graph, evaluator, search, trace)
+def replay(data_dir: Path) -> Replay:
+    return open_replay(data_dir / "oracle", None, data_dir, 0.45)
 
 
-def test_channel_groups_are_the_programs_gates_in_order(oracle: Oracle) -> None:
-    gates = json.loads((oracle.folder / "gates.json").read_text())
-    assert [group.size for group in oracle.graph.groups] == [gate["channels"] for gate in gates]
-    assert [group.uses for group in oracle.graph.groups] == [gate["num_call"] for gate in gates]
-    for group, gate in zip(oracle.graph.groups, gates, strict=True):
+@pytest.fixture(scope="module")
+def graph(replay: Replay) -> ChannelGraph:
+    return replay.graph
+
+
+@pytest.fixture(scope="module")
+def decision(replay: Replay) -> Decision:
+    record = replay.oracle.iteration(TAMPERED, replay.graph)
+    return replay.decide(record, record.scores)
+
+
+@pytest.fixture
+def copy(data_dir: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "oracle"
+    shutil.copytree(data_dir / "oracle", folder, ignore=shutil.ignore_patterns("iter_000[3-9].npz"))
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    return folder
+
+
+def test_channel_groups_are_the_programs_gates_in_order(data_dir: Path, graph: ChannelGraph) -> None:
+    gates = json.loads((data_dir / "oracle" / "gates.json").read_text())
+    assert [group.size for group in graph.groups] == [gate["channels"] for gate in gates]
+    assert [group.uses for group in graph.groups] == [gate["num_call"] for gate in gates]
+    for group, gate in zip(graph.groups, gates, strict=True):
         assert group.name == gate["pt_name"]
         assert {member.layer for member in (*group.producers, *group.norms)} == set(gate["out_of"])
         assert {member.layer for member in group.consumers} == set(gate["in_of"])
 
 
+def test_the_subsets_are_the_programs_in_its_order(data_dir: Path) -> None:
+    recorded = json.loads((data_dir / "oracle" / "indices.json").read_text())
+    search, warmup = split_search_subset(open_dataset("cifar10", data_dir).train.labels)
+    assert search.tolist() == recorded["d_val"]
+    assert warmup.tolist() == recorded["d_subset"]
+
+
 @pytest.mark.parametrize("iteration", [1, 2, *(pytest.param(index, marks=pytest.mark.slow) for index in range(3, 9))])
-def test_a_recorded_decision_is_repeated(iteration: int, oracle: Oracle) -> None:
-    recorded = oracle.trace[iteration - 1]
-    subnetwork, rates, knowledge = oracle.state_after(iteration - 1)
-    parts = dict(enumerate(torch.split(torch.from_numpy(knowledge), NOMINAL_BATCH)))
-    oracle.evaluator.batches.set_knowledge(parts, iteration)
-    costs = (10**9, 10**9)
-    before = Decision(iteration - 1, "", (), subnetwork, Fraction(1), None, Evaluation(0, 0, 0, 1), *costs)
+def test_a_recorded_decision_is_repeated_by_our_own_scores(iteration: int, replay: Replay) -> None:
+    (report,) = replay.run([iteration])
+    assert report.breaks == (), iteration_text(report)
+    assert report.importance <= 1e-3
+    assert report.score <= 1e-6
 
-    names = [group.name for group in oracle.graph.groups]
-    with np.load(oracle.folder / "iters" / f"iter_{iteration:04d}.npz") as arrays:
-        expected = {name: arrays[f"score_{index:02d}"].astype(np.float64) for index, name in enumerate(names)}
-    oracle.evaluator.recorded_scores = expected
 
-    decision = oracle.search.decide(before, rates)
+@pytest.mark.slow
+def test_recorded_decisions_are_repeated_in_a_free_run(replay: Replay) -> None:
+    runs = list(replay.free_runs([1, 2, 5, 6, 7, 8]))
+    assert [(run.first, run.last, run.broke_at) for run in runs] == [(5, 8, None)]
 
-    for name in names:
-        difference = np.abs(oracle.evaluator.own_scores[name] - expected[name]).max()
-        assert difference <= IMPORTANCE_TOLERANCE * expected[name].max(), name
-    assert decision.threshold == pytest.approx(recorded["otsu_threshold"], rel=1e-3)
-    shortlist = [names[index] for index, flag in enumerate(recorded["do_check"]) if flag]
-    assert [outcome.group for outcome in decision.candidates] == shortlist
-    for outcome, line in zip(decision.candidates, recorded["candidates"], strict=True):
-        assert outcome.group == names[line["gate"]]
-        assert outcome.num_kept == line["channels"]
-        assert (outcome.macs, outcome.params) == (line["flops"], line["params"])
-        assert outcome.evaluation.loss == pytest.approx(line["loss"], abs=SCORE_TOLERANCE)
-        assert outcome.evaluation.score == pytest.approx(line["score"], abs=SCORE_TOLERANCE)
-    if recorded["margin_to_second"] >= SCORE_TOLERANCE:
-        assert decision.group == names[recorded["winner_gate"]]
+
+def alter_line(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    lines = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+    change(lines[TAMPERED - 1])
+    (folder / "trace.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+
+
+def alter_flag(folder: Path) -> None:
+    alter_line(folder, lambda line: line["do_check"].__setitem__(4, not line["do_check"][4]))
+
+
+def alter_loss(folder: Path) -> None:
+    alter_line(folder, lambda line: line["candidates"][3].update(loss=line["candidates"][3]["loss"] + 2e-6))
+
+
+def alter_winner(folder: Path) -> None:
+    def change(line: dict[str, Any]) -> None:
+        worst = max(line["candidates"], key=lambda candidate: candidate["score"])
+        line["winner_gate"] = worst["gate"]
+
+    alter_line(folder, change)
+
+
+def alter_mask(folder: Path) -> None:
+    path = folder / "iters" / f"iter_{TAMPERED:04d}.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    kept, removed = np.flatnonzero(arrays["mask_06"]), np.flatnonzero(~arrays["mask_06"])
+    arrays["mask_06"][[kept[0], removed[0]]] = [False, True]
+    np.savez(path, **arrays)
+
+
+ALTERATIONS = {
+    alter_flag: "the shortlist leaves out",
+    alter_loss: "loss and score of",
+    alter_winner: "has not the lowest recorded score",
+    alter_mask: "layer1.5.conv1 keeps",
+}
+
+
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_an_altered_record_does_not_agree(
+    alter: Callable[[Path], None], copy: Path, graph: ChannelGraph, decision: Decision
+) -> None:
+    def disagreements() -> list[str]:
+        record = Oracle.open(copy).iteration(TAMPERED, graph)
+        return [*compare_candidates(decision, record)[2], *compare_outcome(decision, record, record.scores)]
+
+    assert disagreements() == []
+    alter(copy)
+    assert any(ALTERATIONS[alter] in text for text in disagreements()), disagreements()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alter", ALTERATIONS)
+def test_the_command_names_the_iteration_that_breaks(alter: Callable[[Path], None], copy: Path, data_dir: Path) -> None:
+    arguments = ("replay", "--oracle", str(copy), "--data", str(data_dir))
+    assert ekgsearch(*arguments, "--iteration", "2").returncode == 0
+    alter(copy)
+    found = ekgsearch(*arguments)
+    assert found.returncode == 1, found.stderr
+    assert "iteration 1: agrees" in found.stdout
+    assert f"iteration {TAMPERED}: BREAKS" in found.stdout
+    assert found.stdout.splitlines()[-1] == "BREAKS"
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def damage(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(b"{not what it was")
+
+
+@pytest.mark.parametrize(
+    ("harm", "expected"),
+    [
+        (remove("indices.json"), r"no file .*indices\.json: expected an object with the list `d_val`"),
+        (remove("trace.jsonl"), r"no file .*trace\.jsonl: expected one JSON object"),
+        (remove("resnet56_after_warmup.safetensors"), r"expected one \.safetensors file .* --weights"),
+        (damage("trace.jsonl"), r"trace\.jsonl: expected one JSON object .* found damaged JSON"),
+        (damage("initial.json"), r"initial\.json: expected an object with `flops`"),
+        (damage("iters/iter_0001.npz"), r"iter_0001\.npz: expected numpy arrays .* damaged"),
+        (lambda folder: alter_line(folder, lambda line: line.pop("do_check")), r"iteration 2: expected do_check"),
+        (lambda folder: shutil.rmtree(folder / "iters"), "expected at least one iteration n"),
+        (lambda folder: np.savez(folder / "iters" / "iter_0001.npz", a=1), "expected an array score_00 of shape"),
+    ],
+)
+def test_missing_and_damaged_files_are_named(
+    harm: Callable[[Path], None], expected: str, copy: Path, graph: ChannelGraph, data_dir: Path
+) -> None:
+    def read_all() -> None:
+        oracle = open_replay(copy, None, data_dir, 0.45).oracle
+        for number in oracle.iterations:
+            oracle.iteration(number, graph)
+
+    read_all()
+    harm(copy)
+    with pytest.raises(DataError, match=expected):
+        read_all()
+
+
+def test_bad_input_of_the_command_is_one_message_and_status_2(tmp_path: Path) -> None:
+    for arguments in (("--oracle", str(tmp_path), "--data", str(tmp_path)), ("--oracle", str(tmp_path / "none"))):
+        found = ekgsearch("replay", *arguments)
+        assert found.returncode == 2
+        assert "Traceback" not in found.stderr
+        assert "expected" in found.stderr or "folder of the images" in found.stderr

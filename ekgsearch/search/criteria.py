@@ -1,0 +1,133 @@
+"""Importance criteria: one number per channel, from the reward's gradient, from the kernels, or at random."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.kernels import axes
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.members import ChannelGroup
+from ekgsearch.data.draws import uniforms
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.base import GroupScores
+
+Criterion = Literal["taylor_reward", "taylor_loss", "l1", "fpgm", "random"]
+"""What makes a channel important.
+
+taylor_reward: |sum of f * dR/df| over its feature maps f, R the reward (EKG, arXiv 2203.02651). taylor_loss: the same
+with the cross-entropy to the labels alone (GBN, arXiv 1909.08174). l1: sum of the absolute weights of its filters.
+fpgm: summed Euclidean distances of its filters to all other filters (FPGM, arXiv 1811.00250). random: a draw.
+"""
+
+SearchTeacher = Literal["none", "single", "ensemble"]
+"""Whose predictions the score compares with: nobody's, the unpruned network's, or the mean of all networks so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How networks and channels are measured on the search subset.
+
+    Attributes:
+        criterion: what makes a channel important.
+        search_teacher: whose predictions are part of the score.
+        seed: of the criterion `random`.
+    """
+
+    criterion: Criterion = "taylor_reward"
+    search_teacher: SearchTeacher = "ensemble"
+    seed: int = 0
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the criterion looks at images."""
+        return self.criterion in ("taylor_reward", "taylor_loss")
+
+
+PUBLISHED = Rules()
+"""Those of EKG (arXiv 2203.02651)."""
+
+
+def channel_scores(rules: Rules, graph: ChannelGraph, current: Subnetwork, iteration: int) -> GroupScores:
+    """Score every channel by a criterion that looks at no image; removed channels get 0.
+
+    Args:
+        rules: with the criterion `l1`, `fpgm` or `random`.
+        graph: analysed network.
+        current: sub-network whose masked kernels are scored.
+        iteration: search iteration that the scores are for, from 1; part of the key of random draws.
+    """
+    if rules.criterion == "random":
+        return random_scores(graph, current, rules.seed, iteration)
+    return filter_scores(l1_scores if rules.criterion == "l1" else fpgm_scores, graph, current)
+
+
+def filter_scores(
+    criterion: Callable[[Tensor], Tensor], graph: ChannelGraph, current: Subnetwork
+) -> dict[str, NDArray[np.float64]]:
+    """Apply a criterion on filters to the masked kernels of a sub-network, summed over a group's producers.
+
+    Args:
+        criterion: maps the kept filters of one layer (kept, weights per filter), float64, to their scores (kept,).
+        graph: analysed network.
+        current: the sub-network.
+
+    Returns:
+        Scores (size,) by channel group; removed channels get 0.
+    """
+    weights = MaskedNetwork(graph).weights(current)
+    found = {}
+    for group in graph.groups:
+        kept = torch.tensor(current[group.name])
+        total = torch.zeros(group.size, dtype=torch.float64)
+        for filters in producer_filters(graph, group, weights):
+            total[kept] += criterion(filters[kept])
+        found[group.name] = total.numpy()
+    return found
+
+
+def producer_filters(graph: ChannelGraph, group: ChannelGroup, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """Filters of a channel group, one matrix (size, weights per channel), float64 on the CPU, for each producer.
+
+    Args:
+        graph: analysed network.
+        group: the channel group.
+        weights: kernels by layer path.
+    """
+    filters = []
+    for producer in group.producers:
+        axis = axes(graph.layers[producer.layer])[0]
+        assert axis is not None, "a producer has an output axis"
+        rows = weights[producer.layer].detach().double().cpu().movedim(axis, 0).flatten(1)
+        filters.append(rows[torch.tensor(producer.positions)].flatten(1))
+    return filters
+
+
+def l1_scores(filters: Tensor) -> Tensor:
+    """Sum of the absolute weights of each filter: (n, d) to (n,)."""
+    return filters.abs().sum(1)
+
+
+def fpgm_scores(filters: Tensor) -> Tensor:
+    """Summed Euclidean distances of each filter to all others: (n, d) float64 to (n,); small means redundant.
+
+    Distances are taken from differences, not from inner products, which would cancel for filters that are alike.
+    Source: FPGM (arXiv 1811.00250), eq. 5.
+    """
+    return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+def random_scores(graph: ChannelGraph, current: Subnetwork, seed: int, iteration: int) -> GroupScores:
+    """Draw a number in (0, 1] for every kept channel, a function of seed, iteration, group and channel alone."""
+    found = {}
+    for index, group in enumerate(graph.groups):
+        draws = 1 - uniforms(torch.arange(group.size), 1, seed, iteration, index)[:, 0]
+        kept = torch.zeros(group.size, dtype=torch.float64)
+        kept[list(current[group.name])] = 1
+        found[group.name] = (draws * kept).numpy()
+    return found

@@ -1,0 +1,224 @@
+"""Repeat recorded decisions one by one, each from the recorded state, and say where they part."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.errors import DataError
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.agreement import (
+    IMPORTANCE_TOLERANCE,
+    SCORE_TOLERANCE,
+    FreeRun,
+    IterationReport,
+    compare_candidates,
+    compare_outcome,
+    in_recorded_order,
+    largest_deviation,
+)
+from ekgsearch.search.base import (
+    Candidate,
+    Decision,
+    Evaluation,
+    GroupScores,
+    mean_over_batches,
+    sum_over_batches,
+)
+from ekgsearch.search.budget import set_budget
+from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.search.networks import FastNetworks
+from ekgsearch.search.oracle import Oracle, RecordedIteration
+from ekgsearch.search.steps import QUIRKS
+
+NOMINAL_BATCH = 256
+
+ROUNDING_DRAWS = 16
+"""Times that scores are computed anew from images that differ by a rounding error; see `Replay`."""
+
+ROUNDING_NOISE = 1e-7
+"""Relative size of that difference; one unit in the last place of a float32 is 0.6 to 1.2e-7."""
+
+
+class _GivenScores:
+    """Decides by given channel scores."""
+
+    def __init__(self, batches: BatchEvaluator, scores: GroupScores | None) -> None:
+        self._batches = batches
+        self._scores = scores
+
+    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+        return mean_over_batches(self._batches.begin(history), NOMINAL_BATCH)
+
+    def scores(self, current: Subnetwork, count: int) -> GroupScores:
+        return sum_over_batches(self._batches.scores(current, count)) if self._scores is None else self._scores
+
+    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        return evaluations(self._batches.evaluate(current, candidates), len(candidates), NOMINAL_BATCH)
+
+    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
+        return evaluations(self._batches.settle(candidates), len(candidates), NOMINAL_BATCH)
+
+
+class Replay:
+    """Repeats the decisions of a recorded search with all quirks of the program that was published with the paper.
+
+    Every iteration starts from the recorded state. Where a ReLU's input lies within a rounding error of zero, its
+    gradient, and with it the importance of many channels, depends on how a machine rounds: two correct programs may
+    differ by 0.5 % there. Scores that deviate are therefore computed anew from images that differ by a rounding error,
+    at most `ROUNDING_DRAWS` times, and the closest ones count.
+
+    Args:
+        oracle: the record.
+        graph: the network with the weights that the record started from.
+        normalise: maps pixels (B, 3, H, W) uint8 to the network's input.
+        batches: the search subset in the recorded order, cut into batches of 256.
+        reduction: share of the cost that the recorded search removed.
+
+    Raises:
+        DataError: the record belongs to another network.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        graph: ChannelGraph,
+        normalise: Callable[[Tensor], Tensor],
+        batches: Sequence[SearchBatch],
+        reduction: float,
+    ) -> None:
+        self.oracle = oracle
+        self.graph = graph
+        self._batches = list(batches)
+        self._normalise = normalise
+        self._networks = FastNetworks(graph, 0.0, "batch_sequential")
+        self._budget = set_budget(graph, reduction=reduction, absolute=None, unit="macs", counter="ekg")
+        full = self._costs(graph.full())
+        if full != (oracle.full_macs, oracle.full_params):
+            raise DataError(
+                f"{oracle.folder}: recorded for a network of {oracle.full_macs:,} FLOPs and {oracle.full_params:,} "
+                f"parameters (counter ekg), found {full[0]:,} and {full[1]:,}; give the weights of that network"
+            )
+
+    def run(self, iterations: Sequence[int] | None = None) -> Iterator[IterationReport]:
+        """Repeat iterations, each from its recorded state; all complete ones if None.
+
+        Raises:
+            DataError: an iteration is not complete, or a file is damaged.
+        """
+        for number in self.oracle.iterations if iterations is None else iterations:
+            yield self._repeat(self.oracle.iteration(number, self.graph))
+
+    def free_runs(self, iterations: Sequence[int] | None = None) -> Iterator[FreeRun]:
+        """Run freely through each stretch of consecutive iterations, until the first margin that decides nothing.
+
+        A stretch of one iteration is left out: `run` has done the same.
+        """
+        chosen = list(self.oracle.iterations if iterations is None else iterations)
+        for _, stretch in itertools.groupby(enumerate(chosen), lambda item: item[1] - item[0]):
+            records = [self.oracle.iteration(number, self.graph) for _, number in stretch]
+            decided = list(itertools.takewhile(lambda record: record.margin >= SCORE_TOLERANCE, records))
+            if len(decided) > 1:
+                yield self._run_freely(decided)
+
+    def decide(self, record: RecordedIteration, scores: GroupScores) -> Decision:
+        """Make the decision of a recorded iteration from its recorded state, by given channel scores."""
+        search = self._search(_GivenScores(self._evaluator(record, self._normalise), scores))
+        return search.decide(self._decision_before(record), record.before.rates)
+
+    def _run_freely(self, records: Sequence[RecordedIteration]) -> FreeRun:
+        evaluator = self._evaluator(records[0], self._normalise)
+        current, rates = self._decision_before(records[0]), dict(records[0].before.rates)
+        search = self._search(_GivenScores(evaluator, None))
+        broke_at = None
+        for record in records:
+            current = search.decide(current, rates)
+            rates[current.group] = current.rate
+            if current.group != record.winner or current.subnetwork != record.after:
+                broke_at = record.number
+                break
+        return FreeRun(records[0].number, records[-1].number, broke_at)
+
+    def _repeat(self, record: RecordedIteration) -> IterationReport:
+        own, importance, draws = self._own_scores(record)
+        used, near_ties, breaks = in_recorded_order(record, own)
+        if importance > IMPORTANCE_TOLERANCE:
+            breaks.append(f"importance is off by {importance:.1e} of a channel group's largest")
+        sums = max(
+            (abs(float(own[name].sum()) - value) / value for name, value in record.sums.items() if value > 0),
+            default=0.0,
+        )
+        if sums > IMPORTANCE_TOLERANCE:
+            breaks.append(f"the sum of a channel group's importance is off by {sums:.1e}")
+        decision = self.decide(record, used)
+        threshold = abs((decision.threshold or 0.0) - record.threshold) / record.threshold
+        if threshold > IMPORTANCE_TOLERANCE:
+            breaks.append(f"the threshold is {decision.threshold}, recorded {record.threshold}")
+        loss, score, differences = compare_candidates(decision, record)
+        breaks += differences + compare_outcome(decision, record, used)
+        chosen = next((candidate for candidate in record.candidates if candidate.group == record.winner), None)
+        return IterationReport(
+            iteration=record.number,
+            importance=importance,
+            draws=draws,
+            sums=sums,
+            threshold=threshold,
+            num_candidates=len(decision.candidates),
+            loss=loss,
+            score=score,
+            winner=decision.group,
+            margin=record.margin,
+            macs=chosen.macs if chosen else 0,
+            params=chosen.params if chosen else 0,
+            near_ties=near_ties,
+            breaks=tuple(breaks),
+        )
+
+    def _own_scores(self, record: RecordedIteration) -> tuple[GroupScores, float, int]:
+        """Our scores, how far they are off, and the rounding draws that it took."""
+        generator = torch.Generator().manual_seed(record.number)
+        best: tuple[GroupScores, float, int] | None = None
+        for draw in range(ROUNDING_DRAWS + 1):
+            normalise = self._normalise if draw == 0 else partial(_rounded, self._normalise, generator)
+            evaluator = self._evaluator(record, normalise)
+            scores = sum_over_batches(evaluator.scores(record.before.subnetwork, record.number))
+            deviation = largest_deviation(scores, record.scores)
+            if best is None or deviation < best[1]:
+                best = (scores, deviation, draw)
+            if deviation <= IMPORTANCE_TOLERANCE:
+                break
+        assert best is not None
+        return best
+
+    def _evaluator(self, record: RecordedIteration, normalise: Callable[[Tensor], Tensor]) -> BatchEvaluator:
+        """An evaluator that holds the recorded ensemble knowledge."""
+        evaluator = BatchEvaluator(self._networks, normalise, self._batches, NOMINAL_BATCH)
+        parts = torch.split(torch.from_numpy(record.before.knowledge), NOMINAL_BATCH)
+        evaluator.set_knowledge(dict(enumerate(parts)), record.number)
+        return evaluator
+
+    def _search(self, evaluator: _GivenScores) -> EkgSearch:
+        settings = EkgSettings(quirks=frozenset(QUIRKS))
+        return EkgSearch(self.graph, evaluator, self._budget, settings)
+
+    def _decision_before(self, record: RecordedIteration) -> Decision:
+        subnetwork = record.before.subnetwork
+        unknown = Evaluation(float("nan"), float("nan"), 0, 1)
+        return Decision(record.number - 1, "", (), subnetwork, Fraction(1), None, unknown, *self._costs(subnetwork))
+
+    def _costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
+        costs = cost(self.graph, subnetwork, "ekg")
+        return costs.macs, costs.params
+
+
+def _rounded(normalise: Callable[[Tensor], Tensor], generator: torch.Generator, pixels: Tensor) -> Tensor:
+    """Normalised images, each number off by about a rounding error."""
+    images = normalise(pixels)
+    noise = torch.randn(images.shape, generator=generator) * ROUNDING_NOISE
+    return images * (1 + noise.to(images.device))
