@@ -119,19 +119,10 @@ class SearchSection(Section):
     trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
     images_per_class: Positive = Field(32, description="images of the search subset per class")
     batch_size: Positive = Field(256, description="images of one indivisible batch (batch statistics)")
-    criterion: Criterion = Field(
-        "taylor_reward",
-        description="what makes a channel important: taylor_reward (EKG), taylor_loss (GBN), l1, fpgm, random",
-    )
-    search_teacher: SearchTeacher = Field(
-        "ensemble",
-        description="whose predictions the score compares with: none, single (the unpruned network), ensemble (EKG)",
-    )
+    criterion: Criterion = Field("taylor_reward", description="what makes a channel important; EKG: taylor_reward")
+    search_teacher: SearchTeacher = Field("ensemble", description="whose predictions the score compares with")
     quirks: tuple[Quirk, ...] = Field(
-        (),
-        description="what is done as in the program published with the paper (README, Decisions); none by default. "
-        "The one word `reference` stands for all of them with counter ekg, and padding tf_same for a network that is "
-        "trained by the job",
+        (), description="what is done as in the program published with the paper (README, Decisions); `reference`: all"
     )
     evaluation: Literal["fast", "naive"] = Field(
         "fast", description="fast: candidates share what they have in common; naive: each by itself, the reference"
