@@ -55,6 +55,7 @@ case $host in
   127.*|localhost) export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ;;
 esac
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file RAY_USAGE_STATS_ENABLED=0
+export RAY_worker_niceness=${RAY_worker_niceness:-0} # Ray's own is 15: any other process of the machine comes first
 case $command in
   token) make_token ;;
   head)

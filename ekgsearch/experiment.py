@@ -235,7 +235,9 @@ class ClusterSection(Section):
         3, ge=0, description="times in a row that a lost worker is replaced without an answer before the run stops"
     )
     start_timeout_seconds: float = Field(
-        300, gt=0, description="a search worker that finds no place, or has not started, for so long is given up"
+        300,
+        gt=0,
+        description="a search worker that has not started for so long is replaced; the next one gets twice as long",
     )
     timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
     object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")

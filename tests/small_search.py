@@ -111,6 +111,10 @@ class Saboteur(threading.Thread):
                 os.kill(victim, self._signals.pop())
                 self.hit.append(victim)
 
-    def stop(self) -> None:
+    def __enter__(self) -> "Saboteur":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()

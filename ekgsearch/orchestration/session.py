@@ -31,6 +31,7 @@ def prepare_environment(cluster: ClusterSection) -> None:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_niceness": "0",  # Ray's own is 15: any other process of the machine would come first
     }
     address = cluster_address(cluster)
     if address is None:

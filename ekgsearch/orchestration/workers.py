@@ -1,78 +1,27 @@
 """Long-lived Ray workers that own fixed batches, replaced when they are lost."""
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.experiment import ClusterSection
+from ekgsearch.orchestration.member import Member, SearchWorker
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
 from ekgsearch.orchestration.session import cluster_address
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.team import BankOrder
-from ekgsearch.pipeline.worker import SearchPlan, Timed, Worker
+from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 
 log = logging.getLogger(__name__)
-
-
-@ray.remote
-class SearchWorker:
-    """A worker in a process of its own; it opens network and images when it is first asked."""
-
-    def __init__(self, workload: Workload, plan: SearchPlan, owned: tuple[int, ...], attempt: int) -> None:
-        self._order = (workload, plan, owned, attempt)
-
-    def open(self, history: Sequence[Subnetwork]) -> Timed[tuple[str, int]]:
-        """Open network and images, average these networks, and say on which host and in which process."""
-        start = time.perf_counter()
-        self._worker = Worker(*self._order)
-        self._worker.begin(history)
-        return Timed((socket.gethostname(), os.getpid()), time.perf_counter() - start)
-
-    def answer(self, question: Question) -> Answer:
-        """Answer a question of the search."""
-        return self._worker.answer(question)
-
-    def build_block(self, order: BankOrder, block: int) -> Timed[int]:
-        """Build one block of the memory bank; returns its images."""
-        return self._worker.build_block(order.spec, order.teachers, block, order.uri)
-
-
-@dataclass(slots=True)
-class Member:
-    """One worker of the crew.
-
-    Attributes:
-        index: its place, from 0.
-        owned: its batches.
-        attempt: which process this is that owns them, from 1.
-        actor: the process.
-        opening: reference of the call that opens it; None once it is open.
-        deadline: when it is given up if the call that it works on has no answer, by the monotonic clock.
-        host, process: where it runs, once it is open.
-        losses: processes lost since the last answer.
-    """
-
-    index: int
-    owned: tuple[int, ...]
-    attempt: int = 0
-    actor: Any = None
-    opening: Any = None
-    deadline: float = 0.0
-    host: str = ""
-    process: int = 0
-    losses: int = 0
 
 
 class RayCrew:
@@ -146,7 +95,8 @@ class RayCrew:
         while calls:
             for member, answer in self._next(calls, history):
                 if answer is None:
-                    send(member)
+                    if member in self.members:
+                        send(member)
                 else:
                     self.traffic.weigh(answer)
                     for key, value in answer.reports():
@@ -155,20 +105,19 @@ class RayCrew:
     def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
         """Build all blocks; every worker takes the next one as it becomes free."""
         waiting = list(order.blocks)
-        blocks: dict[int, int] = {}
+        blocks: dict[Member, int] = {}
         calls: dict[Any, Member] = {}
-        idle = list(self.members)
         while waiting or calls:
-            while waiting and idle:
-                member = idle.pop()
-                blocks[member.index] = waiting.pop(0)
-                calls[self._call(member, "build_block", order, blocks[member.index])] = member
+            for member in self.members:
+                if waiting and member not in blocks:
+                    blocks[member] = waiting.pop(0)
+                    calls[self._call(member, "build_block", order, blocks[member])] = member
             for member, answer in self._next(calls, ()):
-                idle.append(member)
-                if answer is None:
-                    waiting.insert(0, blocks[member.index])
-                else:
+                if answer is not None:
+                    del blocks[member]
                     on_block(answer.value)
+                elif member in blocks:
+                    waiting.insert(0, blocks.pop(member))
 
     def _call(self, member: Member, method: str, *arguments: Any) -> Any:
         """Call a method of a worker, or wait for its opening first; returns the reference to wait for."""
@@ -184,18 +133,25 @@ class RayCrew:
         now = time.monotonic()
         late = [] if done else [reference for reference, member in calls.items() if member.deadline <= now]
         for reference in [*done, *late]:
+            if reference not in calls:
+                continue  # a worker that was lost just before has handed its batches to this one
             member = calls.pop(reference)
             try:
                 if reference in late:
                     self._given_up.append(reference)
                     raise TimeoutError(f"no answer from process {member.process or '(not started)'} {member.host}")
                 answer = ray.get(reference)
-            except (RayActorError, TimeoutError) as error:
-                self._replace(member, error, history)
-                yield member, None
-                continue
             except RayTaskError as error:
                 raise _own_error(error, member.index) from error
+            except (RayError, TimeoutError) as error:
+                heir = self._replace(member, error, history)
+                for other in [known for known, owner in calls.items() if owner is heir]:
+                    self._given_up.append(other)
+                    del calls[other]
+                yield member, None
+                if heir is not member:
+                    yield heir, None
+                continue
             if self._clock is not None:
                 self._clock.busy(answer.busy_seconds)
             if member.opening is not None:
@@ -219,17 +175,20 @@ class RayCrew:
                 for key, value in answer.reports():
                     inbox.take(key, value)
 
-    def _replace(self, member: Member, error: Exception, history: Sequence[Subnetwork]) -> None:
-        """Start another worker in place of a lost one, as often as the job allows."""
-        is_starting = member.opening is not None
-        what = ("did not start" if is_starting else "did not answer") if isinstance(error, TimeoutError) else "died"
+    def _replace(self, member: Member, error: Exception, history: Sequence[Subnetwork]) -> Member:
+        """Start another process in place of a lost one, as often as the job allows; returns whom it belongs to."""
+        has_started = member.opening is None
+        what = ("did not answer" if has_started else "did not start") if isinstance(error, TimeoutError) else "died"
         shortage = no_room(self._request, len(self.members), nodes_of_cluster()) if what == "did not start" else None
-        if shortage:
+        if shortage and (member.attempt == 1 or len(self.members) == 1):
             raise WorkerError(
                 f"search worker {member.index} found no place in cluster.start_timeout_seconds = "
                 f"{self._cluster.start_timeout_seconds:g}: {shortage}. What is committed is kept: then run the same "
                 "command again"
             ) from error
+        ray.kill(member.actor)
+        if shortage:
+            return self._hand_over(member, shortage, history)
         member.losses += 1
         if member.losses > self._cluster.max_restarts:
             raise WorkerError(
@@ -239,8 +198,19 @@ class RayCrew:
                 f"Last words: {' '.join(str(error).split())[:300]}"
             ) from error
         log.warning("search worker %d %s; starting another one (%d)", member.index, what, member.losses)
-        ray.kill(member.actor)
         self._start(member, history)
+        return member
+
+    def _hand_over(self, member: Member, shortage: str, history: Sequence[Subnetwork]) -> Member:
+        """Give the batches of a worker that has lost its place to the worker with the fewest batches."""
+        self.members.remove(member)
+        heir = min(self.members, key=lambda other: (len(other.owned), other.index))
+        log.warning("%s. Going on without search worker %d: %d takes over", shortage, member.index, heir.index)
+        heir.owned = tuple(sorted((*heir.owned, *member.owned)))
+        heir.attempt = max(heir.attempt, member.attempt)
+        ray.kill(heir.actor)
+        self._start(heir, history)
+        return heir
 
     def _start(self, member: Member, history: Sequence[Subnetwork]) -> None:
         """Start a process for a worker and let it open network and images."""
@@ -257,7 +227,8 @@ class RayCrew:
         self.traffic.weigh(history)
         member.actor = SearchWorker.options(**options).remote(*arguments)  # type: ignore[attr-defined]
         member.opening = member.actor.open.remote(tuple(history))
-        member.deadline = time.monotonic() + self._cluster.start_timeout_seconds
+        patience = self._cluster.start_timeout_seconds * 2**member.losses  # a machine under load is not pressed further
+        member.deadline = time.monotonic() + patience
 
 
 def _free() -> str:

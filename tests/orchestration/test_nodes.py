@@ -1,12 +1,19 @@
 """Several nodes, each a real raylet: one is lost in the search, and the run ends as if nothing had happened."""
 
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import JOB, RunCommand, command, environment
 from small_search import SmallSearch
+
+from ekgsearch.experiment import ClusterSection
+from ekgsearch.orchestration.session import ray_session
 
 pytestmark = pytest.mark.ray
 
@@ -18,11 +25,60 @@ NOTICED_SOON = {
 """By itself Ray takes about 13 s to notice that a node is lost."""
 
 
-def test_a_node_that_is_lost_in_the_search_leaves_no_trace_in_the_journal(
-    tmp_path: Path, ekgsearch: RunCommand
-) -> None:
+@contextmanager
+def cluster_of(*cores: int) -> Iterator[tuple[Any, list[Any]]]:
+    """A head that holds no worker, and nodes with so many cores."""
     from ray.cluster_utils import Cluster
 
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": NOTICED_SOON}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield cluster, [cluster.add_node(num_cpus=number) for number in cores]
+    finally:
+        cluster.shutdown()
+
+
+def wait_for_iterations(journal: Path, number: int) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if journal.exists() and journal.read_bytes().count(b'"kind":"iteration"') >= number:
+            return
+        time.sleep(0.005)
+
+
+def test_a_search_outlives_the_loss_of_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = SmallSearch.make(tmp_path)
+    expected = small.undisturbed(tmp_path / "undisturbed.jsonl")
+    journal = tmp_path / "journal.jsonl"
+    with cluster_of(2, 2) as (cluster, nodes):
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+
+        def lose() -> None:
+            wait_for_iterations(journal, 3)
+            cluster.remove_node(nodes[1], allow_graceful=False)
+
+        with ray_session(ClusterSection(), num_cpus=0), small.on_ray(2, cpus_per_worker=1.0) as (team, crew):
+            thief = threading.Thread(target=lose)
+            thief.start()
+            assert small.run(team, journal) == expected
+            thief.join()
+            assert sorted(member.attempt for member in crew.members) == [1, 2]  # one on each node
+    assert "died; starting another one" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cores", "said"),
+    [
+        (2, "died; starting another one"),
+        (1, "Going on without search worker"),  # no place is left for it
+    ],
+)
+def test_a_node_that_is_lost_leaves_no_trace_in_the_journal_of_a_whole_run(
+    cores: int, said: str, tmp_path: Path, ekgsearch: RunCommand
+) -> None:
     SmallSearch.make(tmp_path)  # writes weights, so that no training precedes the search
     settings = [f"net.weights={tmp_path / 'weights.safetensors'}", "search.batch_size=12"]
     settings += ["warmup.epochs=0", "finetune.epochs=1"]
@@ -34,25 +90,17 @@ def test_a_node_that_is_lost_in_the_search_leaves_no_trace_in_the_journal(
     finished = ekgsearch("run", reference / "job.yaml", *shared)
     assert finished.returncode == 0, finished.stderr
 
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": NOTICED_SOON}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    with cluster_of(cores, cores) as (cluster, nodes):
         arguments = [*shared, "--address", cluster.address, "--set", "cluster.search_workers=2"]
+        arguments += ["--set", "cluster.start_timeout_seconds=45"]
         driver = subprocess.Popen(
             command("run", lossy / "job.yaml", *arguments), env=environment(), stderr=subprocess.PIPE, text=True
         )
         journal = lossy / "run" / "journal.jsonl"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and driver.poll() is None:
-            if journal.exists() and journal.read_bytes().count(b'"kind":"iteration"') >= 3:
-                break
-            time.sleep(0.005)
+        wait_for_iterations(journal, 3)
         cluster.remove_node(nodes[1], allow_graceful=False)
         assert b'"kind":"search"' not in journal.read_bytes(), "the search ended before the node was lost"
-        _, errors = driver.communicate(timeout=240)
+        _, errors = driver.communicate(timeout=400)
         assert driver.returncode == 0, errors
-        assert "died; starting another one" in errors
+        assert said in errors
         assert journal.read_bytes() == (reference / "run" / "journal.jsonl").read_bytes()
-    finally:
-        cluster.shutdown()

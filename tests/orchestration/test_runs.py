@@ -86,7 +86,7 @@ def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_journal_does_not_depend_on_the_number_of_workers(
     workers: int, reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:
@@ -112,6 +112,36 @@ def test_the_journal_survives_kills_of_the_driver(reference: Path, job_file: Pat
     died = hours[hours.exit_state == "died"]
     assert len(died) >= 1
     assert (died.wall_seconds >= 0).all()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_drivers_killed_at_random_with_another_worker_count_each_time(tmp_path: Path, ekgsearch: RunCommand) -> None:
+    """Kills of the driver at any moment of the run, Ray's start included; 0 to 8 workers take turns."""
+    for name in ("whole", "killed"):
+        (tmp_path / f"{name}.yaml").write_text(JOB.format(output=tmp_path / name))
+    batches = ("--set", "search.batch_size=12")
+    assert ekgsearch("run", tmp_path / "whole.yaml", *batches).returncode == 0
+    expected = journal_bytes(tmp_path / "whole")
+    generator = random.Random(5)
+    killed = 0
+    for workers in (2, 4, 0, 8, 1, 2, 4, 8):
+        arguments = (*batches, "--set", f"cluster.search_workers={workers}", "--set", "cluster.cpus_per_worker=0.25")
+        process = subprocess.Popen(
+            command("run", tmp_path / "killed.yaml", *arguments), env=environment(), stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(generator.uniform(4, 25))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+        if (tmp_path / "killed" / "journal.jsonl").exists():
+            assert expected.startswith(journal_bytes(tmp_path / "killed").rpartition(b"\n")[0])
+    finished = ekgsearch("run", tmp_path / "killed.yaml", *batches, "--set", "cluster.search_workers=2")
+    assert finished.returncode == 0, finished.stderr
+    assert journal_bytes(tmp_path / "killed") == expected
+    assert killed >= 3
 
 
 def kill_after(run: Path, job_file: Path, lines: int) -> None:

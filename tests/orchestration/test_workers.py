@@ -43,10 +43,8 @@ def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal
     while remaining:
         options = {"max_restarts": len(signals), "timeout_seconds": 6, "start_timeout_seconds": 40}
         with small.on_ray(workers, **options) as (team, crew):
-            saboteur = Saboteur(seed + len(journals), remaining, longest_wait=1.5)
-            saboteur.start()
-            journals.append(small.run(team, path / f"{workers}-{seed}-{len(journals)}.jsonl"))
-            saboteur.stop()
+            with Saboteur(seed + len(journals), remaining, longest_wait=1.5) as saboteur:
+                journals.append(small.run(team, path / f"{workers}-{seed}-{len(journals)}.jsonl"))
             remaining = remaining[: len(remaining) - len(saboteur.hit)]
             idle_hits = sum(pid in [member.process for member in crew.members] for pid in saboteur.hit)
             assert sum(member.attempt - 1 for member in crew.members) >= len(saboteur.hit) - idle_hits
@@ -137,12 +135,12 @@ def test_a_late_report_of_a_replaced_worker_is_dropped_and_counted(
 
 
 def test_a_worker_that_dies_too_often_stops_the_run_with_advice(small: SmallSearch) -> None:
-    saboteur = Saboteur(0, [KILL] * 50, longest_wait=0.1)
-    with small.on_ray(1, max_restarts=1) as (team, _):
-        saboteur.start()
-        with pytest.raises(WorkerError, match=r"died, the 2\. time in a row; cluster.max_restarts is 1"):
-            team.begin([small.setup.graph.full()])
-        saboteur.stop()
+    with (
+        small.on_ray(1, max_restarts=1) as (team, _),
+        Saboteur(0, [KILL] * 50, longest_wait=0.1),
+        pytest.raises(WorkerError, match=r"died, the 2\. time in a row; cluster.max_restarts is 1"),
+    ):
+        team.begin([small.setup.graph.full()])
 
 
 def test_more_workers_than_batches_are_said_and_not_started(

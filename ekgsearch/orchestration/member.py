@@ -1,0 +1,65 @@
+"""One search worker on Ray: the process, and what the driver knows of it."""
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from ekgsearch.pipeline.reports import Answer, Question
+from ekgsearch.pipeline.team import BankOrder
+from ekgsearch.pipeline.worker import SearchPlan, Timed, Worker
+from ekgsearch.pipeline.workload import Workload
+from ekgsearch.records import Subnetwork
+
+
+@ray.remote
+class SearchWorker:
+    """A worker in a process of its own; it opens network and images when it is first asked."""
+
+    def __init__(self, workload: Workload, plan: SearchPlan, owned: tuple[int, ...], attempt: int) -> None:
+        self._order = (workload, plan, owned, attempt)
+
+    def open(self, history: Sequence[Subnetwork]) -> Timed[tuple[str, int]]:
+        """Open network and images, average these networks, and say on which host and in which process."""
+        start = time.perf_counter()
+        self._worker = Worker(*self._order)
+        self._worker.begin(history)
+        return Timed((socket.gethostname(), os.getpid()), time.perf_counter() - start)
+
+    def answer(self, question: Question) -> Answer:
+        """Answer a question of the search."""
+        return self._worker.answer(question)
+
+    def build_block(self, order: BankOrder, block: int) -> Timed[int]:
+        """Build one block of the memory bank; returns its images."""
+        return self._worker.build_block(order.spec, order.teachers, block, order.uri)
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker of the crew.
+
+    Attributes:
+        index: its place, from 0.
+        owned: its batches.
+        attempt: which process this is that owns them, from 1.
+        actor: the process.
+        opening: reference of the call that opens it; None once it is open.
+        deadline: when it is given up if the call that it works on has no answer, by the monotonic clock.
+        host, process: where it runs, once it is open.
+        losses: processes lost since the last answer.
+    """
+
+    index: int
+    owned: tuple[int, ...]
+    attempt: int = 0
+    actor: Any = None
+    opening: Any = None
+    deadline: float = 0.0
+    host: str = ""
+    process: int = 0
+    losses: int = 0
