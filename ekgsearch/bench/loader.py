@@ -1,0 +1,228 @@
+"""Images per second of processor time that loaders turn into views: DALI and torch here, against torchvision.
+
+The reference is what is usually written: a torchvision dataset that opens a JPEG with Pillow, once for all views, the
+transforms v2 of each view (random resized crop, flip, colour jitter, tensor, PCA lighting, normalisation), and torch's
+DataLoader with as many worker processes as the loaders here have threads. All read the same files, make the same number
+of float32 views of the same size in batches of the same size, and are charged for all their threads and processes. The
+loaders here also check every file against its hash; the reference starts its workers anew for each epoch, which costs it
+2 % of an epoch of 1000 pictures. Pairs are interleaved; torch computes with one thread. Where a network is named, it is
+also trained on what the loader gives, and the share of the time that it waits is measured.
+"""
+
+import itertools
+import resource
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.data.encoded import EncodedImages
+from ekgsearch.data.folder import IMAGENET_MEAN, IMAGENET_STD, folder_images
+from ekgsearch.data.index import index_images
+from ekgsearch.data.loader import LoadedBatch, Loader, LoaderName, LoaderSettings, open_loader
+from ekgsearch.data.views import Augmentation, Normalisation
+from ekgsearch.errors import DataError
+from ekgsearch.experiment import expand_path
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+
+_NORMALISATION = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+_COLOUR = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2, lighting=0.1, crop="resized")
+_PLAIN = Augmentation(crop="resized")
+_CASES = (("one view", 1, _PLAIN), ("one view with colour", 1, _COLOUR), ("two views with colour", 2, _COLOUR))
+_PRINCIPAL_VALUES = (0.2175, 0.0188, 0.0045)
+_PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+class Settings(BenchSettings):
+    """What is loaded."""
+
+    folder: str = Field(description="folder with one folder of pictures per class; $VARIABLES are expanded")
+    images: int = Field(1000, ge=1, description="pictures of one epoch, spread over the folder")
+    image_size: int = Field(224, ge=1, description="side of a view, pixels")
+    batch_size: int = Field(64, ge=1, description="pictures of one batch")
+    threads: int = Field(1, ge=1, description="threads of the loaders, worker processes of the reference")
+    pairs: int = Field(5, ge=1, description="interleaved pairs")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the views go; auto: cuda if there is one")
+    net: str | None = Field(None, description="network that is also trained on two views, e.g. resnet50; null: none")
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Measure every case.
+
+    Raises:
+        DataError: the folder is missing or holds too few pictures.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        images = _open(settings)
+        measurements = list(itertools.chain.from_iterable(_case(settings, images, *case) for case in _CASES))
+        if settings.net is not None:
+            measurements += _supply(settings, images, settings.net)
+        return measurements
+    finally:
+        torch.set_num_threads(threads)
+
+
+def cpu_seconds() -> float:
+    """Processor seconds of all threads of this process and of all its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _open(settings: Settings) -> EncodedImages:
+    folder = expand_path(settings.folder, "folder")
+    index = index_images(folder, num_threads=settings.threads)
+    index.check_bad(0)
+    images = folder_images(index, settings.image_size, num_threads=settings.threads)
+    if len(images) < settings.images:
+        raise DataError(f"{folder}: expected {settings.images} pictures, found {len(images)}; lower `images`")
+    return images.take(torch.arange(settings.images) * len(images) // settings.images)
+
+
+def _case(
+    settings: Settings, images: EncodedImages, name: str, views: int, augmentation: Augmentation
+) -> Iterator[Measurement]:
+    reference = _drained(_reference(settings, images, views, augmentation))
+    for backend in ("dali", "torch"):
+        ours = _drained(_epochs(_loader(settings, images, views, augmentation, backend)))
+        seconds, theirs = abab(ours, reference, pairs=settings.pairs, clock=cpu_seconds)
+        for case, times in ((backend, seconds), (f"torchvision beside {backend}", theirs)):
+            rates = [settings.images / value for value in times]
+            yield Measurement.of(f"{name}, {case}", "per core", "images/s", rates)
+        yield ratio(f"{name}, {backend} against torchvision", "per core", theirs, seconds)
+
+
+def _drained(epochs: Iterator[Iterator[Any]]) -> Callable[[], None]:
+    """A function that runs through the next epoch."""
+
+    def drain() -> None:
+        for _ in next(epochs):
+            pass
+
+    return drain
+
+
+def _loader(
+    settings: Settings, images: EncodedImages, views: int, augmentation: Augmentation, backend: LoaderName
+) -> Loader:
+    return open_loader(
+        images,
+        LoaderSettings(
+            batch_size=settings.batch_size,
+            views=views,
+            augmentation=augmentation,
+            normalisation=_NORMALISATION,
+            seed=1,
+            drop_last=False,
+            loader=backend,
+            threads=settings.threads,
+            device=_device(settings),
+        ),
+    )
+
+
+def _device(settings: Settings) -> torch.device:
+    asked = settings.device
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked)
+
+
+def _epochs(loader: Loader) -> Iterator[Iterator[LoadedBatch]]:
+    return (loader.epoch(number) for number in itertools.count(1))
+
+
+class _TorchvisionPictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Pictures as most programs read them."""
+
+    def __init__(self, images: EncodedImages, views: int, augmentation: Augmentation) -> None:
+        self._files = [(images.source.where(image), image.label) for image in images.images]
+        self._views = views
+        self._transform = _transform(images.image_size, augmentation)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        path, label = self._files[position]
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+        return torch.stack([self._transform(picture) for _ in range(self._views)]), label
+
+
+def _transform(size: int, augmentation: Augmentation) -> Callable[[Image.Image], Tensor]:
+    from torchvision.transforms import v2
+
+    jitter = v2.ColorJitter(augmentation.brightness, augmentation.contrast, augmentation.saturation)
+    colour = augmentation.changes_colour
+    mean, std = ([value / 255 for value in values] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    steps = [
+        v2.RandomResizedCrop(size, antialias=True),
+        v2.RandomHorizontalFlip(),
+        *([jitter] if colour else []),
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        *([_Lighting(augmentation.lighting)] if colour else []),
+        v2.Normalize(mean, std),
+    ]
+    composed: Callable[[Image.Image], Tensor] = v2.Compose(steps)
+    return composed
+
+
+class _Lighting:
+    """Noise along the principal components of ImageNet's colours."""
+
+    def __init__(self, deviation: float) -> None:
+        self._components = torch.tensor(_PRINCIPAL_AXES) * torch.tensor(_PRINCIPAL_VALUES) * deviation
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image + (self._components @ torch.randn(3))[:, None, None]
+
+
+def _reference(
+    settings: Settings, images: EncodedImages, views: int, augmentation: Augmentation
+) -> Iterator[Iterator[Any]]:
+    loader = torch.utils.data.DataLoader(
+        _TorchvisionPictures(images, views, augmentation),
+        batch_size=settings.batch_size,
+        shuffle=True,
+        num_workers=settings.threads,
+        pin_memory=_device(settings).type == "cuda",
+    )
+    return (iter(loader) for _ in itertools.count())
+
+
+def _supply(settings: Settings, images: EncodedImages, name: str) -> list[Measurement]:
+    """Train a network on two views of each picture, and see how long it waits for them."""
+    device = _device(settings)
+    network = build(NetSpec(name, 1000, (3, settings.image_size, settings.image_size)), seed=1).to(device).train()
+    network = network.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    loader = _loader(settings, images, 2, _COLOUR, "auto")
+    rates, waits = [], []
+    for number in range(settings.pairs + 1):
+        begin, waited = time.perf_counter(), 0.0
+        for batch in loader.epoch(number + 1):
+            inputs = batch.views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = network(inputs)
+            F.cross_entropy(logits.float(), batch.labels.repeat_interleave(2)).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.zero_grad()
+            waited += batch.wait_seconds
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number:  # the first epoch builds pipelines and chooses kernels
+            seconds = time.perf_counter() - begin
+            rates.append(settings.images / seconds)
+            waits.append(100.0 * waited / seconds)
+    return [
+        Measurement.of(f"training {name}, two views with colour", "wall time", "images/s", rates),
+        Measurement.of(f"training {name}, two views with colour", "waiting for images", "%", waits),
+    ]

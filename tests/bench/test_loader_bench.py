@@ -1,0 +1,46 @@
+"""The benchmark of the loaders runs, charges children, and measures what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from data.loading import picture_folder
+
+from ekgsearch.bench import loader
+from ekgsearch.bench.base import run_bench
+from ekgsearch.errors import DataError
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PICTURES", str(picture_folder(tmp_path / "pictures") / "train"))
+    path = tmp_path / "bench.yaml"
+    path.write_text(
+        f"bench: loader\nfolder: $PICTURES\nimages: 8\nbatch_size: 4\nimage_size: 32\npairs: 2\n"
+        f"output: {tmp_path}/rows.parquet\n"
+    )
+    return path
+
+
+def test_every_case_is_measured_against_torchvision(job: Path) -> None:
+    _, measurements, rows = run_bench(job, ["net=resnet18"])
+    ratios = {m.case: m for m in measurements if m.unit == "x"}
+    cases = {f"{name}, {by} against torchvision" for name, _, _ in loader._CASES for by in ("dali", "torch")}
+    assert cases == set(ratios)
+    assert all(m.value > 0 and m.repeats == 2 for m in measurements if m.unit != "%")
+    [waits] = [m for m in measurements if m.unit == "%"]
+    assert 0 <= waits.low <= waits.high <= 100
+    assert rows.exists()
+
+
+def test_the_time_of_children_counts() -> None:
+    before = loader.cpu_seconds()
+    subprocess.run([sys.executable, "-c", "sum(i * i for i in range(3_000_000))"], check=True)
+    assert loader.cpu_seconds() - before > 0.05
+
+
+def test_too_few_pictures_are_said(job: Path) -> None:
+    with pytest.raises(DataError, match="expected 50 pictures, found 12; lower `images`"):
+        run_bench(job, ["images=50"])
