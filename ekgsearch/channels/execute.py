@@ -1,7 +1,8 @@
 """Run a traced network node by node, with other weights, from any node on."""
 
+import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +65,23 @@ class Program:
         result = next(node for node in nodes if node.op == "output").args[0]
         self._output = _bind(result)
         calls = [node for node in nodes if node.op not in ("placeholder", "output")]
-        self.steps = tuple(_step(node, read_tensor, modules, kinds) for node in calls)
+        self._results: list[str] = []
+        fx.node.map_arg(result, lambda node: self._results.append(node.name))
+        self._arrange(_step(node, read_tensor, modules, kinds) for node in calls)
+
+    def with_steps(self, steps: Iterable[Step]) -> "Program":
+        """The same program with other steps that lead to the same output."""
+        other = copy.copy(self)
+        other._arrange(steps)
+        return other
+
+    def _arrange(self, steps: Iterable[Step]) -> None:
+        self.steps = tuple(steps)
         self.index = {step.name: index for index, step in enumerate(self.steps)}
         self.last_use: dict[str, int] = {}
         for index, step in enumerate(self.steps):
             self.last_use.update(dict.fromkeys(step.inputs, index))
-        fx.node.map_arg(result, lambda node: self.last_use.update({node.name: len(self.steps)}))
+        self.last_use.update(dict.fromkeys(self._results, len(self.steps)))
 
     def values(self, images: Tensor) -> dict[str, Any]:
         """Compute the values of all nodes with the network's own weights and running statistics."""
@@ -111,21 +123,28 @@ def _step(
         own = [other.name for other in node.all_input_nodes if kinds[other.name] in _FRESH and len(other.users) == 1]
         overwrites = own[0] if own else ""
     call_inplace = call if function is None else _overwriting(function, inputs, overwrites, call)
-    is_fresh = kinds[node.name] in _FRESH or _is_relu(node, modules)
+    is_fresh = kinds[node.name] in _FRESH or is_relu(node, modules)
     return Step(node.name, inputs, call, overwrites, call_inplace, is_fresh)
 
 
-def _is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Tell whether a node is a ReLU."""
     if node.op == "call_module":
         return type(modules[str(node.target)]) is nn.ReLU
     return operation_name(node) == "relu"
 
 
+def is_sum(node: fx.Node) -> bool:
+    """Tell whether a node adds two values."""
+    is_plain_add = operation_name(node) == "add" and len(node.args) == 2 and not node.kwargs
+    return is_plain_add and len(node.all_input_nodes) == 2
+
+
 def _inplace(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[..., Tensor] | None:
     """In-place counterpart of a node that has one with the same bits: ReLU, and the sum of two values."""
-    if _is_relu(node, modules):
+    if is_relu(node, modules):
         return torch.relu_
-    if operation_name(node) == "add" and len(node.args) == 2 and not node.kwargs and len(node.all_input_nodes) == 2:
+    if is_sum(node):
         return torch.Tensor.add_
     return None
 

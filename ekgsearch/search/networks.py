@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
+from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork
@@ -74,31 +76,49 @@ class FastNetworks:
         slice_below: share of kept channels from which down a channel group is sliced; with 0 the results are those of
             `NaiveNetworks` bit for bit.
         norm_mode: how batch norms are computed.
+        arithmetic: numbers that they compute in; anything but the exact ones is an approximation.
     """
 
-    def __init__(self, graph: ChannelGraph, slice_below: float = SLICE_BELOW, norm_mode: NormMode = "batch") -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        slice_below: float = SLICE_BELOW,
+        norm_mode: NormMode = "batch",
+        arithmetic: Arithmetic = EXACT,
+    ) -> None:
         self.masked = MaskedNetwork(graph)
         self.norm_mode: NormMode = norm_mode
-        self._sliced = SlicedNetwork(graph, slice_below)
+        self._sliced = SlicedNetwork(graph, slice_below, arithmetic)
+        self._preparation = self._sliced.preparation
 
     def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
         """Logits of a sub-network."""
-        logits: Tensor = self._sliced.forward(images, self._sliced.prepare(subnetwork), norm_mode=self.norm_mode)
-        return logits
+        return _single(self._sliced.forward(images, self._preparation.whole(subnetwork), norm_mode=self.norm_mode))
 
     def prepare(self, subnetwork: Subnetwork) -> Any:
         """Kernels and masks of a sub-network."""
-        return self._sliced.prepare(subnetwork)
+        return self._preparation.whole(subnetwork)
 
     def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any) -> dict[str, Tensor]:
         """Importance of every channel."""
-        return self._sliced.scores(images, loss, prepared, norm_mode=self.norm_mode)[1]
+        found = self._sliced.scores(images, lambda logits: loss(_single(logits)), prepared, norm_mode=self.norm_mode)
+        return found[1]
 
     def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
         """Prepare the current network and what each candidate changes."""
-        standing = self._sliced.prepare(current)
+        standing = self._preparation.whole(current)
         branches = [
-            (candidate.group, self._sliced.narrowed(standing, candidate.subnetwork, candidate.group))
+            (candidate.group, self._preparation.narrowed(standing, candidate.subnetwork, candidate.group))
             for candidate in candidates
         ]
-        return lambda images: self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode)
+
+        def run(images: Tensor) -> list[Tensor]:
+            outputs = self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode)
+            return [_single(logits) for logits in outputs]
+
+        return run
+
+
+def _single(logits: Tensor) -> Tensor:
+    """Logits in at least 32 bits, for losses and sums."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

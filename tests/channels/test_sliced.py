@@ -9,7 +9,8 @@ from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
-from ekgsearch.channels.sliced import Prepared, SlicedNetwork
+from ekgsearch.channels.prepare import Prepared
+from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 
@@ -40,7 +41,7 @@ def assert_same_bits(found: Any, expected: Any) -> None:
 def candidates_of(network: SlicedNetwork, current: Prepared) -> list[tuple[str, Prepared]]:
     sub = current.subnetwork
     return [
-        (group.name, network.narrowed(current, sub.replace(group.name, sub[group.name][:1]), group.name))
+        (group.name, network.preparation.narrowed(current, sub.replace(group.name, sub[group.name][:1]), group.name))
         for group in network.graph.groups
     ]
 
@@ -55,7 +56,7 @@ def test_outputs_are_those_of_the_masked_network(name, mode):
         for seed in range(3):
             sub = random_subnetwork(graph, seed)
             expected = masked.forward(x, sub, norm_mode=mode)
-            found = network.forward(x, network.prepare(sub), norm_mode=mode)
+            found = network.forward(x, network.preparation.whole(sub), norm_mode=mode)
             if below == 0.0:
                 assert_same_bits(found, expected)
             else:
@@ -67,13 +68,13 @@ def test_outputs_are_those_of_the_masked_network(name, mode):
 def test_candidates_that_branch_off_give_the_bits_of_whole_runs(name, below):
     graph = graph_of(name)
     network, x = SlicedNetwork(graph, below), images()
-    current = network.prepare(random_subnetwork(graph, 4))
+    current = network.preparation.whole(random_subnetwork(graph, 4))
     candidates = candidates_of(network, current)
     before = {key: tensor.clone() for key, tensor in current.tensors.items()}
     pixels = x.clone()
     outputs = network.branches(x, current, candidates)
     for (_, candidate), output in zip(candidates, outputs, strict=True):
-        whole = network.prepare(candidate.subnetwork)
+        whole = network.preparation.whole(candidate.subnetwork)
         assert_same_bits(output, network.forward(x, whole))
     assert torch.equal(x, pixels), "the images were written"
     assert all(torch.equal(current.tensors[key], tensor) for key, tensor in before.items())
@@ -86,8 +87,8 @@ def test_scores_are_those_of_the_masked_network(name):
     expected = MaskedNetwork(graph).scores(x, loss, sub)
     for below in (0.0, 0.6, 1.0):
         network = SlicedNetwork(graph, below)
-        output, found = network.scores(x, loss, network.prepare(sub))
-        assert_same_bits(output, network.forward(x, network.prepare(sub)))
+        output, found = network.scores(x, loss, network.preparation.whole(sub))
+        assert_same_bits(output, network.forward(x, network.preparation.whole(sub)))
         for group in graph.groups:
             torch.testing.assert_close(found[group.name], expected[group.name], rtol=1e-9, atol=1e-12)
             removed = sorted(set(range(group.size)) - set(sub[group.name]))
@@ -97,11 +98,11 @@ def test_scores_are_those_of_the_masked_network(name):
 def test_slicing_leaves_removed_channels_out_of_every_feature_map_of_a_resnet():
     graph = analyse(build(NetSpec("resnet20", 10, (3, 16, 16)), seed=1).eval(), (3, 16, 16))
     network = SlicedNetwork(graph, 1.0)
-    assert network.sliceable == {group.name for group in graph.groups}
+    assert network.preparation.sliceable == {group.name for group in graph.groups}
     sub = graph.full()
     for group in graph.groups:
         sub = sub.replace(group.name, range(0, group.size, 2))
-    prepared = network.prepare(sub)
+    prepared = network.preparation.whole(sub)
     assert not prepared.masks
     for path, layer in graph.layers.items():
         kept = layer.module.get_parameter("weight").shape[0] // (1 if path == "linear" else 2)
@@ -112,27 +113,27 @@ def test_a_channel_group_above_the_threshold_is_masked_and_one_at_it_is_sliced()
     graph = graph_of("plain")
     group = graph.groups[0]
     network = SlicedNetwork(graph, (group.size - 1) / group.size)
-    at = network.prepare(one_left(graph, group.name, 1))
-    above = network.prepare(graph.full())
+    at = network.preparation.whole(one_left(graph, group.name, 1))
+    above = network.preparation.whole(graph.full())
     assert set(at.present) == set(group.sites)
     assert not above.present
-    narrow = SlicedNetwork(graph, 0.1).prepare(graph.full().replace(group.name, range(group.size - 1)))
+    narrow = SlicedNetwork(graph, 0.1).preparation.whole(graph.full().replace(group.name, range(group.size - 1)))
     assert set(narrow.masks) == set(group.sites)
 
 
 def test_channel_groups_that_are_rearranged_in_ways_that_need_all_channels_are_masked():
     graph = graph_of("option A")
     network = SlicedNetwork(graph, 1.0)
-    padded = {group.name for group in graph.groups} - network.sliceable
+    padded = {group.name for group in graph.groups} - network.preparation.sliceable
     assert padded, "zero-padded shortcuts place channels by number"
     sub = random_subnetwork(graph, 0)
-    assert set(network.prepare(sub).masks) <= {site for name in padded for site in graph.group(name).sites}
+    assert set(network.preparation.whole(sub).masks) <= {site for name in padded for site in graph.group(name).sites}
 
 
 def test_networks_of_the_zoo_can_be_sliced_whole():
     for name in ("resnet56", "resnet18", "resnet50", "mobilenet_v2", "vgg16"):
         graph = analyse(build(NetSpec(name, 10, (3, 32, 32))).eval(), (3, 32, 32))
-        assert SlicedNetwork(graph, 1.0).sliceable == {group.name for group in graph.groups}, name
+        assert SlicedNetwork(graph, 1.0).preparation.sliceable == {group.name for group in graph.groups}, name
 
 
 def test_nothing_before_the_first_step_depends_on_the_channel_group():
