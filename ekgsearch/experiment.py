@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ekgsearch.errors import JobError
-from ekgsearch.records import Counter, content_hash
+from ekgsearch.records import Counter, Precision, content_hash
 from ekgsearch.search.criteria import Criterion, SearchTeacher
 from ekgsearch.search.steps import Quirk, expand_reference
 
@@ -133,6 +133,11 @@ class SearchSection(Section):
         le=1,
         description="channel groups that keep at most this share are computed on kept channels; 0: none",
     )
+    precision: Precision = Field(
+        "fp32", description="fp32: exact; tf32 (GPU) and bf16 are faster and approximate: see `run --audit`"
+    )
+    channels_last: bool = Field(False, description="channels of a pixel together in memory; other rounding")
+    compile: bool = Field(False, description="compile norms with what follows them (torch.compile); other rounding")
 
 
 class BankSection(Section):

@@ -17,6 +17,10 @@ NormMode = Literal["batch", "batch_sequential", "running"]
 batch_sequential: as `batch`, with the sums of the program published with EKG; known to masked networks only.
 """
 
+Precision = Literal["fp32", "tf32", "bf16"]
+"""fp32: 32-bit floats. tf32: the same, multiplied with 10 bits of mantissa on a GPU. bf16: activations and kernels of
+convolutions and linear layers in 16 bits, norms and statistics in 32."""
+
 
 class Phase(StrEnum):
     """The phases of a run, in order; device-hours are tracked for each."""

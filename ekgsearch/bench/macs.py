@@ -159,7 +159,7 @@ def noise(settings: Settings) -> tuple[ChannelGraph, list[SearchBatch]]:
             nn.init.normal_(module.bias, 0, 0.2, generator=generator)
     images = torch.randn(settings.images, *shape, generator=generator)
     labels = torch.randint(0, settings.num_classes, (settings.images,), generator=generator)
-    parts = zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
+    parts = zip(torch.split(images, settings.batch_size), torch.split(labels, settings.batch_size), strict=True)
     return analyse(network, shape), [SearchBatch(index, *part) for index, part in enumerate(parts)]
 
 

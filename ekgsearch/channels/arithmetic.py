@@ -1,14 +1,11 @@
 """The numbers that a network is run in: 32-bit floats, or faster and coarser ones where they are asked for."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "tf32", "bf16"]
-"""fp32: 32-bit floats. tf32: the same, multiplied with 10 bits of mantissa on a GPU. bf16: activations and kernels of
-convolutions and linear layers in 16 bits, norms and statistics in 32."""
+from ekgsearch.records import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +13,7 @@ class Arithmetic:
     """How a network computes. The default is exact; all else rounds otherwise.
 
     Attributes:
-        precision: the numbers.
+        precision: the numbers; tf32 differs from fp32 on GPUs only.
         channels_last: keep the channels of a pixel together in memory.
         compile: compile norms and what follows them into one kernel each (torch.compile).
     """

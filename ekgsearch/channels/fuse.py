@@ -27,14 +27,12 @@ def fuse(trace: Trace, visible: frozenset[str]) -> Program:
     gone: set[str] = set()
     for node in trace.graph.nodes:
         chain = _chain(node, trace, visible)
-        if chain is not None:
+        if chain is not None and chain[1].name not in fused:  # two norms may meet in one sum; the first is fused
             norm, last, other = chain
             fused[last.name] = _fused_step(norm, last, other, trace)
-            gone.update(
-                name for name in (norm.name, *(n.name for n in norm.users if n is not last)) if name != last.name
-            )
-    steps = [fused.get(step.name, step) for step in trace.program.steps if step.name not in gone]
-    return trace.program.with_steps(steps)
+            gone.add(norm.name)
+            gone.update(user.name for user in norm.users if user is not last)
+    return trace.program.with_steps(fused.get(step.name, step) for step in trace.program.steps if step.name not in gone)
 
 
 def _chain(node: fx.Node, trace: Trace, visible: frozenset[str]) -> tuple[fx.Node, fx.Node, fx.Node | None] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.data.datasets import Dataset
@@ -88,6 +89,7 @@ class Setup:
                 seed=sub_seed(self.job.seed, "criterion"),
             ),
             norm_mode="batch_sequential" if "sequential_statistics" in section.quirks else "batch",
+            arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
         )
 
     def workload(self, weights: Path) -> Workload:
@@ -224,6 +226,8 @@ def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.
 
 def _device(job: Job) -> str:
     has_cuda = torch.cuda.is_available()
+    if job.search.precision == "tf32" and (job.cluster.device == "cpu" or not has_cuda):
+        raise JobError("search.precision = tf32, but only GPUs multiply in TF32 and this run is on the CPU; use fp32")
     if job.cluster.device == "cuda" and not has_cuda:
         raise JobError("cluster.device = cuda, but torch finds no CUDA device on this machine; use auto or cpu")
     return "cuda" if has_cuda and job.cluster.device != "cpu" else "cpu"

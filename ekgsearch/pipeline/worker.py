@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ekgsearch.bank.build import Outputs, bank_layout, build_block, write_block
 from ekgsearch.bank.manifest import BankSpec
-from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.arithmetic import EXACT, Arithmetic
+from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.pipeline.reports import Answer, Question, Value
@@ -44,6 +45,7 @@ class SearchPlan:
         slice_below: share of kept channels from which down a channel group is computed on its kept channels only.
         rules: importance criterion and teacher of the score.
         norm_mode: how batch norms are computed.
+        arithmetic: numbers that the fast evaluation computes in.
     """
 
     run: str
@@ -53,11 +55,18 @@ class SearchPlan:
     slice_below: float = SLICE_BELOW
     rules: Rules = PUBLISHED
     norm_mode: NormMode = "batch"
+    arithmetic: Arithmetic = EXACT
 
     @property
     def divisor(self) -> int:
         """What the summed score is divided by: the images of all batches, or the nominal batch size."""
         return self.nominal_batch or sum(len(ids) for _, ids in self.batches)
+
+    def networks(self, graph: ChannelGraph) -> Networks:
+        """What runs the sub-networks of a network under this plan."""
+        if self.evaluation == "naive":
+            return NaiveNetworks(graph, self.norm_mode)
+        return FastNetworks(graph, self.slice_below, self.norm_mode, self.arithmetic)
 
 
 class Worker:
@@ -88,10 +97,8 @@ class Worker:
             for index, ids in plan.batches
             if index in owned
         ]
-        if plan.evaluation == "naive":
-            networks: Networks = NaiveNetworks(graph, plan.norm_mode)
-        else:
-            networks = FastNetworks(graph, plan.slice_below, plan.norm_mode)
+        plan.arithmetic.set_backends()
+        networks = plan.networks(graph)
         self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor, plan.rules)
 
     def begin(self, history: Sequence[Subnetwork]) -> None:

@@ -1,0 +1,86 @@
+"""Faster arithmetic gives nearly the same numbers, from fewer or smaller ones, and nothing of it is on by default."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import images, random_subnetwork
+
+from ekgsearch.channels.arithmetic import EXACT, Arithmetic
+from ekgsearch.channels.fuse import fuse
+from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.sliced import SlicedNetwork
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+
+SHAPE = (3, 16, 16)
+LABELS = torch.tensor([0, 2, 3, 1, 1, 0, 2, 3])
+
+
+@pytest.fixture(scope="module", params=["resnet20", "resnet18", "mobilenet_v2"])
+def graph(request: pytest.FixtureRequest) -> ChannelGraph:
+    network = build(NetSpec(request.param, 4, SHAPE), seed=1).eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 0.8)
+    return analyse(network, SHAPE)
+
+
+def pixels() -> torch.Tensor:
+    return images(SHAPE, batch=8).float()
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "tolerance"), [(Arithmetic(channels_last=True), 1e-4), (Arithmetic("bf16", True), 0.1)]
+)
+def test_logits_and_scores_stay_near_the_exact_ones(
+    arithmetic: Arithmetic, tolerance: float, graph: ChannelGraph
+) -> None:
+    sub = random_subnetwork(graph, 1)
+    exact = MaskedNetwork(graph).forward(pixels(), sub)
+    network = SlicedNetwork(graph, 0.9, arithmetic)
+    prepared = network.preparation.whole(sub)
+    found = network.forward(pixels(), prepared)
+    assert found.dtype == (torch.bfloat16 if arithmetic.precision == "bf16" else torch.float32)
+    assert float((found.float() - exact).norm() / exact.norm()) < tolerance
+    assert not torch.equal(found.float(), exact)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), LABELS)
+
+    expected = MaskedNetwork(graph).scores(pixels(), loss, sub)
+    scores = network.scores(pixels(), loss, prepared)[1]
+    one, other = (torch.cat([values[group.name] for group in graph.groups]) for values in (scores, expected))
+    assert float((one - other).norm() / other.norm()) < 3 * tolerance
+
+
+def test_the_default_is_exact_and_gives_kernels_as_they_are(graph: ChannelGraph) -> None:
+    assert Arithmetic() == EXACT
+    kernel = torch.randn(4, 3, 3, 3)
+    assert EXACT.kernel(kernel) is kernel
+
+
+def test_channels_last_holds_through_the_network(graph: ChannelGraph) -> None:
+    network = SlicedNetwork(graph, 0.9, Arithmetic(channels_last=True))
+    prepared = network.preparation.whole(random_subnetwork(graph, 2))
+    for tensor in prepared.tensors.values():
+        assert tensor.ndim != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_fused_steps_compute_what_the_single_ones_do(graph: ChannelGraph) -> None:
+    """In running mode the fused steps are not compiled: the same operations, the same bits."""
+    sites = frozenset(site.node for site in graph.sites)
+    program = fuse(graph.trace, sites)
+    single = graph.trace.program
+    assert len(program.steps) < len(single.steps)
+    assert sites <= set(program.index)
+    expected = single.output(single.values(pixels()))
+    assert torch.equal(program.output(program.values(pixels())), expected)
+
+
+@pytest.mark.slow
+def test_compiled_norms_stay_near_the_exact_ones(graph: ChannelGraph) -> None:
+    sub = random_subnetwork(graph, 3)
+    network = SlicedNetwork(graph, 0.9, Arithmetic(compile=True))
+    found = network.forward(pixels(), network.preparation.whole(sub))
+    torch.testing.assert_close(found, MaskedNetwork(graph).forward(pixels(), sub), rtol=1e-3, atol=1e-4)
