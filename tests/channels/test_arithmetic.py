@@ -31,7 +31,7 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("arithmetic", "tolerance"), [(Arithmetic(channels_last=True), 1e-4), (Arithmetic("bf16", True), 0.1)]
+    ("arithmetic", "tolerance"), [(Arithmetic(channels_last=True), 1e-4), (Arithmetic("bf16", True), 0.3)]
 )
 def test_logits_and_scores_stay_near_the_exact_ones(
     arithmetic: Arithmetic, tolerance: float, graph: ChannelGraph
@@ -51,7 +51,7 @@ def test_logits_and_scores_stay_near_the_exact_ones(
     expected = MaskedNetwork(graph).scores(pixels(), loss, sub)
     scores = network.scores(pixels(), loss, prepared)[1]
     one, other = (torch.cat([values[group.name] for group in graph.groups]) for values in (scores, expected))
-    assert float((one - other).norm() / other.norm()) < 3 * tolerance
+    assert float((one - other).norm() / other.norm()) < 2 * tolerance
 
 
 def test_the_default_is_exact_and_gives_kernels_as_they_are(graph: ChannelGraph) -> None:
