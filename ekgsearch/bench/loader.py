@@ -4,9 +4,9 @@ The reference is what is usually written: a torchvision dataset that opens a JPE
 transforms v2 of each view (random resized crop, flip, colour jitter, tensor, PCA lighting, normalisation), and torch's
 DataLoader with as many worker processes as the loaders here have threads. All read the same files, make the same number
 of float32 views of the same size in batches of the same size, and are charged for all their threads and processes. The
-loaders here also check every file against its hash; the reference starts its workers anew for each epoch, which costs it
-2 % of an epoch of 1000 pictures. Pairs are interleaved; torch computes with one thread. Where a network is named, it is
-also trained on what the loader gives, and the share of the time that it waits is measured.
+loaders here also check every file against its hash; the reference starts its workers anew for each epoch, which costs
+it 2 % of an epoch of 1000 pictures. Pairs are interleaved; torch computes with one thread. Where a network is named, it
+is also trained on what the loader gives, and the share of the time that it waits is measured.
 """
 
 import itertools

@@ -218,6 +218,8 @@ class ReadingLoader(Generic[Pixels]):
         waited = time.monotonic() - begin
         if views is None:
             views = self._render(batch, epoch)
+        if views.is_cuda:  # made on another stream: its memory must not be used again before this one is done with it
+            views.record_stream(torch.cuda.current_stream(views.device))
         ids, labels = (to_device(values, self._settings.device) for values in (batch.ids, batch.labels))
         return LoadedBatch(ids, labels, views, global_size, batch.replaced, waited)
 

@@ -6,7 +6,7 @@ import logging
 import torch
 from torch import Tensor
 
-from ekgsearch.data import dali_loader, torch_loader
+from ekgsearch.data import dali, dali_loader, torch_loader
 from ekgsearch.data.batching import LoadedBatch, Loader, LoaderName, LoaderSettings
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import ImageSet
@@ -22,7 +22,7 @@ def open_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor | None =
 
     Args:
         images: the images.
-        settings: what decides the batches, and who makes them; `auto` says in the log why DALI is not taken.
+        settings: what decides the batches, and who makes them; the log says who, and why it is not DALI.
         ids: image ids in use (M,), int64; None for all.
 
     Raises:
@@ -31,23 +31,15 @@ def open_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor | None =
     ids = torch.arange(len(images)) if ids is None else ids.cpu().to(torch.int64)
     if not len(ids):
         raise DataError("loader: expected images, found none")
-    reason = None if settings.loader == "torch" else _why_not_dali(images)
+    reason = "the job says so" if settings.loader == "torch" else dali.why_not(settings.device)
     if reason and settings.loader == "dali":
         raise DataError(f"loader: dali was asked for, but {reason}; use auto or torch")
-    if reason:
-        _say_once(f"loader: torch, not DALI, since {reason}")
-    if not isinstance(images, EncodedImages):
-        return torch_loader.tensor_loader(images, settings, ids)
-    if reason or settings.loader == "torch":
-        return torch_loader.encoded_loader(images, settings, ids)
-    _say_once(f"loader: DALI, decoding on {settings.device}")
-    return dali_loader.dali_loader(images, settings, ids)
-
-
-def _why_not_dali(images: ImageSet) -> str | None:
-    if not isinstance(images, EncodedImages):
-        return "these images are decoded already and nothing is left for it to do"
-    return dali_loader.why_not()
+    if settings.loader == "auto" and not isinstance(images, EncodedImages):
+        reason = "these images are decoded already, which leaves it nothing to do"
+    _say_once(f"loader: torch, not DALI, since {reason}" if reason else f"loader: DALI, on {settings.device}")
+    if isinstance(images, EncodedImages):
+        return (torch_loader.encoded_loader if reason else dali_loader.dali_loader)(images, settings, ids)
+    return (torch_loader.tensor_loader if reason else dali_loader.array_loader)(images, settings, ids)
 
 
 @functools.cache

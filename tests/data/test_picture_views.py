@@ -11,7 +11,7 @@ from data.loading import NORMALISATION, PAD, RESIZED, by_id, encoded, photograph
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from ekgsearch.data import choices, dali_loader, loader
+from ekgsearch.data import choices, dali, dali_loader, loader
 from ekgsearch.data.colours import ColourMap
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.encoded import EncodedImages
@@ -142,7 +142,7 @@ def test_boxes_lie_inside_and_have_the_published_sizes() -> None:
 
 
 def test_a_decoder_goes_on_after_a_batch_that_it_cannot_decode(caplog: pytest.LogCaptureFixture) -> None:
-    decoder = dali_loader.Decoder(2, 1, torch.device("cpu"), crops=0, size=SIZE)
+    decoder = dali.Decoder(2, 1, torch.device("cpu"), crops=0, size=SIZE)
     good = encoded(photograph(1))
     for bad in (b"", b"text", good[: len(good) // 2], encoded(photograph(1), "GIF")):
         with pytest.raises(DataError, match=r"empty|expected JPEG or PNG|cannot be decoded"):
@@ -159,8 +159,9 @@ def test_auto_takes_dali_for_pictures_and_says_once_why_not(
     caplog.set_level("INFO")
     images, asked = opened(folder), settings(loader="auto", augmentation=RESIZED)
     batch = next(iter(open_loader(images, asked).epoch(1)))
-    assert "loader: DALI, decoding on cpu" in caplog.messages
+    assert "loader: DALI, on cpu" in caplog.messages
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    dali.why_not.cache_clear()
     for _ in range(2):
         without = next(iter(open_loader(images, asked).epoch(1)))
     assert torch.equal(without.views, batch.views)
@@ -168,3 +169,10 @@ def test_auto_takes_dali_for_pictures_and_says_once_why_not(
     assert len(said) == 1
     with pytest.raises(DataError, match=r"dali was asked for, but nvidia\.dali cannot be imported.*use auto or torch"):
         open_loader(images, settings(loader="dali"))
+    dali.why_not.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
+def test_dali_without_a_gpu_to_decode_on_says_so(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"but DALI cannot decode on cuda \(.*(CUDA|driver).*\); use auto or torch"):
+        open_loader(opened(folder), settings(loader="dali", device=torch.device("cuda")))
