@@ -95,7 +95,7 @@ def _on_stream(render: Render[Pixels], device: torch.device) -> Render[Pixels]:
     """Let the kernels of a GPU that make views run beside those of the training, and end before DALI goes on."""
     if device.type != "cuda":
         return render
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def render_on_stream(batch: ReadBatch[Pixels], epoch: int) -> Tensor:
         with torch.cuda.stream(stream):
