@@ -165,6 +165,30 @@ def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 
 
 @cli.command()
+@_job_argument
+@_set_option
+@click.option("--resume", is_flag=True, help="Continue even if the job, the machine or a version differs.")
+@_verbose_option
+def study(job: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) -> None:
+    """Run the study of random sub-networks that JOB describes; the same command continues it.
+
+    \b
+    Examples:
+      ekgsearch study jobs/study_landscape_digits.yaml
+      ekgsearch study jobs/study_landscape_resnet56.yaml --set study.condition=relative
+    """
+    from ekgsearch.jobfile import load_model
+    from ekgsearch.orchestration.launch import launch
+    from ekgsearch.pipeline.study import StudyJob, run_study
+    from ekgsearch.report.study import write_study
+
+    checked = load_model(job, StudyJob, overrides)
+    run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
+    figure, text = write_study(run_dir / "tables" / "study.parquet", checked.study.condition)
+    click.echo(f"{text}\nfigure: {figure}")
+
+
+@cli.command()
 @click.option("--oracle", type=click.Path(path_type=Path), required=True, help="Folder of recorded decisions.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights at the start. [the folder's .safetensors]")
 @click.option("--data", type=click.Path(path_type=Path), envvar="EKGSEARCH_DATA", help="Images. [$EKGSEARCH_DATA]")

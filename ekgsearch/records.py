@@ -145,7 +145,6 @@ class CandidateRow:
     search_top1: float = column("accuracy on the search subset, percent, batch statistics")
     kept_macs: int = column("multiply-accumulates per image of the candidate (job's counter)")
     won: bool = column("true for the candidate that was taken")
-    images: int = column("images that it was evaluated on; fewer than the search subset where a race dropped it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +256,22 @@ class SummaryRow:
     averaged_top1: float = column(
         "test accuracy of the mean of its weights after the last epochs, percent; NaN without averaging", math.nan
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """One random sub-network of a study."""
+
+    run: str = column("name of the run")
+    index: int = column("number of the sub-network, from 0")
+    criterion: str = column("which channels go first: random or l1")
+    kept_macs: int = column("multiply-accumulates per image (job's counter)")
+    macs_reduction: float = column("share of the multiply-accumulates removed, 0..1")
+    validation_loss: float = column("cross-entropy on the search subset before fine-tuning, nats, batch statistics")
+    eigenvalue_ratio: float = column("|lowest / highest eigenvalue| of the Hessian, mean along the gradient")
+    relative_condition: float = column("|weights| |df/dt| / (|gradient| f), mean along the gradient")
+    potential_loss: float = column("test loss after plain fine-tuning, nats per image, running statistics")
+    final_top1: float = column("test accuracy after plain fine-tuning, percent, running statistics")
 
 
 TABLES: dict[str, type] = {

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -18,10 +19,16 @@ from ekgsearch.runtime.progress import configure_logging
 log = logging.getLogger(__name__)
 
 
-def launch(job: Job, *, continue_anyway: bool, verbose: bool) -> Path:
+def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[..., object] = run_job) -> Path:
     """Run a job, on Ray where it asks for workers, and return its run directory.
 
     SIGTERM stops the run with exit status 75; the same command continues it.
+
+    Args:
+        job: what to do.
+        continue_anyway: continue a run directory of another job, machine or version.
+        verbose: log details.
+        run: what runs the job, with the arguments of `run_job`.
 
     Raises:
         EkgError: whatever stops a run; see `run_job`.
@@ -34,15 +41,14 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool) -> Path:
     configure_logging(run_dir, verbose)
     signal.signal(signal.SIGTERM, _stop)
     if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not cluster_address(job.cluster):
-        run_job(job, InProcessBackend(), continue_anyway=continue_anyway)
+        run(job, InProcessBackend(), continue_anyway=continue_anyway)
         return run_dir
     prepare_environment(job.cluster)
     from ekgsearch.orchestration.backend import RayBackend
 
     cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cpus_per_worker)
     with ray_session(job.cluster, num_cpus=max(cores, os.cpu_count() or 1)):
-        signal.signal(signal.SIGTERM, _stop)  # Ray has put a handler of its own in its place, which aborts
-        run_job(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
+        run(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
     return run_dir
 
 

@@ -91,8 +91,7 @@ class RayCrew:
             calls[self._call(member, "answer", question)] = member
 
         for member in self.members:
-            if question.concerns(member.owned):
-                send(member)
+            send(member)
         while calls:
             for member, answer in self._next(calls, history):
                 if answer is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ekgsearch.errors import ResumeError, StorageError
 from ekgsearch.experiment import Job
-from ekgsearch.jobfile import job_text, load_job
+from ekgsearch.jobfile import job_text, load_model
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
 from ekgsearch.pipeline.preparing import pretrain, warm_up
@@ -102,7 +102,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
 
 def _job_differences(path: Path, job: Job) -> list[str]:
     """Fields in which a job differs from the one that the run directory was started with."""
-    before, now = (_flat(item.model_dump(mode="json")) for item in (load_job(path), job))
+    before, now = (_flat(item.model_dump(mode="json")) for item in (load_model(path, type(job)), job))
     return [
         f"{name} was {canonical_json(before[name])}, is {canonical_json(now[name])}"
         for name in now

@@ -1,0 +1,204 @@
+"""The study of random sub-networks: does the loss before fine-tuning, or its curvature, foretell the loss after it."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.slim import slim
+from ekgsearch.data.subset import batches
+from ekgsearch.data.views import Augmentation
+from ekgsearch.experiment import Job, Positive, Section
+from ekgsearch.finetune.evaluate import evaluate
+from ekgsearch.finetune.world import World
+from ekgsearch.pipeline.backend import Backend
+from ekgsearch.pipeline.landscape import Landscape, measure_landscape
+from ekgsearch.pipeline.preparing import pretrain, training_config, warm_up
+from ekgsearch.pipeline.run import start_or_check
+from ekgsearch.pipeline.setup import set_up
+from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student
+from ekgsearch.records import Phase, StudyRow, Subnetwork
+from ekgsearch.runtime.environment import device_name
+from ekgsearch.runtime.ledger import Ledger
+from ekgsearch.runtime.progress import Progress
+from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.search.random_walk import random_subnetwork
+from ekgsearch.storage.files import remove_partials
+from ekgsearch.storage.journal import Journal
+from ekgsearch.storage.tables import write_table
+
+log = logging.getLogger(__name__)
+
+Condition = Literal["eigenvalue_ratio", "relative"]
+
+
+class StudySection(Section):
+    """Random sub-networks and what is measured on them."""
+
+    subnetworks: int = Field(50, ge=3, description="random sub-networks")
+    by_l1: int = Field(10, ge=0, description="how many of them lose channels of small L1 norm, not random ones")
+    points: Positive = Field(21, description="points along the gradient at which the curvature is measured")
+    radius: float = Field(0.1, gt=0, description="farthest of these points, as a multiple of the gradient")
+    lanczos_iterations: Positive = Field(30, description="Hessian-vector products at each point")
+    condition: Condition = Field(
+        "eigenvalue_ratio",
+        description="condition number that is plotted: |lowest / highest eigenvalue| of the Hessian, or the relative "
+        "condition number; the table has both",
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> "StudySection":
+        if self.by_l1 > self.subnetworks:
+            raise ValueError(f"study.by_l1 = {self.by_l1} is more than study.subnetworks = {self.subnetworks}")
+        return self
+
+
+class StudyJob(Job):
+    """A job whose search is by lot, many times over."""
+
+    study: StudySection = Field(default_factory=StudySection)
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> "StudyJob":
+        if self.finetune.objective != "plain":
+            raise ValueError(
+                f"finetune.objective = {self.finetune.objective}: the study fine-tunes by cross-entropy alone; "
+                "use plain"
+            )
+        return self
+
+
+def run_study(job: StudyJob, backend: Backend, *, continue_anyway: bool = False) -> None:
+    """Run a study to its end, or continue it after the last sub-network that is in its journal.
+
+    The result is the table ``tables/study.parquet`` in the run directory.
+
+    Args:
+        job: what to do; its run directory exists.
+        backend: where trainings run.
+        continue_anyway: continue a run directory of another job, machine or version.
+
+    Raises:
+        EkgError: as `ekgsearch.pipeline.run.run_job`.
+    """
+    run_dir, section = job.run_dir, job.study
+    setup = set_up(job)
+    with Journal.open(run_dir / "journal.jsonl") as journal:
+        remove_partials(run_dir)
+        start_or_check(setup, journal, continue_anyway)
+        state = RunState(setup, journal, Ledger(run_dir / "ledger", job.run_name), backend)
+        pretrain(state)
+        warm_up(state)
+        done = len(state.lines("study"))
+        with Progress("study", section.subnetworks, "sub-networks", log) as progress:
+            progress.advance(done)
+            for index in range(done, section.subnetworks):
+                line = _study_one(state, job, index)
+                journal.append("study", **line)
+                progress.advance(1, potential_loss=f"{line['potential_loss']:.4f}")
+        _write_table(state, job)
+
+
+def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
+    """Make one random sub-network, look at its loss, fine-tune it and look again."""
+    setup, section = state.setup, job.study
+    criterion: Literal["l1", "random"] = "l1" if index >= section.subnetworks - section.by_l1 else "random"
+    graph, device = state.open_graph(), torch.device(setup.device)
+    subnetwork = random_subnetwork(
+        graph, setup.budget, criterion=criterion, seed=sub_seed(job.seed, "study", index), step=job.search.step
+    )
+    with state.ledger.attempt(Phase.EVALUATE, device_name(device), setup.num_local_devices) as clock, clock.working():
+        found = _landscape(state, job, graph, subnetwork)
+    weights = _fine_tuned(state, job, subnetwork, index)
+    network = load_student(state.workload, subnetwork, weights).to(device)
+    result = evaluate(network, setup.dataset.test, state.workload.normalisation, World(device))
+    return {
+        "index": index,
+        "criterion": criterion,
+        "kept": subnetwork.to_dict(),
+        "validation_loss": found.loss,
+        "eigenvalue_ratio": found.eigenvalue_ratio,
+        "relative": found.relative,
+        "potential_loss": result.loss,
+        "correct": result.correct,
+    }
+
+
+def _landscape(state: RunState, job: StudyJob, graph: ChannelGraph, subnetwork: Subnetwork) -> Landscape:
+    setup, section = state.setup, job.study
+    device, train = torch.device(setup.device), setup.dataset.train
+    network = slim(graph, subnetwork).to(device)
+    parts = [
+        (state.workload.normalisation(train.read(ids).to(device)), train.labels[ids].to(device))
+        for ids in batches(setup.search_ids, job.search.batch_size)
+    ]
+    return measure_landscape(
+        network,
+        parts,
+        points=section.points,
+        radius=section.radius,
+        iterations=section.lanczos_iterations,
+        seed=sub_seed(job.seed, "lanczos"),
+    )
+
+
+def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: int) -> Path:
+    """Weights of a sub-network after plain fine-tuning."""
+    setup, section = state.setup, job.finetune
+    config = training_config(
+        section,
+        objective="plain",
+        augmentation=Augmentation(
+            pad=section.pad,
+            flip=section.flip,
+            brightness=section.brightness,
+            contrast=section.contrast,
+            saturation=section.saturation,
+        ),
+        seed=sub_seed(job.seed, "finetune"),
+        num_evaluations=1,
+    )
+    ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
+    name = f"study{index:03d}"
+    plan = TrainingPlan(
+        run=job.run_name,
+        phase=Phase.FINETUNE,
+        workload=state.workload,
+        tasks=(TrainingTask(name=name, config=config, subnetwork=subnetwork, ids=ids, evaluate=False),),
+        bank=None,
+        threads=job.cluster.threads_per_worker,
+    )
+    threads = torch.get_num_threads()
+    with state.ledger.attempt(Phase.FINETUNE, device_name(torch.device(setup.device)), section.workers) as clock:
+        state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
+    torch.set_num_threads(threads)
+    return Outcome.read(state.training_folder, name).weights
+
+
+def _write_table(state: RunState, job: StudyJob) -> None:
+    setup = state.setup
+    rows = []
+    for line in state.lines("study"):
+        costs = cost(setup.graph, Subnetwork.of(line["kept"]), setup.budget.counter)
+        rows.append(
+            StudyRow(
+                run=job.run_name,
+                index=line["index"],
+                criterion=line["criterion"],
+                kept_macs=costs.macs,
+                macs_reduction=1 - costs.macs / setup.full_costs.macs,
+                validation_loss=line["validation_loss"],
+                eigenvalue_ratio=line["eigenvalue_ratio"],
+                relative_condition=line["relative"],
+                potential_loss=line["potential_loss"],
+                final_top1=100 * line["correct"] / len(setup.dataset.test),
+            )
+        )
+    path = state.folder / "tables" / "study.parquet"
+    path.parent.mkdir(exist_ok=True)
+    write_table(path, rows, StudyRow)
