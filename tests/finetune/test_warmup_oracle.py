@@ -9,12 +9,14 @@ import torch
 
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.subset import split_search_subset
-from ekgsearch.data.views import Augmentation, Normalisation
-from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.data.views import Normalisation
+from ekgsearch.finetune.config import TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.world import World
+from ekgsearch.jobfile import load_job
 from ekgsearch.nets import zoo
 from ekgsearch.nets.weights import load_weights, read_sidecar
+from ekgsearch.pipeline.preparing import warmup_config
 from ekgsearch.storage.tensors import load_tensors
 
 ALLOWED_SHARE = 0.05
@@ -31,17 +33,8 @@ def test_one_epoch_of_warmup_gives_the_recorded_network(data_dir: Path) -> None:
     start = {name: value.clone() for name, value in network.state_dict().items()}
     dataset = open_dataset("cifar10", data_dir)
     _, ids = split_search_subset(dataset.train.labels)
-    # The recorded program halves the divisor of the loss, not that of the weight decay: twice the rate, half the decay.
-    config = FinetuneConfig(
-        objective="plain",
-        epochs=1,
-        batch_size=256,
-        learning_rate=2e-3,
-        milestones=(),
-        weight_decay=2.5e-4,
-        augmentation=Augmentation(pad=0, flip=False),
-        shuffle=False,
-    )
+    job = load_job(Path(__file__).parents[2] / "jobs" / "reference_resnet56_cifar10.yaml")
+    config = warmup_config(job, len(ids))
     data = TrainData(dataset.train, Normalisation(sidecar.mean, sidecar.std), ids=ids)
     result = train(network, replace(data, test=None), config, world=World(torch.device("cpu")))
 
