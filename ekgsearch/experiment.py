@@ -138,6 +138,11 @@ class SearchSection(Section):
     )
     channels_last: bool = Field(False, description="channels of a pixel together in memory; other rounding")
     compile: bool = Field(False, description="compile norms with what follows them (torch.compile); other rounding")
+    racing: Share | None = Field(
+        None,
+        description="drop candidates that cannot win any more before they have seen all batches; the probability with "
+        "which one decision may lose the best candidate, e.g. 0.05. null: every candidate sees all images (exact)",
+    )
 
 
 class BankSection(Section):

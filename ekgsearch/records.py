@@ -145,6 +145,7 @@ class CandidateRow:
     search_top1: float = column("accuracy on the search subset, percent, batch statistics")
     kept_macs: int = column("multiply-accumulates per image of the candidate (job's counter)")
     won: bool = column("true for the candidate that was taken")
+    images: int = column("images that it was evaluated on; fewer than the search subset where a race dropped it")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,9 @@ from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import Team
 from ekgsearch.pipeline.workload import Workload
-from ekgsearch.search.base import decisions_from_records
+from ekgsearch.search.base import Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 
@@ -68,13 +69,17 @@ class SmallSearch:
         save_tensors(folder / "weights.safetensors", setup.network.state_dict(), {})
         return cls(setup, setup.workload(folder / "weights.safetensors"))
 
-    def run(self, team: Team, path: Path) -> bytes:
+    def run(self, team: Evaluator, path: Path) -> bytes:
         """Search, or continue the search that the journal holds; returns the bytes of the journal."""
         search = EkgSearch(self.setup.graph, team, self.setup.budget, EkgSettings(step=0.4))
         with Journal.open(path) as journal:
             for decision in search.run(decisions_from_records(journal.lines, self.setup.graph.full())):
                 journal.append("iteration", **decision.to_record())
         return path.read_bytes()
+
+    def race(self, team: Team, path: Path, error: float) -> bytes:
+        """As `run`, with racing candidates."""
+        return self.run(Racing(team, range(len(self.setup.search_plan.batches)), error), path)
 
     def undisturbed(self, path: Path) -> bytes:
         """The journal of one worker in this process."""

@@ -48,6 +48,7 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[...,
 
     cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cpus_per_worker)
     with ray_session(job.cluster, num_cpus=max(cores, os.cpu_count() or 1)):
+        signal.signal(signal.SIGTERM, _stop)  # Ray has put a handler of its own in its place, which aborts
         run(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
     return run_dir
 

@@ -91,7 +91,8 @@ class RayCrew:
             calls[self._call(member, "answer", question)] = member
 
         for member in self.members:
-            send(member)
+            if question.concerns(member.owned):
+                send(member)
         while calls:
             for member, answer in self._next(calls, history):
                 if answer is None:

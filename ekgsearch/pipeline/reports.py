@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,12 +45,18 @@ class Question:
         iteration: of the search; 0 is the unpruned network.
         arguments: of the method.
         answers_per_batch: values that each batch is answered with.
+        batches: those that it is about; None for all. Their owners alone are asked.
     """
 
     name: str
     iteration: int
     arguments: tuple[Any, ...]
     answers_per_batch: int = 1
+    batches: tuple[int, ...] | None = None
+
+    def concerns(self, owned: Iterable[int]) -> bool:
+        """Whether it is about one of these batches."""
+        return self.batches is None or not set(self.batches).isdisjoint(owned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +109,12 @@ class Inbox:
         self._values: dict[int, dict[int, Value]] = {}
 
     def ask(self, question: Question) -> None:
-        """Wait for the answers to a question; asking it again forgets those before."""
+        """Wait for the answers to a question; asking it again forgets those before on the same batches."""
         self._asked = question
-        self._digests[question.iteration, question.name] = {}
-        self._values = {batch: {} for batch in self._attempts}
+        self._values = {batch: {} for batch in self._attempts if question.concerns([batch])}
+        digests = self._digests.get((question.iteration, question.name), {})
+        kept = {place: digest for place, digest in digests.items() if place[0] not in self._values}
+        self._digests[question.iteration, question.name] = kept
 
     def expect(self, batches: Sequence[int], attempt: int) -> None:
         """Expect the reports on some batches from this attempt on.
@@ -146,7 +154,8 @@ class Inbox:
                 "then run the same command again"
             )
         asked = self._asked
-        if asked is None or (key.iteration, key.question) != (asked.iteration, asked.name):
+        is_asked = asked and (key.iteration, key.question) == (asked.iteration, asked.name)
+        if asked is None or not is_asked or key.batch not in self._values:
             raise WorkerError(f"a worker reported ({key}), but nobody has asked this question")
         if not 0 <= key.candidate < asked.answers_per_batch:
             raise WorkerError(f"a worker reported ({key}), but there are {asked.answers_per_batch} candidates")

@@ -18,6 +18,7 @@ from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
+from ekgsearch.search.racing import Racing
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.files import file_sha256, write_atomically
 from ekgsearch.storage.objects import open_store
@@ -121,7 +122,8 @@ def _search(state: RunState, team: Team) -> None:
         quirks=frozenset(job.search.quirks),
         tie_tolerance=0.0 if is_exact else TIE_TOLERANCE,
     )
-    search = EkgSearch(setup.graph, team, setup.budget, settings)
+    racing = _racing(state, team)
+    search = EkgSearch(setup.graph, racing or team, setup.budget, settings)
     with (
         state.ledger.attempt(Phase.SEARCH, device_name(torch.device(setup.device)), _devices(state)) as clock,
         Progress("search", round(to_remove), unit, log) as progress,
@@ -143,7 +145,17 @@ def _search(state: RunState, team: Team) -> None:
                 reduction=f"{now / full:.1%}",
             )
             removed = now
+    if racing is not None:
+        log.info("racing evaluated %.1f %% of the candidates' batches", 100 * racing.share_evaluated)
     _finish_search(state, made[-1].subnetwork)
+
+
+def _racing(state: RunState, team: Team) -> Racing | None:
+    """The evaluator that lets candidates race, if the job asks for it."""
+    error, plan = state.setup.job.search.racing, state.setup.search_plan
+    if error is None:
+        return None
+    return Racing(team, [index for index, _ in plan.batches], error, plan.nominal_batch)
 
 
 def _finish_search(state: RunState, subnetwork: Subnetwork) -> None:

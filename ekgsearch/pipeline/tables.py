@@ -111,6 +111,7 @@ def _candidates(state: RunState) -> list[CandidateRow]:
             search_top1=100 * outcome.evaluation.correct / outcome.evaluation.images,
             kept_macs=outcome.macs,
             won=outcome.group == decision.group,
+            images=outcome.evaluation.images,
         )
         for decision in decisions(state)
         for outcome in decision.candidates

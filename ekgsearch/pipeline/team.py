@@ -9,7 +9,7 @@ from ekgsearch.pipeline.reports import Inbox, Question
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.search.base import Candidate, Evaluation, GroupScores, sum_over_batches
+from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, sum_over_batches
 from ekgsearch.search.evaluate import evaluations
 
 
@@ -101,6 +101,15 @@ class Team:
         answers = self._ask("evaluate", current, tuple(candidates), answers_per_batch=len(candidates))
         return evaluations(answers, len(candidates), self._nominal_batch)
 
+    def evaluate_on(
+        self, current: Subnetwork, candidates: Sequence[Candidate], batches: Sequence[int]
+    ) -> dict[int, list[BatchResult]]:
+        """Results of candidates on some of the batches, in the order of the candidates, by batch index."""
+        chosen = tuple(batches)
+        return self._ask(
+            "evaluate", current, tuple(candidates), chosen, answers_per_batch=len(candidates), batches=chosen
+        )
+
     def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates that nearly tie by the masked network."""
         answers = self._ask("settle", tuple(candidates), answers_per_batch=len(candidates))
@@ -110,9 +119,15 @@ class Team:
         """Build all blocks; `on_block` is told the images of each as it is stored."""
         self._crew.build_bank(order, on_block)
 
-    def _ask(self, name: str, *arguments: Any, answers_per_batch: int = 1) -> dict[int, list[Any]]:
+    def _ask(
+        self, name: str, *arguments: Any, answers_per_batch: int = 1, batches: tuple[int, ...] | None = None
+    ) -> dict[int, list[Any]]:
         question = Question(
-            name=name, iteration=self._iteration, arguments=arguments, answers_per_batch=answers_per_batch
+            name=name,
+            iteration=self._iteration,
+            arguments=arguments,
+            answers_per_batch=answers_per_batch,
+            batches=batches,
         )
         self._inbox.ask(question)
         self._crew.ask(question, self._inbox, self._history)

@@ -53,7 +53,7 @@ class Evaluation:
         loss: cross-entropy to the labels.
         score: loss + cross-entropy to the ensemble knowledge; the reward is its negative.
         correct: images classified correctly.
-        images: images of the search subset.
+        images: images of the search subset; fewer where a race dropped the candidate.
     """
 
     loss: float
@@ -94,6 +94,16 @@ class Evaluator(Protocol):
     def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates whose scores nearly tie once more, by the masked network; answers in their order."""
         ...
+
+
+def eligible(evaluations: Sequence[Evaluation]) -> list[int]:
+    """Positions of the candidates that can win: with finite means, over as many images as any other."""
+    most = max((evaluation.images for evaluation in evaluations), default=0)
+    return [
+        position
+        for position, evaluation in enumerate(evaluations)
+        if evaluation.is_finite and evaluation.images == most
+    ]
 
 
 def mean_over_batches(results: Mapping[int, BatchResult], nominal_batch: int | None = None) -> Evaluation:

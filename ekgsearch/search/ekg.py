@@ -12,7 +12,15 @@ from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import BudgetError, NumericsError
 from ekgsearch.maths.otsu import trimmed_otsu
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Candidate, CandidateOutcome, Decision, Evaluation, Evaluator, GroupScores
+from ekgsearch.search.base import (
+    Candidate,
+    CandidateOutcome,
+    Decision,
+    Evaluation,
+    Evaluator,
+    GroupScores,
+    eligible,
+)
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.steps import Quirk, StepRule, coarse_step, importance_order, two_decimal_rates
 
@@ -127,9 +135,10 @@ class EkgSearch:
 
     def _settled(self, candidates: Sequence[Candidate], evaluations: list[Evaluation]) -> list[Evaluation]:
         """The evaluations, with those that nearly tie for the lowest score replaced by the masked network's."""
-        lowest = min((evaluation.score for evaluation in evaluations if evaluation.is_finite), default=math.inf)
+        running = eligible(evaluations)
+        lowest = min((evaluations[position].score for position in running), default=math.inf)
         limit = lowest + abs(lowest) * self._settings.tie_tolerance
-        near = [position for position, found in enumerate(evaluations) if found.is_finite and found.score <= limit]
+        near = [position for position in running if evaluations[position].score <= limit]
         if self._settings.tie_tolerance == 0 or len(near) < 2:
             return evaluations
         settled = dict(zip(near, self._evaluator.settle([candidates[position] for position in near]), strict=True))
@@ -211,14 +220,14 @@ class EkgSearch:
 
 
 def _lowest_score(evaluations: Sequence[Evaluation], iteration: int) -> int:
-    """Position of the lowest finite score, the first at a tie."""
-    finite = [position for position, evaluation in enumerate(evaluations) if evaluation.is_finite]
-    if not finite:
+    """Position of the lowest finite score over all images, the first at a tie."""
+    running = eligible(evaluations)
+    if not running:
         raise NumericsError(
             f"all {len(evaluations)} candidates of iteration {iteration} have a loss that is not a finite number; "
             "check the weights and the input normalisation"
         )
-    return min(finite, key=lambda position: evaluations[position].score)
+    return min(running, key=lambda position: evaluations[position].score)
 
 
 def _require_finite(decision: Decision) -> None:

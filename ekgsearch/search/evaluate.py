@@ -1,6 +1,6 @@
 """Evaluate networks on fixed batches of the search subset, sharing what candidates have in common."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -139,10 +139,16 @@ class BatchEvaluator:
         self._knowledge, self._count = knowledge, count
         return scores
 
-    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> dict[int, list[BatchResult]]:
-        """Results of the candidates, in their order, by batch index."""
+    def evaluate(
+        self, current: Subnetwork, candidates: Sequence[Candidate], batches: Collection[int] | None = None
+    ) -> dict[int, list[BatchResult]]:
+        """Results of the candidates, in their order, by batch index; on these batches only, None for all."""
         run = self._networks.candidates(current, candidates)
-        return {batch.index: self._results(batch, run(self._normalise(batch.pixels))) for batch in self._batches}
+        return {
+            batch.index: self._results(batch, run(self._normalise(batch.pixels)))
+            for batch in self._batches
+            if batches is None or batch.index in batches
+        }
 
     def settle(self, candidates: Sequence[Candidate]) -> dict[int, list[BatchResult]]:
         """Results of candidates by the masked network from the images on, in their order, by batch index."""

@@ -158,12 +158,16 @@ def kill_after(run: Path, job_file: Path, lines: int) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("sent", "status", "workers"),
+    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 0), pytest.param(signal.SIGTERM, 75, 2, marks=pytest.mark.ray)],
+)
 def test_a_stopped_run_says_so_and_continues(
-    sent: signal.Signals, status: int, reference: Path, job_file: Path, ekgsearch: RunCommand
+    sent: signal.Signals, status: int, workers: int, reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:
     run = job_file.parent / "run"
-    process = subprocess.Popen(command("run", job_file), env=environment(), stderr=subprocess.PIPE, text=True)
+    arguments = ("run", job_file, "--set", f"cluster.search_workers={workers}")
+    process = subprocess.Popen(command(*arguments), env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (run / "journal.jsonl").exists() and b'"iteration"' in journal_bytes(run):

@@ -14,6 +14,7 @@ from small_search import Saboteur, SmallSearch, worker_processes
 from ekgsearch.errors import WorkerError
 from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.session import ray_session
+from ekgsearch.pipeline.backend import InProcessBackend
 
 pytestmark = pytest.mark.ray
 
@@ -82,6 +83,22 @@ def test_the_journal_is_that_of_one_process_for_any_number_of_workers(
     with small.on_ray(workers) as (team, crew):
         assert len(crew.members) == workers
         assert small.run(team, tmp_path / "journal.jsonl") == expected
+
+
+def test_races_are_decided_alike_by_any_workers_also_when_some_are_killed(
+    small: SmallSearch, expected: bytes, tmp_path: Path
+) -> None:
+    with InProcessBackend().team(small.workload, small.setup.search_plan) as team:
+        alone = small.race(team, tmp_path / "alone.jsonl", error=0.5)
+    assert alone != expected  # dropped candidates have seen fewer images
+    lines = alone.splitlines(keepends=True)
+    (tmp_path / "two.jsonl").write_bytes(b"".join(lines[:3]))
+    with small.on_ray(2, max_restarts=2, timeout_seconds=20) as (team, crew):
+        saboteur = Saboteur(5, [KILL, KILL], longest_wait=2)
+        saboteur.start()
+        assert small.race(team, tmp_path / "two.jsonl", error=0.5) == alone
+        saboteur.stop()
+        assert crew.traffic.most_calls <= 8
 
 
 def test_a_worker_count_that_changes_on_resume_changes_nothing(

@@ -145,6 +145,31 @@ def test_a_report_that_nobody_asked_for_stops_the_run(about: ReportKey) -> None:
         asked(1, 2).take(about, truth(0, 0))
 
 
+def test_a_question_about_some_batches_waits_for_those_and_remembers_the_others() -> None:
+    inbox = Inbox(RUN, range(3))
+
+    def ask(*batches: int) -> None:
+        inbox.ask(Question(name="evaluate", iteration=4, arguments=(), batches=batches))
+
+    ask(1)
+    assert inbox.missing == (1,)
+    inbox.take(key(1), truth(1, 0))
+    assert inbox.answers() == {1: [truth(1, 0)]}
+    ask(0, 2)
+    assert not inbox.take(key(1), truth(1, 0)), "an equal duplicate of the round before"
+    with pytest.raises(WorkerError, match="differ"):
+        inbox.take(key(1), truth(1, 2))
+    inbox.take(key(0), truth(0, 0))
+    assert inbox.missing == (2,)
+    inbox.take(key(2), truth(2, 0))
+    assert sorted(inbox.answers()) == [0, 2]
+    ask(1)
+    assert inbox.take(key(1), truth(1, 2)), "asked again, an earlier answer is forgotten"
+    inbox.ask(Question(name="settle", iteration=4, arguments=(), batches=(0,)))
+    with pytest.raises(WorkerError, match="nobody has asked"):
+        inbox.take(key(1, question="settle"), truth(1, 0))
+
+
 def test_missing_batches_are_named_instead_of_summed() -> None:
     inbox = asked(3, 2)
     answer = Answer(

@@ -84,7 +84,7 @@ class SyntheticRun:
             macs = int(FULL_MACS * (1 - removed - self.random.uniform(0.003, 0.012)))
             loss, kept = -0.55 * reward, max(1, self.kept[name] - 2)
             row = CandidateRow(
-                self.name, iteration, name, kept, loss, -reward, reward, 99 - 20 * loss, macs, name == winner
+                self.name, iteration, name, kept, loss, -reward, reward, 99 - 20 * loss, macs, name == winner, 320
             )
             self.candidates.append(row)
 
