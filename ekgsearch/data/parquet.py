@@ -55,7 +55,7 @@ class PackSource:
 
     def where(self, image: IndexedImage) -> str:
         """Name the row and the file that holds its copy."""
-        return f"{self.origin / image.path} (copied to {self.path})"
+        return f"{self.origin / image.path} (its copy in {self.path}: remove that to copy again)"
 
 
 def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: int) -> Dataset:

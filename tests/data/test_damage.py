@@ -1,6 +1,7 @@
 """Pictures that turn bad after they were verified: replaced by rule, counted, logged, and only so many."""
 
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -119,3 +120,23 @@ def test_known_bad_files_are_left_out_before_the_epoch(tmp_path: Path, make: Cal
     loader = open_loader(images, make(drop_last=False))
     assert sum(batch.replaced for batch in loader.epoch(1)) == 0
     assert loader.damaged == {}
+
+
+@pytest.mark.slow
+def test_a_thousand_bad_files_are_survived(tmp_path: Path, make: Callable[..., LoaderSettings]) -> None:
+    """Of 51,000 pictures every 51st turns bad between two epochs; files that are links of each other go together."""
+    root, kinds = picture_folder(tmp_path, train=1), list(BAD.values())
+    for name in ("cat", "dog"):
+        original = root / "train" / name / "00.jpg"
+        for number in range(1, 25_500):
+            os.link(original, original.with_name(f"{number:05d}.jpg"))
+    images = opened(root)
+    loader = open_loader(images, make(batch_size=250, views=1, max_damaged=0.02, threads=2))
+    assert sum(batch.replaced for batch in loader.epoch(1)) == 0
+    bad_ids = range(0, len(images), 51)
+    for position, image_id in enumerate(bad_ids):
+        spoil(images, image_id, kinds[position % len(kinds)])
+    batches = list(loader.epoch(2))
+    assert sum(batch.replaced for batch in batches) == len(bad_ids) == 1000
+    assert list(loader.damaged) == list(bad_ids)
+    assert sum(len(batch.ids) for batch in batches) == 51_000

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,16 @@ def test_pictures_are_copied_once_and_again_after_a_change(
     assert len(checked) == 33
 
 
+def test_processes_that_start_together_copy_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    check = parquet.check_picture
+    monkeypatch.setattr(parquet, "check_picture", lambda data: (checked.append(len(data)), check(data))[1])
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: open_dataset("parquet", root, image_size=16), range(4)))
+    assert len({dataset.content_hash for dataset in opened}) == 1
+    assert len(checked) == 15
+
+
 @pytest.mark.parametrize("backend", ["torch", "dali"])
 def test_a_row_that_rots_in_the_copy_is_replaced(root: Path, cache: Path, backend: str) -> None:
     images = open_dataset("parquet", root, image_size=16).train
@@ -104,7 +115,7 @@ def test_a_row_that_rots_in_the_copy_is_replaced(root: Path, cache: Path, backen
     ids = torch.cat([batch.ids for batch in loader.epoch(1)])
     assert ids.tolist() == [3, *range(1, 12)]
     assert list(loader.damaged) == [0]
-    assert "train-00000-of-00002.parquet#0 (copied to" in loader.damaged[0]
+    assert "train-00000-of-00002.parquet#0 (its copy in" in loader.damaged[0]
 
 
 def _missing_shard(root: Path) -> None:

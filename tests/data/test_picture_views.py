@@ -176,3 +176,19 @@ def test_auto_takes_dali_for_pictures_and_says_once_why_not(
 def test_dali_without_a_gpu_to_decode_on_says_so(folder: Path) -> None:
     with pytest.raises(DataError, match=r"but DALI cannot decode on cuda \(.*(CUDA|driver).*\); use auto or torch"):
         open_loader(opened(folder), settings(loader="dali", device=torch.device("cuda")))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("augmentation", [RESIZED, PAD], ids=["resized", "pad"])
+def test_views_decoded_on_a_gpu_replay_and_are_near_those_of_torch(folder: Path, augmentation: Augmentation) -> None:
+    images, device = opened(folder), torch.device("cuda")
+    common = {"augmentation": augmentation, "drop_last": False}
+    by_torch = by_id(list(open_loader(images, settings(**common)).epoch(3)))
+    by_gpu = [
+        by_id(list(open_loader(images, settings(loader="dali", device=device, batch_size=size, **common)).epoch(3)))
+        for size in (3, 7)
+    ]
+    for image_id, views in by_torch.items():
+        assert by_gpu[0][image_id].is_cuda
+        assert torch.equal(by_gpu[0][image_id], by_gpu[1][image_id])
+        assert (by_gpu[0][image_id].cpu() - views).abs().mean() < 1.5 * ONE_LEVEL
