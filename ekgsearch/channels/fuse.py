@@ -1,6 +1,7 @@
 """Norm, sum and ReLU as one compiled step: less memory traffic, other rounding."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def _fused_step(norm: fx.Node, last: fx.Node, other: fx.Node | None, trace: Trac
         statistics = [tensors.get(f"{path}.{name}", getattr(module, name)) for name in ("running_mean", "running_var")]
         by_batch = mode == "batch" or module.running_mean is None
         added = None if other is None else values[other.name]
-        function: Callable[..., Tensor] = _compiled if by_batch else _normalised
+        function: Callable[..., Tensor] = _compiled() if by_batch else _normalised
         return function(values[source], *given, *((None, None) if by_batch else statistics), added, module.eps)
 
     return Step(last.name, inputs, call, overwrites="", call_inplace=call, is_fresh=True)
@@ -84,4 +85,8 @@ def _normalised(
     return F.relu(out if added is None else out + added)
 
 
-_compiled = torch.compile(_normalised, dynamic=True)
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    """The compiled form, made at its first use: the compiler takes seconds to import."""
+    function: Callable[..., Tensor] = torch.compile(_normalised, dynamic=True)
+    return function

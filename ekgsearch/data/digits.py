@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from ekgsearch.data.images import ArrayImages, Dataset
 from ekgsearch.errors import DataError
@@ -24,6 +23,8 @@ def open_digits(image_size: int | None = None) -> Dataset:
     Raises:
         DataError: the size is smaller than the images are.
     """
+    from sklearn.datasets import load_digits  # only here: it takes a second to import
+
     size = DEFAULT_SIZE if image_size is None else image_size
     if size < 8:
         raise DataError(f"digits: image_size must be at least 8 pixels, found {size}")
