@@ -59,9 +59,12 @@ class Student(nn.Module):
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16"):
             logits = self.network(images)
-        embeddings, self._embeddings = self._embeddings, None
         shape = (*views.shape[:2], -1)
-        return Answer(logits.float().view(shape), None if embeddings is None else embeddings.float().view(shape))
+        if not self.width:  # the compiler does not look at hooks: this tells it that with and without them differ
+            return Answer(logits.float().view(shape), None)
+        embeddings, self._embeddings = self._embeddings, None
+        assert embeddings is not None, "the forward pass of the classifier keeps its input"
+        return Answer(logits.float().view(shape), embeddings.float().view(shape))
 
     def release(self) -> None:
         """Leave the network as it was before it was wrapped."""

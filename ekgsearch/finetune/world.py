@@ -74,13 +74,7 @@ class World:
 
         The statistics of batch normalisation stay those of each process until `average_statistics`.
         """
-        if self.size == 1:
-            return model
-        device_ids = [self.device.index] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():
-            # torch 2.15 renames this argument and says to keep it for statistics that are each process's own
-            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+        return model if self.size == 1 else data_parallel(model, self.device)
 
     @torch.no_grad()
     def average_statistics(self, model: nn.Module) -> None:
@@ -94,3 +88,12 @@ class World:
     def share(self, count: int) -> slice:
         """Contiguous part of `count` items that this process takes; parts differ by at most one item."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """Let a process group, that of one process included, average the gradients of a model."""
+    device_ids = [device.index or 0] if device.type == "cuda" else None
+    with warnings.catch_warnings():
+        # torch 2.15 renames this argument and says to keep it for statistics that are each process's own
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)

@@ -1,21 +1,20 @@
 """Distributed data parallel training through Ray Train."""
 
 import logging
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.experiment import ClusterSection
+from ekgsearch.orchestration.checkpoints import RayCheckpoints
 from ekgsearch.pipeline.training import TrainingPlan, TrainingTask, pending, run_plan
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.progress import configure_logging
@@ -23,38 +22,7 @@ from ekgsearch.storage.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-TASK_FILE = "task.txt"
-"""File of a checkpoint that names the training it belongs to; one fit trains several networks in turn."""
-
 BUSY_FILE = "busy-{rank}.txt"
-
-
-class RayCheckpoints:
-    """Checkpoints of one training, reported to Ray Train."""
-
-    def __init__(self, task: str) -> None:
-        self._task = task
-        self._scratch: list[tempfile.TemporaryDirectory[str]] = []
-
-    def latest(self) -> Path | None:
-        """Return a local copy of the newest checkpoint if it is of this training, else None."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        folder = tempfile.TemporaryDirectory(prefix="ekgsearch-checkpoint-")
-        self._scratch.append(folder)
-        path = Path(checkpoint.to_directory(folder.name))
-        return path if (path / TASK_FILE).read_text(encoding="utf-8") == self._task else None
-
-    def save(self, write: Callable[[Path], None] | None, metrics: Mapping[str, float]) -> None:
-        """Report an epoch; rank 0 brings the checkpoint."""
-        if write is None:
-            ray.train.report(dict(metrics))
-            return
-        with tempfile.TemporaryDirectory(prefix="ekgsearch-checkpoint-") as folder:
-            write(Path(folder))
-            (Path(folder) / TASK_FILE).write_text(self._task, encoding="utf-8")
-            ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder))
 
 
 def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:

@@ -114,6 +114,8 @@ def set_up(job: Job) -> Setup:
     data = data_request(job)
     dataset = data.open()
     data = dataclasses.replace(data, download=False)
+    train_ids = _first_of_each_class(dataset.train.labels, job.data.train_images)
+    _check_batch_sizes(job, len(dataset.train) if train_ids is None else len(train_ids))
     search_ids, warmup_ids = split_search_subset(
         dataset.train.labels,
         search_per_class=job.search.images_per_class,
@@ -135,7 +137,7 @@ def set_up(job: Job) -> Setup:
         job=job,
         data=data,
         dataset=dataset,
-        train_ids=_first_of_each_class(dataset.train.labels, job.data.train_images),
+        train_ids=train_ids,
         search_ids=search_ids,
         warmup_ids=warmup_ids,
         net=net,
@@ -222,6 +224,16 @@ def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.
         rank_in_class[chosen] = torch.arange(int(chosen.sum()))
     order = torch.argsort(rank_in_class, stable=True)
     return order[:num_images].sort().values
+
+
+def _check_batch_sizes(job: Job, num_images: int) -> None:
+    """Refuse a batch that the training images do not fill."""
+    sections = {"finetune": job.finetune} if job.net.weights else {"pretrain": job.pretrain, "finetune": job.finetune}
+    for name, section in sections.items():
+        if section.batch_size > num_images and section.epochs:
+            raise JobError(
+                f"{name}.batch_size = {section.batch_size}, but only {num_images} training images are in use; lower it"
+            )
 
 
 def _device(job: Job) -> str:

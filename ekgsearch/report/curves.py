@@ -135,6 +135,15 @@ def _accuracy_panel(axes: Axes, curves: Sequence[tuple[str, pd.DataFrame]], phas
         tested = part[part["test_top1"].notna()]
         axes.plot(part["epoch"], part["train_top1"], color=shade, lw=0.9, alpha=0.45)
         axes.plot(tested["epoch"], tested["test_top1"], color=shade, ls=DASHES[number % len(DASHES)], label=label)
+        moving = part[part["ema_top1"].notna()]
+        if len(moving):
+            axes.plot(
+                moving["epoch"], moving["ema_top1"], color=shade, lw=1.1, ls=":", label=f"{label}, moving average"
+            )
+        averaged = part[part["averaged_top1"].notna()]
+        if len(averaged):
+            label = f"{label}, averaged"
+            axes.plot(averaged["epoch"], averaged["averaged_top1"], "D", ms=4.6, color=shade, label=label)
     last = [float(part["test_top1"].dropna().iloc[-1]) for _, part in curves if part["test_top1"].notna().any()]
     values = pd.concat([part[name].dropna() for _, part in curves for name in ("test_top1", "train_top1")])
     if last and len(values) > 20:
@@ -150,8 +159,14 @@ def _loss_panel(axes: Axes, curves: Sequence[tuple[str, pd.DataFrame]]) -> None:
         axes.plot(part["epoch"], part["loss"], color=shade, ls=DASHES[number % len(DASHES)])
         if (part["loss_distillation"] > 0).any():
             axes.plot(part["epoch"], part["loss_distillation"], color=shade, lw=0.9, alpha=0.45)
-    axes.set_title("training loss (nats per image)" + (", distillation thin" if distilled else ""))
-    axes.set_ylim(bottom=0)
+        on_embeddings = part[["loss_contrastive", "loss_views", "loss_regression"]].sum(axis=1)
+        if (on_embeddings != 0).any():
+            axes.plot(part["epoch"], on_embeddings, color=shade, lw=0.9, alpha=0.7, ls=":", label="on embeddings")
+    embedded = bool(axes.get_legend_handles_labels()[0])
+    remarks = ", distillation thin" * distilled + ", on embeddings dotted" * embedded
+    axes.set_title("training loss (nats per image)" + remarks)
+    lowest = min(float(line.get_ydata().min()) for line in axes.get_lines())  # type: ignore[union-attr]
+    axes.set_ylim(bottom=min(0.0, 1.05 * lowest))
 
 
 def _count_axis(axes: Axes, label: str) -> None:

@@ -108,6 +108,21 @@ def hours_by_phase(run: RunTables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def last_epochs(run: RunTables) -> pd.DataFrame:
+    """Return the last epoch of every training, in the order of the phases: its losses by part and its accuracies.
+
+    Columns: those of the table of epochs, and best_top1, the highest test accuracy of any of its epochs.
+    """
+    rows = []
+    for phase in in_order(run.epochs["phase"].unique()):
+        trainings = run.epochs[run.epochs["phase"] == phase].groupby(["network", "objective"], sort=False)
+        for _, part in trainings:
+            last = part.sort_values("epoch").iloc[-1].to_dict()
+            last["skipped_steps"] = int(part.drop_duplicates("epoch", keep="last")["skipped_steps"].sum())
+            rows.append(last | {"best_top1": part["test_top1"].max()})
+    return pd.DataFrame(rows, columns=[*run.epochs.columns, "best_top1"])
+
+
 def in_order(phases: Iterable[str]) -> list[str]:
     """Sort phases as a run goes through them; unknown ones last."""
     order = [phase.value for phase in Phase]

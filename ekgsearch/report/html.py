@@ -100,6 +100,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, An
             "widths": facts.width_remark(run),
             "speed": facts.speed_remark(s) if s else "",
         },
+        "trainings": rows_of(facts.last_epochs(run)),
         "phases": rows_of(facts.hours_by_phase(run)),
         "widths": rows_of(facts.last_subnetwork(run)),
         "provenance": [(name, _text(value)) for name, value in run.provenance.items()],

@@ -46,6 +46,14 @@ def test_a_corrupt_image_is_named_with_its_reason(job_file: Path, ekgsearch: Run
     refused(ekgsearch("run", job_file, *arguments), "07.jpg")
 
 
+def test_a_batch_that_the_images_do_not_fill_is_refused_before_any_work(
+    job_file: Path, ekgsearch: RunCommand, tmp_path: Path
+) -> None:
+    finished = ekgsearch("run", job_file, "--set", "finetune.batch_size=2048")
+    refused(finished, "finetune.batch_size = 2048, but only", "lower it")
+    assert not (tmp_path / "run" / "training").exists()
+
+
 def test_weights_of_another_network_are_refused(job_file: Path, ekgsearch: RunCommand, tmp_path: Path) -> None:
     weights = tmp_path / "other.safetensors"
     save_file({"conv1.weight": np.zeros((16, 3, 5, 5), dtype=np.float32)}, weights)

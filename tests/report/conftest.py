@@ -153,6 +153,10 @@ class SyntheticRun:
                     test_top1=test,
                     images=50_000,
                     wall_seconds=9.5,
+                    loss_views=-0.5 * progress if objective == "byol" else 0.0,
+                    ema_top1=test + 0.1 if objective == "byol" else math.nan,
+                    averaged_top1=test + 0.2 if objective == "byol" and epoch == epochs else math.nan,
+                    skipped_steps=int(objective == "byol" and epoch == 1),
                 )
             )
         return rows

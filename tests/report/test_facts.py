@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ekgsearch.report import facts, headline
+from ekgsearch.report.html import write_report
 from ekgsearch.report.tables import load_run
 from ekgsearch.report.terminal import summary_text
 
@@ -113,3 +114,19 @@ def test_the_console_text_of_a_run_that_wrote_nothing_is_still_text(write_run, t
     text = summary_text(load_run(write_run(tmp_path / "begun", tables=())))
     assert text.startswith("begun")
     assert "search iterations" in text
+
+
+def test_every_training_is_listed_with_its_last_best_and_averaged_accuracy(write_run, tmp_path):
+    run = load_run(write_run(tmp_path / "byol", objective="byol"))
+    table = facts.last_epochs(run)
+    slim = table[table["network"] == "slim"].iloc[0]
+    epochs = run.epochs[(run.epochs["network"] == "slim")]
+    last = epochs[epochs["epoch"] == epochs["epoch"].max()].iloc[0]
+    for name in ("test_top1", "ema_top1", "averaged_top1", "loss_views"):
+        assert slim[name] == last[name]
+    assert slim["best_top1"] == epochs["test_top1"].max() > slim["test_top1"]
+    assert slim["skipped_steps"] == 1
+    assert list(table["phase"])[-1] == "finetune"
+    page = write_report([tmp_path / "byol"], tmp_path / "page.html").read_text()
+    for name in ("best_top1", "ema_top1", "averaged_top1"):
+        assert f'<td class="n">{slim[name]:.2f}</td>' in page

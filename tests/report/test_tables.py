@@ -6,7 +6,7 @@ import pytest
 from ekgsearch.errors import StorageError
 from ekgsearch.records import SummaryRow
 from ekgsearch.report.tables import ROW_TYPES, export, load_run, load_table
-from ekgsearch.storage.tables import read_table, schema, write_table
+from ekgsearch.storage.tables import read_arrow, read_table, schema, write_arrow, write_table
 
 
 def test_a_finished_run_has_all_tables(finished_run):
@@ -84,3 +84,13 @@ def test_export_without_rows_is_refused(write_run, tmp_path):
     stopped = write_run(tmp_path / "stopped", tables=("iterations",))
     with pytest.raises(StorageError, match="written when a run finishes"):
         export([stopped], tmp_path / "all.parquet")
+
+
+def test_a_table_from_before_a_column_was_added_reads_with_its_default(write_run, tmp_path):
+    path = write_run(tmp_path / "old") / "tables" / "epochs.parquet"
+    frame = read_arrow(path)
+    write_arrow(path, frame.drop_columns(["ema_top1", "loss_views", "skipped_steps"]))
+    epochs = load_run(tmp_path / "old").epochs
+    assert epochs["ema_top1"].isna().all()
+    assert (epochs["loss_views"] == 0).all()
+    assert (epochs["skipped_steps"] == 0).all()
