@@ -9,16 +9,17 @@ from ekgsearch.bank.build import check_space, commit, missing_blocks
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
-from ekgsearch.experiment import expand_path
+from ekgsearch.experiment import SearchSection, expand_path
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import BankAddress
+from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
-from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
-from ekgsearch.search.racing import Racing
+    racing = _racing(state, team)
+    search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_plan))
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.files import file_sha256, write_atomically
 from ekgsearch.storage.objects import open_store
@@ -107,6 +108,12 @@ def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
     return replace(spec, batches_per_block=most)
 
 
+def ekg_settings(section: SearchSection, plan: SearchPlan) -> EkgSettings:
+    """Choices of a search whose candidates are evaluated under a plan."""
+    quirks = frozenset(section.quirks)
+    return EkgSettings(step=section.step, trim=section.trim, quirks=quirks, tie_tolerance=plan.tie_tolerance)
+
+
 def _search(state: RunState, team: Team) -> None:
     setup, job = state.setup, state.setup.job
     made = decisions(state)
@@ -115,15 +122,8 @@ def _search(state: RunState, team: Team) -> None:
     full = setup.budget.measured(setup.full_costs.macs, setup.full_costs.params)
     to_remove = full - setup.budget.limit
     unit = f"{setup.budget.unit} removed"
-    is_exact = job.search.evaluation == "naive" or job.search.slice_below == 0
-    settings = EkgSettings(
-        step=job.search.step,
-        trim=job.search.trim,
-        quirks=frozenset(job.search.quirks),
-        tie_tolerance=0.0 if is_exact else TIE_TOLERANCE,
-    )
     racing = _racing(state, team)
-    search = EkgSearch(setup.graph, racing or team, setup.budget, settings)
+    search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_plan))
     with (
         state.ledger.attempt(Phase.SEARCH, device_name(torch.device(setup.device)), _devices(state)) as clock,
         Progress("search", round(to_remove), unit, log) as progress,

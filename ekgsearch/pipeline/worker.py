@@ -18,6 +18,7 @@ from ekgsearch.pipeline.reports import Answer, Question, Value
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import NormMode, Subnetwork
 from ekgsearch.search.criteria import PUBLISHED, Rules
+from ekgsearch.search.ekg import TIE_TOLERANCE
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
 from ekgsearch.storage.objects import open_store
@@ -61,6 +62,11 @@ class SearchPlan:
     def divisor(self) -> int:
         """What the summed score is divided by: the images of all batches, or the nominal batch size."""
         return self.nominal_batch or sum(len(ids) for _, ids in self.batches)
+
+    @property
+    def tie_tolerance(self) -> float:
+        """Share of the lowest score within which rounding could decide; 0 where nothing is left out."""
+        return 0.0 if self.evaluation == "naive" or self.slice_below == 0 else TIE_TOLERANCE
 
     def networks(self, graph: ChannelGraph) -> Networks:
         """What runs the sub-networks of a network under this plan."""

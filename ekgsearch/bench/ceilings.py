@@ -1,0 +1,39 @@
+"""What a GPU can do at most: memory bandwidth by a copy, arithmetic by a large product in bfloat16."""
+
+from collections.abc import Callable
+
+import torch
+
+from ekgsearch.bench.base import Measurement
+
+_BYTES = 2**30
+_SIDE = 8192
+_REPEATS = 50
+
+
+def ceilings(device: torch.device) -> list[Measurement]:
+    """Measure the two ceilings of a GPU by CUDA events; nothing on a CPU, whose clock other work shares."""
+    if device.type != "cuda":
+        return []
+    source = torch.randint(0, 256, (_BYTES,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    factor = torch.randn(_SIDE, _SIDE, device=device, dtype=torch.bfloat16)
+    copies = _seconds(lambda: target.copy_(source))
+    products = _seconds(lambda: factor @ factor)
+    return [
+        Measurement.of("device", "copy, read and written", "GB/s", [2 * _BYTES / one / 1e9 for one in copies]),
+        Measurement.of("device", "product in bfloat16", "TFLOP/s", [2 * _SIDE**3 / one / 1e12 for one in products]),
+    ]
+
+
+def _seconds(work: Callable[[], object]) -> list[float]:
+    times = []
+    for _ in range(_REPEATS + 5):
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return times[5:]

@@ -1,0 +1,186 @@
+"""Iterations of a search, each way of evaluating candidates against the naive masked evaluation.
+
+All ways repeat the same iterations of one search, from the same network, ensemble knowledge and images, one after the
+other in one process with one set of threads; each pair is interleaved (ABAB), so that other work on the machine falls
+on both. On a CPU the clock is the processor time of the process, on a GPU the wall time up to its last kernel. The
+sub-network, candidates and winner of every iteration are compared with the naive ones. The warm-up is left out: the
+search starts from the weights that the job names.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.bench.ceilings import ceilings
+from ekgsearch.channels.arithmetic import EXACT, Arithmetic
+from ekgsearch.errors import JobError
+from ekgsearch.experiment import expand_path
+from ekgsearch.jobfile import load_job
+from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.team import Team
+from ekgsearch.pipeline.worker import SearchPlan
+from ekgsearch.search.base import Decision
+from ekgsearch.search.ekg import EkgSearch
+
+Case = Literal["naive", "naive tf32", "shared", "exact", "channels last", "tf32", "bf16", "bf16 compiled"]
+"""shared: candidates branch off one walk, nothing is sliced. exact: the default. The others: `search.precision` etc."""
+
+
+class Settings(BenchSettings):
+    """Fields of this benchmark."""
+
+    bench: Literal["search"]
+    job: str = Field(description="job whose search is repeated; it names the weights")
+    overrides: tuple[str, ...] = Field((), description="fields of the job to replace, path=value")
+    cases: tuple[Case, ...] = Field(("shared", "exact"), description="ways of evaluating, each against naive")
+    baseline: Literal["naive", "naive tf32"] = Field("naive", description="what they are compared with")
+    iterations: tuple[int, ...] = Field((1, 20, 40, 60), description="iterations that are repeated")
+    pairs: int = Field(5, gt=0, description="interleaved pairs per iteration and case")
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Search with the exact tier, then repeat the chosen iterations."""
+    job = load_job(Path(settings.job), settings.overrides)
+    if job.net.weights is None:
+        raise JobError(f"{settings.job}: net.weights is null: the benchmark repeats the search of given weights")
+    setup = set_up(job)
+    weights = expand_path(job.net.weights, "net.weights")
+    workload = setup.workload(weights)
+    backend = InProcessBackend()
+    found: list[Measurement] = []
+    with backend.team(workload, _plan(setup, "exact")) as exact:
+        start = time.process_time(), time.perf_counter()
+        decisions = _decisions(setup, exact, max(settings.iterations))
+        evaluated = sum(len(decision.candidates) for decision in decisions)
+        found += [
+            Measurement.count("exact", "iterations searched", "", decisions[-1].iteration),
+            Measurement.count("exact", "candidates evaluated", "", evaluated),
+            Measurement.count("exact", "whole search, processor time", "s", time.process_time() - start[0]),
+            Measurement.count("exact", "whole search, wall", "s", time.perf_counter() - start[1]),
+        ]
+    with backend.team(workload, _plan(setup, settings.baseline)) as naive:
+        for case in settings.cases:
+            with backend.team(workload, _plan(setup, case)) as team:
+                found += _compare(setup, case, team, settings.baseline, naive, decisions, settings)
+    return found + ceilings(torch.device(setup.device))
+
+
+def _compare(
+    setup: Setup,
+    case: Case,
+    team: Team,
+    baseline: Case,
+    naive: Team,
+    decisions: Sequence[Decision],
+    settings: Settings,
+) -> list[Measurement]:
+    found: list[Measurement] = []
+    totals: tuple[list[float], list[float]] = ([0.0] * settings.pairs, [0.0] * settings.pairs)
+    same, worst, images = 0, 0.0, 0
+    chosen = [iteration for iteration in settings.iterations if iteration < len(decisions)]
+    for iteration in chosen:
+        repeat_naive = _repetition(setup, naive, _plan(setup, baseline), decisions[:iteration])
+        repeat = _repetition(setup, team, _plan(setup, case), decisions[:iteration])
+        expected, decision = repeat_naive(), repeat()
+        same += _without_numbers(decision) == _without_numbers(expected)
+        worst = max(worst, *(_deviations(decision, expected) or [float("inf")]))
+        images += len(decision.candidates) * decision.evaluation.images
+        slow, fast = abab(repeat_naive, repeat, pairs=settings.pairs, clock=_clock(setup.device))
+        found.append(ratio(case, f"{baseline} / {case}, iteration {iteration}", slow, fast))
+        for total, seconds in zip(totals, (slow, fast), strict=True):
+            total[:] = [one + other for one, other in zip(total, seconds, strict=True)]
+    rates = [images / seconds for seconds in totals[1]]
+    return [
+        *found,
+        ratio(case, f"{baseline} / {case}, all {len(chosen)}", *totals),
+        Measurement.of(case, f"{baseline}, per iteration", "s", [seconds / len(chosen) for seconds in totals[0]]),
+        Measurement.of(case, f"{case}, per iteration", "s", [seconds / len(chosen) for seconds in totals[1]]),
+        Measurement.of(case, "candidate images", "images/s", rates),
+        Measurement.count(case, f"decisions as {baseline}", "share", same / len(chosen)),
+        Measurement.count(case, "largest relative deviation of a score", "", worst),
+    ]
+
+
+def _plan(setup: Setup, case: Case) -> SearchPlan:
+    """The job's search, evaluated in one of the ways compared here."""
+    exact = replace(setup.search_plan, evaluation="fast", arithmetic=EXACT)
+    match case:
+        case "naive":
+            return replace(exact, evaluation="naive")
+        case "naive tf32":
+            return replace(exact, evaluation="naive", arithmetic=Arithmetic("tf32"))
+        case "shared":
+            return replace(exact, slice_below=0.0)
+        case "exact":
+            return exact
+        case "channels last":
+            return replace(exact, arithmetic=Arithmetic(channels_last=True))
+        case "tf32":
+            return replace(exact, arithmetic=Arithmetic("tf32", channels_last=True))
+        case "bf16":
+            return replace(exact, arithmetic=Arithmetic("bf16", channels_last=True))
+        case "bf16 compiled":
+            return replace(exact, arithmetic=Arithmetic("bf16", channels_last=True, compile=True))
+
+
+def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:
+    """The search of the job, up to its end or an iteration."""
+    decisions: list[Decision] = []
+    search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, _plan(setup, "exact")))
+    for decision in search.run():
+        decisions.append(decision)
+        if decision.iteration == last:
+            break
+    return decisions
+
+
+def _repetition(setup: Setup, team: Team, plan: SearchPlan, history: Sequence[Decision]) -> Callable[[], Decision]:
+    """A function that makes the decision after a history, as often as it is called."""
+    plan.arithmetic.set_backends()
+    team.begin([decision.subnetwork for decision in history])
+    rates = {group.name: Fraction(1) for group in setup.graph.groups}
+    rates.update({decision.group: decision.rate for decision in history if decision.group})
+    search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, plan))
+
+    def decide() -> Decision:
+        plan.arithmetic.set_backends()
+        return search.decide(history[-1], rates)
+
+    return decide
+
+
+def _without_numbers(decision: Decision) -> dict[str, Any]:
+    """What was decided, without what was measured."""
+    record = decision.to_record()
+    candidates = [(line["group"], line["num_kept"], line["macs"], line["params"]) for line in record["candidates"]]
+    return {name: record[name] for name in ("group", "kept", "rate", "macs", "subnetwork")} | {"candidates": candidates}
+
+
+def _deviations(decision: Decision, expected: Decision) -> list[float]:
+    """Relative deviation of the score of every candidate that both evaluated."""
+    scores = {outcome.group: outcome.evaluation.score for outcome in expected.candidates}
+    return [
+        abs(outcome.evaluation.score / scores[outcome.group] - 1)
+        for outcome in decision.candidates
+        if outcome.group in scores
+    ]
+
+
+def _clock(device: str) -> Callable[[], float]:
+    if device == "cpu":
+        return time.process_time
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised
