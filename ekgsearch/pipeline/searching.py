@@ -10,6 +10,7 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.experiment import SearchSection, expand_path
+from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
 from ekgsearch.pipeline.team import BankOrder, Team
@@ -18,8 +19,8 @@ from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
-    racing = _racing(state, team)
-    search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_plan))
+from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.racing import Racing
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.files import file_sha256, write_atomically
 from ekgsearch.storage.objects import open_store
@@ -55,6 +56,8 @@ def search_and_fill_bank(state: RunState) -> None:
         state.committed("search")
         return
     backend = state.backend
+    if not is_searched:
+        state_memory(state.setup, backend.num_search_devices)
     with backend.team(state.workload, state.setup.search_plan) as team:
         if not is_searched:
             _search(state, team)

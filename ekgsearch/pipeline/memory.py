@@ -1,0 +1,64 @@
+"""What a run says about memory before its search starts."""
+
+import logging
+import os
+
+import torch
+
+from ekgsearch.channels.memory import SearchMemory, search_memory
+from ekgsearch.pipeline.setup import Setup
+from ekgsearch.search.steps import coarse_step
+
+log = logging.getLogger(__name__)
+
+_GIGABYTE = 1e9
+
+
+def state_memory(setup: Setup, num_workers: int) -> None:
+    """Log the most memory that one search worker will hold, and warn where this machine has less to give.
+
+    Args:
+        setup: the opened job.
+        num_workers: workers among which the batches of the search subset are shared.
+    """
+    memory, free = worker_memory(setup, num_workers), _free_bytes(setup.device)
+    log.info(
+        "a search worker holds at most %.2f GB of tensors: %.2f GB while a batch of %d images is scored, %.2f GB while "
+        "candidates are evaluated, %.2f GB of weights and images; free here: %.1f GB",
+        memory.peak / _GIGABYTE,
+        memory.scores / _GIGABYTE,
+        setup.job.search.batch_size,
+        memory.candidates / _GIGABYTE,
+        (memory.network + memory.pixels) / _GIGABYTE,
+        free / _GIGABYTE,
+    )
+    if memory.peak > free and setup.job.cluster.address is None:
+        log.warning(
+            "that is more than is free here: take a machine or a device with more memory, or search.precision bf16. A "
+            "smaller search.batch_size needs less and changes the result, since batch norms use the statistics of a batch"
+        )
+
+
+def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
+    """Memory of one search worker under the job's plan."""
+    section = setup.job.search
+    sizes = [len(ids) for _, ids in setup.search_plan.batches]
+    batch = max(sizes)
+    masked = frozenset(
+        group.name
+        for group in setup.graph.groups
+        if 1 - float(coarse_step(group.size, group.uses, section.step)) > section.slice_below
+    )
+    return search_memory(
+        setup.graph,
+        images=min(sum(sizes), -(-sum(sizes) // num_workers) + batch),
+        batch_size=batch,
+        number_bytes=2 if section.precision == "bf16" else 4,
+        masked_groups=masked,
+    )
+
+
+def _free_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

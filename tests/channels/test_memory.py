@@ -1,0 +1,75 @@
+"""The stated memory of a search worker holds: a worker in a process of its own stays below it, and not by far."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.memory import search_memory
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+
+WORKER = """
+import json, resource, sys
+import torch, torch.nn.functional as F
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.sliced import SlicedNetwork
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+
+name, side, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+torch.set_num_threads(1)
+graph = analyse(build(NetSpec(name, 10, (3, side, side))).eval().requires_grad_(False), (3, side, side))
+network = SlicedNetwork(graph, 0.9)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def work(images):
+    full = network.preparation.whole(graph.full())
+    labels = torch.zeros(len(images), dtype=torch.long)
+    names = [group.name for group in graph.groups[:3]]
+    narrow = network.preparation.narrowed
+    candidates = [(name, narrow(full, graph.full().replace(name, range(1)), name)) for name in names]
+    network.branches(images, full, candidates)
+    after_candidates = peak()
+    network.scores(images, lambda logits: F.cross_entropy(logits, labels), full)
+    return after_candidates
+
+work(torch.randn(2, 3, side, side))
+before = peak()
+after_candidates = work(torch.randn(batch, 3, side, side))
+print(json.dumps({"candidates": after_candidates - before, "scores": peak() - before}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "batch"),
+    [
+        ("resnet20", 32, 256),
+        pytest.param("resnet56", 32, 256, marks=pytest.mark.slow),
+        pytest.param("resnet50", 224, 16, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", 224, 16, marks=pytest.mark.slow),
+    ],
+)
+def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int, batch: int) -> None:
+    graph = analyse(build(NetSpec(name, 10, (3, side, side))).eval(), (3, side, side))
+    stated = search_memory(graph, images=0, batch_size=batch)
+    command = [sys.executable, "-c", WORKER, name, str(side), str(batch)]
+    measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+    images = 4 * batch * 3 * side * side
+    assert measured["candidates"] <= stated.candidates + images
+    assert 0.5 * stated.scores <= measured["scores"] <= stated.scores + images
+
+
+def test_memory_grows_with_the_batch_and_with_masked_channel_groups() -> None:
+    graph = analyse(build(NetSpec("resnet20", 10, (3, 32, 32))).eval(), (3, 32, 32))
+    small = search_memory(graph, images=320, batch_size=64)
+    large = search_memory(graph, images=320, batch_size=256)
+    assert (large.scores, large.candidates) == (4 * small.scores, 4 * small.candidates)
+    assert large.pixels == 320 * 3 * 32 * 32
+    masked = search_memory(graph, images=320, batch_size=64, masked_groups=frozenset({graph.groups[0].name}))
+    assert masked.scores - small.scores == 4 * 4 * 64 * 16 * 32 * 32
+    assert small.peak == small.network + small.pixels + small.scores
