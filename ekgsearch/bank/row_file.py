@@ -12,13 +12,16 @@ from torch import Tensor
 
 from ekgsearch.errors import StorageError
 
+AHEAD = 4
+"""Rows that follow each other are announced for so many reads of the same length."""
+
 
 class RowFile:
     """A memory-mapped file of rows.
 
     Shuffled rows are copied out of the map. As long as that makes the disk work, the system is told beforehand which
-    rows will be wanted: it then reads them at the same time, where page faults would read them one by one (measured: 50
-    times slower than told). Rows that follow each other are read as one piece, so that the system reads ahead.
+    rows will be wanted: it then reads them at the same time, where page faults would read them one by one (cold, that
+    is many times slower: jobs/bench_bank.yaml). Rows that follow each other are one piece, and the next are announced.
     """
 
     def __init__(self, path: Path, num_rows: int, row_bytes: int) -> None:
@@ -55,29 +58,29 @@ class RowFile:
         Returns:
             Bytes (B, row_bytes), uint8.
         """
-        rows = torch.empty(len(ids), self._rows.shape[1], dtype=torch.uint8, pin_memory=pinned)
-        if len(ids) and ids[-1] - ids[0] == len(ids) - 1 and (np.diff(ids) == 1).all():
-            self._read(int(ids[0]) * self._rows.shape[1], rows.numpy().data.cast("B"))
-            return rows
+        shape = (len(ids), self._rows.shape[1])
+        if pinned:
+            rows = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            rows = torch.from_numpy(np.empty(shape, dtype=np.uint8))  # NumPy gets its memory faster than torch
+        is_piece = len(ids) > 0 and ids[-1] - ids[0] == len(ids) - 1 and bool((np.diff(ids) == 1).all())
         before = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
         if self._reads_disk:
-            self._announce(ids)
-        self._rows.take(ids, axis=0, out=rows.numpy(), mode="clip")
+            if is_piece:
+                self._announce(int(ids[0]), AHEAD * len(ids))
+            else:
+                for row in ids.tolist():
+                    self._announce(row, 1)
+        if is_piece:
+            np.copyto(rows.numpy(), self._rows[ids[0] : ids[-1] + 1])
+        else:
+            self._rows.take(ids, axis=0, out=rows.numpy(), mode="clip")
         self._reads_disk = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock != before
         return rows
 
-    def _announce(self, ids: np.ndarray) -> None:
+    def _announce(self, first: int, num_rows: int) -> None:
         """Let the system begin to read rows, without waiting for them."""
         row_bytes = self._rows.shape[1]
-        for row in ids.tolist():
-            start = row * row_bytes
-            page = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, page, start + row_bytes - page)
-
-    def _read(self, start: int, view: memoryview) -> None:
-        read = 0
-        while read < len(view):
-            count = os.preadv(self._file, [view[read:]], start + read)
-            if not count:
-                raise StorageError(f"the file of a memory bank ended at byte {start + read}; stage it again")
-            read += count
+        start, stop = first * row_bytes, min(first + num_rows, len(self._rows)) * row_bytes
+        page = start - start % mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, page, stop - page)

@@ -67,10 +67,3 @@ def test_a_file_of_another_size_is_refused(path: Path, tmp_path: Path) -> None:
         RowFile(path, ROWS + 1, ROW_BYTES)
     with pytest.raises(StorageError, match=r"cannot map .*none"):
         RowFile(tmp_path / "none", ROWS, ROW_BYTES)
-
-
-def test_a_file_that_shrinks_is_noticed_when_read_in_order(path: Path) -> None:
-    rows = RowFile(path, ROWS, ROW_BYTES)
-    os.truncate(path, ROW_BYTES * 10)
-    with pytest.raises(StorageError, match="ended at byte 30000"):
-        rows.gather(np.arange(ROWS))

@@ -1,0 +1,249 @@
+"""Reads of the memory bank against plain memory-mapped NumPy (shuffled rows) and a raw pyarrow scan (in order).
+
+Both sides read the same rows from the same disk. NumPy indexes a memory map of the bank's own file. The pyarrow scan
+loads every record batch of an Arrow file with the same bytes into memory, without touching the values. `packed` are
+rows as they are stored, which is what the others give; `float32` adds the conversion on both sides. Warm passes are
+compared by process time, interleaved; cold ones, where the disk works, by wall time, the page cache dropped before
+each.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+
+from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.build import bank_layout, commit, write_block
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.rows import BankDtype, BankRows
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.storage.objects import open_store
+
+
+class Settings(BenchSettings):
+    """What the bank holds and how often it is read."""
+
+    images: int = Field(10_000, ge=1, description="images in the bank; 100000 make 1 GB of float16")
+    classes: int = Field(1000, ge=1, description="logits per image and teacher")
+    teachers: int = Field(5, ge=1, description="teachers")
+    dtype: BankDtype = Field("float16", description="how logits are stored")
+    batch_size: int = Field(256, ge=1, description="rows of one read")
+    batches: int = Field(20, ge=1, description="reads of one warm pass; cold passes make a fifth")
+    pairs: int = Field(7, ge=1, description="interleaved pairs of passes")
+    folder: str | None = Field(None, description="where the files are put for the time being; null: the system's place")
+
+
+def run(settings: Settings) -> list[Measurement]:
+    """Build a bank of random logits and read it in every way."""
+    spec = BankSpec(
+        dataset_hash="random",
+        weights_hash="random",
+        teachers=tuple(str(teacher) for teacher in range(settings.teachers)),
+        num_images=settings.images,
+        num_classes=settings.classes,
+        batches_per_block=3,
+        dtype=settings.dtype,
+    )
+    with tempfile.TemporaryDirectory(dir=settings.folder) as name:
+        folder = Path(name)
+        _build(spec, folder / "store")
+        found = [
+            Measurement.count("bank", "size", "MB", spec.num_bytes / 1e6),
+            _memory(spec, folder, settings.batch_size),
+        ]
+        bank = _open(spec, folder)
+        _write_arrow(bank, folder / "rows.arrow", settings.batch_size)
+        found += _warm(bank, folder, settings)
+        del bank
+        return found + _cold(spec, folder, settings)
+
+
+def _build(spec: BankSpec, folder: Path) -> None:
+    store = open_store(str(folder))
+    generator = torch.Generator().manual_seed(1)
+    for block, ids in enumerate(bank_layout(spec)):
+        logits = torch.randn(len(ids), spec.num_classes, spec.num_teachers, generator=generator) * 3
+        write_block(store, spec, block, BankRows(logits))
+    commit(store, spec)
+
+
+def _open(spec: BankSpec, folder: Path) -> MemoryBank:
+    bank = MemoryBank.open(open_store(str(folder / "store")), spec, cache_dir=folder / "cache")
+    bank.wait()
+    return bank
+
+
+def _rows_file(folder: Path) -> Path:
+    return next((folder / "cache").glob("*.rows"))
+
+
+def _map(spec: BankSpec, folder: Path) -> np.ndarray:
+    """Rows of the bank's file as NumPy maps them: (N, K, C), or bytes (N, row_bytes) of int8 rows."""
+    if spec.dtype == "int8":
+        return np.memmap(
+            _rows_file(folder), dtype=np.uint8, mode="r", shape=(spec.num_images, spec.row_format.row_bytes)
+        )
+    shape = (spec.num_images, spec.num_teachers, spec.num_classes)
+    return np.memmap(_rows_file(folder), dtype=np.dtype(spec.dtype), mode="r", shape=shape)
+
+
+def _write_arrow(bank: MemoryBank, path: Path, batch_size: int) -> None:
+    """Write the bytes of the bank as record batches."""
+    schema = pa.schema([("row", pa.binary(bank.spec.row_format.row_bytes))])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for ids in torch.split(torch.arange(len(bank)), batch_size):
+            data = pa.py_buffer(bank.read_packed(ids).numpy().tobytes())
+            column = pa.FixedSizeBinaryArray.from_buffers(schema.field("row").type, len(ids), [None, data])
+            writer.write_batch(pa.record_batch([column], schema=schema))
+
+
+def _scan_arrow(path: Path) -> None:
+    with pa.OSFile(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        for index in range(reader.num_record_batches):
+            reader.get_batch(index)
+
+
+def _scan_bank(bank: MemoryBank, batch_size: int) -> None:
+    for ids in torch.split(torch.arange(len(bank)), batch_size):
+        bank.read_packed(ids)
+
+
+def _draw(settings: Settings, batches: int, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(settings.images, (settings.batch_size,), generator=generator) for _ in range(batches)]
+
+
+def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measurement]:
+    rows, batches = _map(bank.spec, folder), _draw(settings, settings.batches, 1)
+    _scan_bank(bank, settings.batch_size)
+    rows.reshape(-1)[:: os.sysconf("SC_PAGE_SIZE") // 8].max()  # every page is mapped on this side too
+    num_random = settings.batches * settings.batch_size
+
+    def every(read: Callable[[torch.Tensor], object]) -> Callable[[], None]:
+        def read_all() -> None:
+            for ids in batches:
+                read(ids)
+
+        return read_all
+
+    found = _compare(
+        "shuffled, warm, packed",
+        "numpy",
+        every(bank.read_packed),
+        every(lambda ids: rows[ids.numpy()]),
+        num_random,
+        settings,
+    )
+    if settings.dtype != "int8":
+        found += _compare(
+            "shuffled, warm, float32",
+            "numpy",
+            every(bank.read),
+            every(lambda ids: rows[ids.numpy()].astype(np.float32)),
+            num_random,
+            settings,
+        )
+    return found + _compare(
+        "in order, warm, packed",
+        "pyarrow",
+        lambda: _scan_bank(bank, settings.batch_size),
+        lambda: _scan_arrow(folder / "rows.arrow"),
+        len(bank),
+        settings,
+    )
+
+
+def _compare(
+    case: str, other: str, ours: Callable[[], None], theirs: Callable[[], None], rows: int, settings: Settings
+) -> list[Measurement]:
+    seconds, others = abab(ours, theirs, pairs=settings.pairs)
+    return _speeds(case, other, seconds, others, rows, "process time")
+
+
+def _speeds(
+    case: str, other: str, seconds: list[float], others: list[float], rows: int, clock: str
+) -> list[Measurement]:
+    quantity = f"rows per second of {clock}"
+    return [
+        Measurement.of(f"{case}: bank", quantity, "rows/s", [rows / second for second in seconds]),
+        Measurement.of(f"{case}: {other}", quantity, "rows/s", [rows / second for second in others]),
+        ratio(f"{case}: bank", f"speed against {other}", others, seconds),
+    ]
+
+
+def _cold(spec: BankSpec, folder: Path, settings: Settings) -> list[Measurement]:
+    """Passes on an empty page cache; the maps of both sides are new each time, since mapped pages are not dropped."""
+    times: dict[str, list[float]] = {name: [] for name in ("bank", "numpy", "scan", "pyarrow")}
+    num_batches = max(1, settings.batches // 5)
+
+    def gather(rows: MemoryBank | np.ndarray, batches: list[torch.Tensor]) -> None:
+        for ids in batches:
+            if isinstance(rows, MemoryBank):
+                rows.read_packed(ids)
+            else:
+                rows[ids.numpy()]
+
+    for pair in range(settings.pairs):
+        batches = _draw(settings, num_batches, pair)
+        times["bank"].append(_cold_seconds(folder, partial(gather, _open(spec, folder), batches)))
+        times["numpy"].append(_cold_seconds(folder, partial(gather, _map(spec, folder), batches)))
+        times["scan"].append(_cold_seconds(folder, partial(_scan_bank, _open(spec, folder), settings.batch_size)))
+        times["pyarrow"].append(_cold_seconds(folder, partial(_scan_arrow, folder / "rows.arrow")))
+    num_random = num_batches * settings.batch_size
+    return [
+        *_speeds("shuffled, cold, packed", "numpy", times["bank"], times["numpy"], num_random, "wall time"),
+        *_speeds("in order, cold, packed", "pyarrow", times["scan"], times["pyarrow"], spec.num_images, "wall time"),
+    ]
+
+
+def _cold_seconds(folder: Path, work: Callable[[], object]) -> float:
+    for path in (_rows_file(folder), folder / "rows.arrow"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _memory(spec: BankSpec, folder: Path, batch_size: int) -> Measurement:
+    """Let another process fill its file and read every row twice, shuffled."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        peak = process.submit(_peak_memory, spec, str(folder), batch_size).result()
+    return Measurement.count("filling and reading", "memory above the page cache", "MB", peak / 1e6)
+
+
+def _peak_memory(spec: BankSpec, folder: str, batch_size: int) -> int:
+    """Bytes of anonymous memory that a process takes for the bank, at most."""
+    before, samples, is_done = _anonymous_bytes(), [0], threading.Event()
+
+    def sample() -> None:
+        while not is_done.wait(0.005):
+            samples.append(_anonymous_bytes() - before)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    bank = _open(spec, Path(folder))
+    for seed in range(2):
+        order = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))
+        for ids in torch.split(order, batch_size):
+            bank.read(ids)
+    is_done.set()
+    sampler.join()
+    return max(samples)
+
+
+def _anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
