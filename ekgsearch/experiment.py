@@ -156,7 +156,7 @@ class BankSection(Section):
     batch_size: Positive = Field(256, description="images of one batch (batch statistics)")
     cache: str | None = Field(
         None,
-        description="folder on the disk of each machine for its copy by image id; null: inside the run directory. "
+        description="folder on the disk of each machine for its copy of the bank; null: inside the run directory. "
         "$VARIABLES are expanded",
     )
     resident: bool = Field(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ekgsearch.bank.build import manifest_key
+from ekgsearch.bank.build import bank_layout, block_rows, manifest_key
 from ekgsearch.bank.cache import BankCache
 from ekgsearch.bank.fill import Filler
 from ekgsearch.bank.manifest import BankManifest, BankSpec
@@ -38,9 +38,8 @@ class MemoryBank:
         self._filler = filler
         self._device = device
         self._rows = RowFile(cache.path, self.spec.num_images, self.spec.row_format.row_bytes)
-        self._block_of = np.empty(self.spec.num_images, dtype=np.int32)
-        for block, ids in enumerate(cache.layout):
-            self._block_of[ids] = block
+        self._position_of = np.empty(self.spec.num_images, dtype=np.int32)
+        self._position_of[self.order.numpy()] = np.arange(self.spec.num_images, dtype=np.int32)
         self._is_full = False
         self._resident: Tensor | None = None
         weakref.finalize(self, filler.stop)
@@ -87,6 +86,11 @@ class MemoryBank:
         return self.spec.num_teachers
 
     @property
+    def order(self) -> Tensor:
+        """Image ids (N,), int64, in the order in which the rows lie: read like this, the bank is fastest."""
+        return torch.cat(bank_layout(self.spec))
+
+    @property
     def is_resident(self) -> bool:
         """Whether the whole bank lies in the memory of the device."""
         return self._resident is not None
@@ -119,9 +123,10 @@ class MemoryBank:
             )
         if self._resident is not None:
             return self._resident.index_select(0, ids.to(self._device))
+        positions = self._position_of[index]
         if not self._is_full:
-            self._await(np.unique(self._block_of[index]))
-        packed = self._rows.gather(index, pinned=self._device.type == "cuda")
+            self._await(np.unique(positions // block_rows(self.spec, 0)))
+        packed = self._rows.gather(positions, pinned=self._device.type == "cuda")
         return packed.to(self._device, non_blocking=True)
 
     def wait(self) -> None:
@@ -162,8 +167,8 @@ class MemoryBank:
             return
         self.wait()
         resident = torch.empty(len(self), self.spec.row_format.row_bytes, dtype=torch.uint8, device=self._device)
-        for ids in np.array_split(np.arange(len(self)), self.spec.num_blocks):
-            resident[ids[0] : ids[-1] + 1] = self._rows.gather(ids)
+        for ids in bank_layout(self.spec):
+            resident[ids.to(self._device)] = self._rows.gather(self._position_of[ids.numpy()]).to(self._device)
         self._resident = resident
 
 

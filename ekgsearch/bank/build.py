@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from ekgsearch.data.subset import permutation
 from ekgsearch.errors import NumericsError, StorageError
 from ekgsearch.records import Subnetwork
 from ekgsearch.storage.objects import ObjectStore
-from ekgsearch.storage.tensors import parse_tensors, serialise_tensors
+from ekgsearch.storage.tensors import serialise_tensors, view_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def write_block(store: ObjectStore, spec: BankSpec, block: int, rows: BankRows) 
     return Shard(block, key, sha256, len(rows), len(data))
 
 
-def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> Tensor:
+def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> np.ndarray:
     """Read one block back, verified.
 
     Returns:
@@ -128,16 +129,16 @@ def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> Tensor:
             f"{store.uri}/{shard.key}: expected {shard.bytes} bytes with SHA-256 {shard.sha256}, found {len(data)} "
             f"bytes with {found}; delete this object and run again, its block is rebuilt"
         )
-    tensors = parse_tensors(data, f"{store.uri}/{shard.key}")[0]
+    arrays = view_arrays(data, f"{store.uri}/{shard.key}")
     num_rows = block_rows(spec, shard.block)
     wanted = {part.name: (part.dtype, (num_rows, *part.shape)) for part in spec.row_format.parts}
-    held = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    held = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
     if held != wanted:
         raise StorageError(
             f"{store.uri}/{shard.key}: expected the tensors {wanted}, found {held}; delete this object and run again, "
             "its block is rebuilt"
         )
-    return spec.row_format.pack(tensors)
+    return spec.row_format.pack(arrays)
 
 
 def block_rows(spec: BankSpec, block: int) -> int:

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from ekgsearch.bank.build import bank_layout
+from ekgsearch.bank.build import block_rows
 from ekgsearch.bank.manifest import BankManifest
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.files import write_error
@@ -21,15 +20,14 @@ _RECORD = np.dtype([("is_there", np.uint8), ("is_wanted", np.uint8), ("sha256", 
 
 
 class BankCache:
-    """Rows by image id in one file, and beside it one record per block: there, wanted, checksum of its rows.
+    """All rows in one file, block after block, and beside it one record per block: there, wanted, checksum of its rows.
 
     Whoever opens the cache while no other process uses it counts no block as there, until its rows have been compared
     with their checksum: a crash, a full disk or a bad one may have come between. After that a block that is there
     stays, and processes that join trust it. Locks vanish with the process that holds them.
 
     Attributes:
-        path: the file of rows.
-        layout: for each block its image ids.
+        path: the file of rows, in the order of `bank_layout`: a block is written and compared as one piece.
     """
 
     def __init__(self, manifest: BankManifest, folder: Path) -> None:
@@ -44,9 +42,9 @@ class BankCache:
             StorageError: the folder cannot be written or lacks the space.
         """
         spec = manifest.spec
-        self.layout = [ids.numpy() for ids in bank_layout(spec)]
+        self._num_blocks = spec.num_blocks
+        self._sizes = [block_rows(spec, block) * spec.row_format.row_bytes for block in (0, spec.num_blocks - 1)]
         self.path = folder / f"bank-{manifest.sha256[:32]}-{platform.node()}.rows"
-        self._row_bytes = spec.row_format.row_bytes
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._users = _opened(self.path.with_suffix(".users"))
@@ -87,12 +85,14 @@ class BankCache:
         recorded = self._read_records()["sha256"][block].tobytes()
         if not any(recorded):
             return False
-        digest, ids = hashlib.sha256(), self.layout[block]
-        for row in ids.tolist():
-            digest.update(os.pread(self._rows, self._row_bytes, row * self._row_bytes))
-        return bool(digest.digest() == recorded)
+        size, start = self._sizes[block == self._num_blocks - 1], block * self._sizes[0]
+        data = bytearray(size)
+        read = 0
+        while read < size and (count := os.preadv(self._rows, [memoryview(data)[read:]], start + read)):
+            read += count
+        return bool(hashlib.sha256(data).digest() == recorded)
 
-    def write(self, block: int, packed: Tensor) -> None:
+    def write(self, block: int, packed: np.ndarray) -> None:
         """Write the rows of a block and record their checksum; `publish` makes them count.
 
         Args:
@@ -102,14 +102,13 @@ class BankCache:
         Raises:
             StorageError: the disk refuses.
         """
-        rows = packed.numpy()
+        rows = packed.data.cast("B")
         self._write_record(block, "sha256", bytes(32))
         try:
-            for row, values in zip(self.layout[block].tolist(), rows, strict=True):
-                _write_at(self._rows, values.data, row * self._row_bytes)
+            _write_at(self._rows, rows, block * self._sizes[0])
         except OSError as error:
             raise write_error(self.path, error, rows.nbytes) from error
-        self._write_record(block, "sha256", hashlib.sha256(rows.data).digest())
+        self._write_record(block, "sha256", hashlib.sha256(rows).digest())
 
     def publish(self, block: int) -> None:
         """Let all processes of the machine read a block."""
@@ -123,13 +122,13 @@ class BankCache:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # some network file systems cannot reserve
                 raise
-        os.ftruncate(self._records, len(self.layout) * _RECORD.itemsize)
+        os.ftruncate(self._records, self._num_blocks * _RECORD.itemsize)
         records = self._read_records()
         records["is_there"], records["is_wanted"] = 0, 0
         _write_at(self._records, memoryview(records.tobytes()), 0)
 
     def _read_records(self) -> np.ndarray:
-        size = len(self.layout) * _RECORD.itemsize
+        size = self._num_blocks * _RECORD.itemsize
         data = os.pread(self._records, size, 0)
         if len(data) != size:
             raise StorageError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,12 +52,12 @@ class Part:
     name: str
     start: int
     shape: tuple[int, int]
-    dtype: torch.dtype
+    dtype: BankDtype
 
     @property
     def stop(self) -> int:
         """First byte behind it."""
-        return self.start + self.shape[0] * self.shape[1] * self.dtype.itemsize
+        return self.start + self.shape[0] * self.shape[1] * STORED[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ class RowFormat:
     def parts(self) -> tuple[Part, ...]:
         """The pieces of a row, in order."""
         widths = {"logits": self.num_classes, "embeddings": self.embeddings}
-        wanted = [(name, width, STORED[self.dtype]) for name, width in widths.items() if width]
+        wanted: list[tuple[str, int, BankDtype]] = [
+            (name, width, self.dtype) for name, width in widths.items() if width
+        ]
         if self.dtype == "int8":
-            wanted = [(f"{name}_affine", 2, torch.float32) for name, _, _ in wanted] + wanted
+            wanted = [(f"{name}_affine", 2, "float32") for name, _, _ in wanted] + wanted
         parts: list[Part] = []
         for name, width, dtype in wanted:
             parts.append(Part(name, parts[-1].stop if parts else 0, (self.num_teachers, width), dtype))
@@ -118,18 +121,22 @@ class RowFormat:
                     stored[name] = _narrowed(by_teacher, self.dtype, name)
         return stored
 
-    def pack(self, stored: Mapping[str, Tensor]) -> Tensor:
-        """Put the parts of R images side by side.
+    def pack(self, stored: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Put the parts of R images side by side; rows of one part are not copied.
 
         Args:
-            stored: tensor (R, K, values) by name of the part.
+            stored: array (R, K, values) by name of the part.
 
         Returns:
             Bytes (R, row_bytes), uint8.
         """
-        packed = torch.zeros(len(stored["logits"]), self.row_bytes, dtype=torch.uint8)
+        num_rows = len(stored["logits"])
+        if len(self.parts) == 1 and self.parts[0].stop == self.row_bytes:
+            return np.ascontiguousarray(stored["logits"]).view(np.uint8).reshape(num_rows, self.row_bytes)
+        packed = np.zeros((num_rows, self.row_bytes), dtype=np.uint8)
         for part in self.parts:
-            packed[:, part.start : part.stop] = stored[part.name].contiguous().view(torch.uint8).flatten(1)
+            values = np.ascontiguousarray(stored[part.name]).view(np.uint8)
+            packed[:, part.start : part.stop] = values.reshape(num_rows, part.stop - part.start)
         return packed
 
     def decode(self, packed: Tensor) -> BankRows:
@@ -142,7 +149,7 @@ class RowFormat:
             The outputs, on the same device.
         """
         parts = {
-            part.name: packed[:, part.start : part.stop].view(part.dtype).reshape(-1, *part.shape)
+            part.name: packed[:, part.start : part.stop].view(STORED[part.dtype]).reshape(-1, *part.shape)
             for part in self.parts
         }
         logits = self._values(parts, "logits").transpose(1, 2)

@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ def _write_arrow(bank: MemoryBank, path: Path, batch_size: int) -> None:
     """Write the bytes of the bank as record batches."""
     schema = pa.schema([("row", pa.binary(bank.spec.row_format.row_bytes))])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for ids in torch.split(torch.arange(len(bank)), batch_size):
+        for ids in torch.split(bank.order, batch_size):
             data = pa.py_buffer(bank.read_packed(ids).numpy().tobytes())
             column = pa.FixedSizeBinaryArray.from_buffers(schema.field("row").type, len(ids), [None, data])
             writer.write_batch(pa.record_batch([column], schema=schema))
@@ -114,8 +114,8 @@ def _scan_arrow(path: Path) -> None:
             reader.get_batch(index)
 
 
-def _scan_bank(bank: MemoryBank, batch_size: int) -> None:
-    for ids in torch.split(torch.arange(len(bank)), batch_size):
+def _scan_bank(bank: MemoryBank, batches: Sequence[torch.Tensor]) -> None:
+    for ids in batches:
         bank.read_packed(ids)
 
 
@@ -126,7 +126,8 @@ def _draw(settings: Settings, batches: int, seed: int) -> list[torch.Tensor]:
 
 def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measurement]:
     rows, batches = _map(bank.spec, folder), _draw(settings, settings.batches, 1)
-    _scan_bank(bank, settings.batch_size)
+    in_order = torch.split(bank.order, settings.batch_size)
+    _scan_bank(bank, in_order)
     rows.reshape(-1)[:: os.sysconf("SC_PAGE_SIZE") // 8].max()  # every page is mapped on this side too
     num_random = settings.batches * settings.batch_size
 
@@ -157,7 +158,7 @@ def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measuremen
     return found + _compare(
         "in order, warm, packed",
         "pyarrow",
-        lambda: _scan_bank(bank, settings.batch_size),
+        lambda: _scan_bank(bank, in_order),
         lambda: _scan_arrow(folder / "rows.arrow"),
         len(bank),
         settings,
@@ -186,6 +187,7 @@ def _cold(spec: BankSpec, folder: Path, settings: Settings) -> list[Measurement]
     """Passes on an empty page cache; the maps of both sides are new each time, since mapped pages are not dropped."""
     times: dict[str, list[float]] = {name: [] for name in ("bank", "numpy", "scan", "pyarrow")}
     num_batches = max(1, settings.batches // 5)
+    in_order = torch.split(torch.cat(bank_layout(spec)), settings.batch_size)
 
     def gather(rows: MemoryBank | np.ndarray, batches: list[torch.Tensor]) -> None:
         for ids in batches:
@@ -198,7 +200,7 @@ def _cold(spec: BankSpec, folder: Path, settings: Settings) -> list[Measurement]
         batches = _draw(settings, num_batches, pair)
         times["bank"].append(_cold_seconds(folder, partial(gather, _open(spec, folder), batches)))
         times["numpy"].append(_cold_seconds(folder, partial(gather, _map(spec, folder), batches)))
-        times["scan"].append(_cold_seconds(folder, partial(_scan_bank, _open(spec, folder), settings.batch_size)))
+        times["scan"].append(_cold_seconds(folder, partial(_scan_bank, _open(spec, folder), in_order)))
         times["pyarrow"].append(_cold_seconds(folder, partial(_scan_arrow, folder / "rows.arrow")))
     num_random = num_batches * settings.batch_size
     return [

@@ -39,7 +39,7 @@ class BankAddress:
     Attributes:
         spec: what it is made of.
         uri: where it lives.
-        cache_dir: folder of the machine for its copy by image id.
+        cache_dir: folder of the machine for its copy.
         resident: whether it is held in the memory of the device, if it fits.
     """
 

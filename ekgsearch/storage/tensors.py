@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -148,6 +149,35 @@ def parse_tensors(
         ) from error
     metadata.pop(CHECKSUM_KEY, None)
     return tensors, metadata
+
+
+def view_arrays(data: bytes, source: str) -> dict[str, np.ndarray]:
+    """Look at the tensors within bytes that somebody has verified, without a copy.
+
+    Args:
+        data: bytes of the safetensors format whose checksum the caller has compared.
+        source: name of the file or object, for error messages.
+
+    Returns:
+        Read-only arrays by name, which share the memory of the bytes.
+
+    Raises:
+        StorageError: the bytes are not in the format of `serialise_tensors`.
+    """
+    names = {name: dtype for dtype, name in _DTYPE_NAMES.items() if dtype is not torch.bfloat16}
+    start = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    try:
+        header = json.loads(data[_LENGTH_BYTES:start])
+        del header["__metadata__"]
+        arrays = {}
+        for name, entry in header.items():
+            dtype = torch.empty(0, dtype=names[entry["dtype"]]).numpy().dtype
+            count = (entry["data_offsets"][1] - entry["data_offsets"][0]) // dtype.itemsize
+            values = np.frombuffer(data, dtype=dtype, count=count, offset=start + entry["data_offsets"][0])
+            arrays[name] = values.reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise StorageError(f"{source} is no whole safetensors file ({len(data)} bytes): {error}") from error
+    return arrays
 
 
 def _read_metadata(data: bytes) -> dict[str, str]:

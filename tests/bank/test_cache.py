@@ -83,9 +83,8 @@ def test_a_sound_file_is_used_again_and_a_damaged_block_is_fetched(
     assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
     let_fillers_end()
     assert shard_reads(filled) == []
-    path, image = rows_file(tmp_path), int(bank_layout(bank_spec)[5][3])
-    with open(path, "r+b") as file:
-        file.seek(image * bank_spec.row_format.row_bytes)
+    with open(rows_file(tmp_path), "r+b") as file:
+        file.seek((5 * 16 + 3) * bank_spec.row_format.row_bytes)
         file.write(b"\xff")
     assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
     assert shard_reads(filled) == [read_manifest(filled, bank_spec).shards[5].key]
@@ -105,7 +104,7 @@ def test_files_that_were_cut_short_are_filled_anew(
 def test_a_block_counts_only_once_it_was_compared(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
     manifest = read_manifest(filled, bank_spec)
     cache = BankCache(manifest, tmp_path)
-    packed = torch.zeros(16, bank_spec.row_format.row_bytes, dtype=torch.uint8)
+    packed = np.zeros((16, bank_spec.row_format.row_bytes), dtype=np.uint8)
     assert not cache.holds(0)
     cache.write(0, packed)
     assert cache.holds(0)
@@ -217,7 +216,11 @@ def test_rows_of_a_gpu_are_those_of_the_file(filled: WatchedStore, bank_spec: Ba
         assert torch.equal(found.cpu(), logits_of(EVERY))
 
 
-def test_the_file_holds_rows_by_image_id(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
-    MemoryBank.open(filled, bank_spec, cache_dir=tmp_path).wait()
+def test_the_file_holds_rows_in_the_order_of_the_bank(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
+    bank.wait()
     rows = np.fromfile(rows_file(tmp_path), dtype=np.float32).reshape(IMAGES, 3, 6)
-    assert np.array_equal(rows.transpose(0, 2, 1), logits_of(torch.arange(IMAGES)).numpy())
+    assert np.array_equal(rows.transpose(0, 2, 1), logits_of(bank.order).numpy())
+    assert torch.equal(bank.read(bank.order).logits, logits_of(bank.order))

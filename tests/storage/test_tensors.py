@@ -4,6 +4,7 @@ import hashlib
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ekgsearch.errors import StorageError
-from ekgsearch.storage.tensors import load_tensors, parse_tensors, save_tensors, serialise_tensors
+from ekgsearch.storage.tensors import load_tensors, parse_tensors, save_tensors, serialise_tensors, view_arrays
 
 DTYPES = [
     torch.float64,
@@ -159,3 +160,26 @@ def test_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:
     with pytest.raises(StorageError, match="no space is left"):
         save_tensors(path, {"a": torch.ones(1_000_000)})
     assert torch.equal(load_tensors(path)[0]["a"], torch.ones(3))
+
+
+def test_a_view_shows_the_same_numbers_without_a_copy() -> None:
+    tensors = {
+        "half": torch.arange(6, dtype=torch.float16).view(2, 3),
+        "int8": torch.tensor([-128, 0, 127], dtype=torch.int8),
+        "none": torch.zeros(0, 4),
+    }
+    data = bytes(serialise_tensors(tensors, {"note": "x"}))
+    found = view_arrays(data, "here")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.numpy().dtype
+        assert np.array_equal(found[name], tensor.numpy())
+        assert not found[name].flags.owndata
+        assert not found[name].flags.writeable
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_a_view_of_something_else_is_refused(keep: int) -> None:
+    data = bytes(serialise_tensors({"a": torch.arange(6.0)}, {}))
+    with pytest.raises(StorageError, match="here is no whole safetensors file"):
+        view_arrays(data[:keep], "here")
