@@ -193,6 +193,7 @@ class EpochRow:
         math.nan,
     )
     skipped_steps: int = column("steps left out because a loss or gradient was not finite", 0)
+    replaced_images: int = column("training images seen that stood in for a damaged one of their class", 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,8 @@ class StandIns:
             count = len(self._damaged)
         if count > self._allowed:
             raise DataError(
-                f"{count} pictures are damaged, {self._allowed} may be replaced here; the last one: {error}"
+                f"expected at most {self._allowed} damaged pictures, found {count}; restore them, or raise "
+                f"data.max_damaged; the last one: {error}"
             ) from error
         logger.warning(
             "image %d is damaged, the next sound one of its class stands in for it (%d of at most %d): %s",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Batch:
         views: network input (B, V, 3, H, W), float32.
         rows: rows of the memory bank, or None.
         global_size: images of the whole batch over all processes.
+        replaced: images of this part that were damaged and that others stand in for.
         wait_seconds: how long the computation waited for it.
     """
 
@@ -29,6 +30,7 @@ class Batch:
     views: Tensor
     rows: BankRows | None
     global_size: int
+    replaced: int = 0
     wait_seconds: float = 0.0
 
     def micro_batches(self, count: int) -> list["Batch"]:
@@ -39,7 +41,8 @@ class Batch:
         """
         if count == 1:
             return [self]
-        return [self._every(slice(start, None, count)) for start in range(count)]
+        parts = [self._every(slice(start, None, count)) for start in range(count)]
+        return [replace(parts[0], replaced=self.replaced), *parts[1:]]
 
     def _every(self, part: slice) -> "Batch":
         rows = self.rows
@@ -99,4 +102,4 @@ def read_epoch(loader: Loader, epoch: int, *, bank: MemoryBank | None, start: in
 
 
 def _together(batch: LoadedBatch, rows: BankRows | None) -> Batch:
-    return Batch(batch.labels, batch.views, rows, batch.global_size, batch.wait_seconds)
+    return Batch(batch.labels, batch.views, rows, batch.global_size, batch.replaced, batch.wait_seconds)

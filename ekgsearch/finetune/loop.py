@@ -197,7 +197,7 @@ def _skip(state: TrainState, config: FinetuneConfig, error: NumericsError) -> No
 def _measure(state: TrainState, training: _Training, begin: float) -> EpochMetrics:
     """Sum the epoch up over all processes and evaluate."""
     config, world, running = training.config, training.world, state.running
-    *losses, correct, images = world.sum(running.sums).tolist()
+    *losses, replaced, correct, images = world.sum(running.sums).tolist()
     if not images:
         raise NumericsError(f"epoch {state.epoch}: expected a step with a finite loss, found {running.skipped} without")
     is_last = state.epoch == config.epochs
@@ -217,6 +217,7 @@ def _measure(state: TrainState, training: _Training, begin: float) -> EpochMetri
         train_top1=100.0 * correct / images,
         **{f"{name}_top1": top1.get(name, math.nan) for name in ("test", "ema", "averaged")},
         images=int(images),
+        replaced_images=int(replaced),
         skipped_steps=running.skipped,
         wall_seconds=time.monotonic() - begin,
         wait_seconds=running.waited,

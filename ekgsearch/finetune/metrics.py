@@ -28,6 +28,7 @@ class EpochMetrics:
         ema_top1: the same for the exponential moving average of the weights; NaN without one.
         averaged_top1: the same for the mean of the weights after the last epochs, from the last epoch; else NaN.
         skipped_steps: steps left out because a loss or gradient was not finite.
+        replaced_images: of the training images seen, those that stood in for a damaged one.
         images: training images seen; views are not counted twice.
         wall_seconds: wall time of the epoch, evaluation included.
         wait_seconds: part of it in which this process waited for data.
@@ -50,6 +51,7 @@ class EpochMetrics:
     ema_top1: float = math.nan
     averaged_top1: float = math.nan
     skipped_steps: int = 0
+    replaced_images: int = 0
 
     def to_dict(self) -> dict[str, float]:
         """Plain numbers; measurements that were not taken are left out."""

@@ -21,7 +21,7 @@ class Running:
     """The epoch under way.
 
     Attributes:
-        sums: sums over this process' images so far: `LOSS_NAMES`, right answers, images; float64.
+        sums: sums over this process' images so far: `LOSS_NAMES`, replaced images, right answers, images; float64.
         step: steps that are done.
         skipped: of them, those without a finite loss and gradient.
         seconds: wall time so far, seconds; that before a resume included.
@@ -39,7 +39,7 @@ class Running:
     @classmethod
     def begin(cls, world: World) -> "Running":
         """An epoch without a step."""
-        return cls(torch.zeros(len(LOSS_NAMES) + 2, dtype=torch.float64, device=world.device))
+        return cls(torch.zeros(len(LOSS_NAMES) + 3, dtype=torch.float64, device=world.device))
 
 
 @dataclass

@@ -69,7 +69,8 @@ def _backward(state: TrainState, batch: Batch, world: World) -> Tensor:
     torch.autograd.backward(losses["loss"] * share)
     means = torch.stack([losses[name].detach().double() for name in LOSS_NAMES])
     right = (logits.detach().argmax(dim=-1) == batch.labels[:, None]).float().mean(dim=1).sum().double().reshape(1)
-    return torch.cat([means * len(batch.labels), right, torch.full_like(right, len(batch.labels))])
+    replaced = torch.full_like(right, batch.replaced)
+    return torch.cat([means * len(batch.labels), replaced, right, torch.full_like(right, len(batch.labels))])
 
 
 def _follow(state: TrainState, config: FinetuneConfig, num_steps: int) -> None:
