@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import torch
 
@@ -34,8 +35,8 @@ def state_memory(setup: Setup, num_workers: int) -> None:
     )
     if memory.peak > free and setup.job.cluster.address is None:
         log.warning(
-            "that is more than is free here: take a machine or a device with more memory, or search.precision bf16. A "
-            "smaller search.batch_size needs less and changes the result, since batch norms use the statistics of a batch"
+            "that is more than is free here: take a machine or a device with more memory, or search.precision bf16; a "
+            "smaller search.batch_size needs less, but changes the result: batch norms use the statistics of a batch"
         )
 
 
@@ -61,4 +62,8 @@ def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
 def _free_bytes(device: str) -> int:
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,59 @@
+"""The benchmark of the search compares every way of evaluating that a CPU offers, on a real small search."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from ekgsearch.bench.base import run_bench
+from ekgsearch.errors import JobError
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+from ekgsearch.storage.tensors import save_tensors
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    network = build(NetSpec("resnet20", 10, (3, 8, 8)), seed=4)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bn2.weight"):
+            parameter.data.fill_(0.8)
+    save_tensors(tmp_path / "weights.safetensors", network.state_dict(), {})
+    fields = {
+        "output": str(tmp_path / "run"),
+        "net": {"name": "resnet20", "weights": str(tmp_path / "weights.safetensors")},
+        "data": {"name": "digits", "image_size": 8},
+        "warmup": {"images_per_class": 20},
+        "search": {"reduction": 0.5, "images_per_class": 8, "batch_size": 40},
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+def test_every_case_is_compared_with_naive_on_the_same_iterations(job: Path, tmp_path: Path) -> None:
+    cases = ["shared", "exact", "channels last", "bf16"]
+    bench = tmp_path / "bench.yaml"
+    fields = {"bench": "search", "job": str(job), "cases": cases, "iterations": [1, 4], "pairs": 2}
+    bench.write_text(yaml.safe_dump({**fields, "output": str(tmp_path / "rows.parquet")}))
+    title, measurements, output = run_bench(bench)
+    assert "ABAB" in title
+    rows = pd.read_parquet(output)
+    assert len(rows) == len(measurements)
+    for case in cases:
+        ratios = rows[(rows.case == case) & rows.quantity.str.startswith("naive / ")]
+        assert list(ratios.repeats) == [2, 2, 2]
+        assert (ratios.value > 0).all()
+    agreement = rows[rows.quantity == "decisions as naive"].set_index("case").value
+    assert agreement["shared"] == agreement["exact"] == 1.0
+    deviation = rows[rows.quantity == "largest relative deviation of a score"].set_index("case").value
+    assert deviation["shared"] == 0.0
+    assert 0.0 < deviation["exact"] < 1e-5 < deviation["bf16"]
+
+
+def test_a_job_without_weights_is_refused(job: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.yaml"
+    bench.write_text(yaml.safe_dump({"bench": "search", "job": str(job), "overrides": ["net.weights=null"]}))
+    with pytest.raises(JobError, match="null"):
+        run_bench(bench)
