@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import click
@@ -44,26 +45,46 @@ def cli() -> None:
 @_set_option
 @click.option("--address", default=None, help="Ray cluster to use, e.g. auto or 10.0.0.1:6379. [$RAY_ADDRESS]")
 @click.option("--resume", is_flag=True, help="Continue even if the job, the machine or a version differs.")
+@click.option(
+    "--audit",
+    "num_audited",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="At the end, or on a finished run, decide N random iterations again by the exact tier and compare.",
+)
 @_verbose_option
-def run(job: Path, overrides: tuple[str, ...], address: str | None, resume: bool, verbose: bool) -> None:
+def run(
+    job: Path,
+    overrides: tuple[str, ...],
+    address: str | None,
+    resume: bool,
+    num_audited: int | None,
+    verbose: bool,
+) -> None:
     """Run JOB to its end; the same command continues a run that was stopped.
 
     \b
     Examples:
       ekgsearch run jobs/quickstart.yaml
       ekgsearch run jobs/quickstart.yaml --set seed=2 --set output=results/seed2
+      ekgsearch run jobs/quickstart.yaml --set search.precision=bf16 --audit 10
       ekgsearch run jobs/ekg_resnet56_cifar10.yaml --address auto
     """
     from ekgsearch.jobfile import load_job
     from ekgsearch.orchestration.launch import launch
+    from ekgsearch.pipeline.run import run_job
     from ekgsearch.report.html import write_report
     from ekgsearch.report.tables import load_run
-    from ekgsearch.report.terminal import summary_text
+    from ekgsearch.report.terminal import audit_text, summary_text
 
     settings = [*overrides, *([f"cluster.address={json.dumps(address)}"] if address else [])]
-    run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose)
+    audited_run = partial(run_job, num_audited=num_audited or 0)
+    run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose, run=audited_run)
     report = write_report([run_dir])
-    click.echo(summary_text(load_run(run_dir)))
+    tables = load_run(run_dir)
+    click.echo(summary_text(tables))
+    if num_audited:
+        click.echo(f"\n{audit_text(tables)}\n")
     click.echo(f"report: {report}")
 
 

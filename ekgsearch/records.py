@@ -149,6 +149,23 @@ class CandidateRow:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One decision of the search beside the one that the exact tier makes in its place."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration, from 1")
+    channel_group: str = column("channel group that the run cut")
+    num_kept: int = column("channels that the run kept of it")
+    exact_channel_group: str = column("channel group that the exact tier cuts in the same place")
+    exact_num_kept: int = column("channels that the exact tier keeps of it")
+    agrees: bool = column("true where both leave the same channels")
+    score: float = column("score of the run's sub-network by the exact tier, nats per image; lower is better")
+    exact_score: float = column("score of the exact tier's sub-network, nats per image")
+    regret: float = column("score minus exact_score; below 0 where the run's is better but not on the exact shortlist")
+    shortlist_shared: float = column("candidates of both shortlists as a share of those of either, 0..1")
+
+
+@dataclass(frozen=True, slots=True)
 class SubnetworkRow:
     """One channel group of one interim sub-network."""
 
@@ -280,6 +297,7 @@ TABLES: dict[str, type] = {
     "summary": SummaryRow,
     "iterations": IterationRow,
     "candidates": CandidateRow,
+    "audit": AuditRow,
     "subnetworks": SubnetworkRow,
     "epochs": EpochRow,
     "device_hours": DeviceHoursRow,

@@ -5,9 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ekgsearch.errors import ResumeError, StorageError
+from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import job_text, load_model
+from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
 from ekgsearch.pipeline.preparing import pretrain, warm_up
@@ -25,19 +26,24 @@ log = logging.getLogger(__name__)
 ENVIRONMENT_FACTS = ("python", "torch", "cpu", "gpus", "threads")
 
 
-def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False) -> None:
+def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_audited: int = 0) -> None:
     """Run a job to its end, or continue it where it stopped.
 
     Args:
         job: what to do; its run directory exists.
         backend: where the heavy phases run.
         continue_anyway: continue a run directory of another job, machine or version.
+        num_audited: iterations of the search that are decided again by the exact tier at the end.
 
     Raises:
         EkgError: bad input, a resumed run that differs, lost workers, a full disk, numbers that are not finite. What
             is in the journal is kept, and the same command continues.
     """
     run_dir = job.run_dir
+    if num_audited and job.search.method != "ekg":
+        raise JobError(
+            f"search.method = {job.search.method} makes no decisions that --audit could repeat; leave it out"
+        )
     setup = set_up(job)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
@@ -53,6 +59,8 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False) -> Non
         evaluate_and_write_tables(state)
         if not state.line("done"):
             journal.append("done")
+        if num_audited:
+            audit(state, num_audited)
 
 
 def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> None:

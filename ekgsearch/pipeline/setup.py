@@ -74,22 +74,30 @@ class Setup:
 
     @property
     def search_plan(self) -> SearchPlan:
-        """The batches of the search subset and how they are evaluated."""
+        """The batches of the search subset and how they are evaluated: the exact plan in the tier of the job."""
+        section = self.job.search
+        return dataclasses.replace(
+            self.exact_plan,
+            evaluation=section.evaluation,
+            slice_below=section.slice_below,
+            arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
+        )
+
+    @property
+    def exact_plan(self) -> SearchPlan:
+        """The same batches and rules, evaluated exactly whatever tier the job has chosen."""
         section = self.job.search
         parts = batches(self.search_ids, section.batch_size)
         return SearchPlan(
             run=self.job.run_name,
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
             nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,
-            evaluation=section.evaluation,
-            slice_below=section.slice_below,
             rules=Rules(
                 criterion=section.criterion,
                 search_teacher=section.search_teacher,
                 seed=sub_seed(self.job.seed, "criterion"),
             ),
             norm_mode="batch_sequential" if "sequential_statistics" in section.quirks else "batch",
-            arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
         )
 
     def workload(self, weights: Path) -> Workload:

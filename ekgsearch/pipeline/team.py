@@ -83,6 +83,12 @@ class Team:
         self._history = list(history)
         return evaluations(answers, 1, self._nominal_batch)[0]
 
+    def extend(self, networks: Sequence[Subnetwork]) -> None:
+        """Average the logits of further networks, at least one, into the ensemble knowledge."""
+        self._iteration = len(self._history) + len(networks) - 1
+        self._ask("extend", tuple(networks))
+        self._history += networks
+
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """Importance of every channel; the first question of an iteration.
 

@@ -62,6 +62,21 @@ def search_remark(run: RunTables) -> str:
     return text
 
 
+def audit_remark(run: RunTables) -> str:
+    """Say how far the search agreed with the exact tier where it was audited; empty if it was not."""
+    rows = run.audit
+    if rows.empty:
+        return ""
+    regret = rows["regret"]
+    relative = (regret / rows["exact_score"].abs()).mean()
+    return (
+        f"Audit: {int(rows['agrees'].sum())} of {len(rows)} decisions ({numbers.share(rows['agrees'].mean())}) are "
+        f"those of the exact tier; reward regret {regret.mean():.2g} nats on average ({100 * relative:.2g} % of the "
+        f"reward), at worst {regret.max():.2g}; {numbers.share(rows['shortlist_shared'].mean())} of the shortlists "
+        "in common."
+    )
+
+
 def width_remark(run: RunTables) -> str:
     """Count the channel groups that were cut and the widths that suit the hardware (multiples of 8)."""
     last = last_subnetwork(run)

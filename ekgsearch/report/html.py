@@ -97,6 +97,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, An
         "remarks": {
             "missing": facts.missing_remark(run),
             "search": facts.search_remark(run),
+            "audit": facts.audit_remark(run),
             "widths": facts.width_remark(run),
             "speed": facts.speed_remark(s) if s else "",
         },

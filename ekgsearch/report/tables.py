@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
+from ekgsearch.records import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.storage.tables import read_table, write_table
 
 ROW_TYPES: Mapping[str, type] = {
@@ -18,6 +18,7 @@ ROW_TYPES: Mapping[str, type] = {
     "subnetworks": SubnetworkRow,
     "epochs": EpochRow,
     "device_hours": DeviceHoursRow,
+    "audit": AuditRow,
     "summary": SummaryRow,
 }
 """The tables of a run directory, `tables/NAME.parquet`, and the record type of their rows."""
@@ -36,7 +37,7 @@ class RunTables:
         job: text of job.yaml.
         provenance: content of provenance.json; empty when there is none.
         summary: the last summary row, or None while the run has not finished.
-        missing: names of the tables without rows.
+        missing: names of the tables without rows, among those that every run writes.
     """
 
     name: str
@@ -48,6 +49,7 @@ class RunTables:
     subnetworks: pd.DataFrame
     epochs: pd.DataFrame
     device_hours: pd.DataFrame
+    audit: pd.DataFrame
     summary: SummaryRow | None
     missing: tuple[str, ...]
 
@@ -62,7 +64,7 @@ def load_run(run_dir: Path | str) -> RunTables:
     _check_is_run(path)
     frames = {name: _read(path, name) for name in ROW_TYPES}
     summary = frames.pop("summary")
-    missing = [name for name, frame in frames.items() if frame.empty]
+    missing = [name for name, frame in frames.items() if frame.empty and name != "audit"]
     missing += ["summary"] if summary.empty else []
     return RunTables(
         name=_name([summary, *frames.values()], path),

@@ -23,6 +23,18 @@ def summary_text(run: RunTables) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
+def audit_text(run: RunTables) -> str:
+    """Return a line for every audited iteration and a sentence about all; empty where nothing was audited."""
+    if run.audit.empty:
+        return ""
+    rows = [["  iteration", "taken", "kept", "exact tier", "kept", "", "regret", "shortlist shared"]]
+    for row in rows_of(run.audit):
+        taken = [str(row["iteration"]), row["channel_group"], str(row["num_kept"])]
+        exact = [row["exact_channel_group"], str(row["exact_num_kept"]), "agrees" if row["agrees"] else "DIFFERS"]
+        rows.append([*taken, *exact, f"{row['regret']:.3g}", numbers.share(row["shortlist_shared"])])
+    return f"{_aligned(rows, '><><><>>', rule=True)}\n\n{facts.audit_remark(run)}"
+
+
 def _tiles(run: RunTables) -> list[headline.Tile]:
     """Return the headline numbers of a run, without its device-hours, which have a table of their own."""
     return [tile for tile in headline.tiles(run) if tile.title != "Device-hours"]

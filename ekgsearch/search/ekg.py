@@ -82,13 +82,18 @@ class EkgSearch:
             decisions.append(Decision(0, "", (), full, Fraction(1), None, evaluation, *self._costs(full)))
             _require_finite(decisions[0])
             yield decisions[0]
-        rates = {group.name: Fraction(1) for group in self._graph.groups}
-        rates.update({decision.group: decision.rate for decision in decisions if decision.group})
+        rates = self.rates_after(decisions)
         current = decisions[-1]
         while not self._budget.is_met(current.macs, current.params):
             current = self.decide(current, rates)
             rates[current.group] = current.rate
             yield current
+
+    def rates_after(self, decisions: Sequence[Decision]) -> dict[str, Fraction]:
+        """Width of every channel group as the step rule tracks it, after all decisions so far."""
+        rates = {group.name: Fraction(1) for group in self._graph.groups}
+        rates.update({decision.group: decision.rate for decision in decisions if decision.group})
+        return rates
 
     def decide(self, current: Decision, rates: Mapping[str, Fraction]) -> Decision:
         """Make one decision.

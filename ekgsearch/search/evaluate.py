@@ -80,16 +80,21 @@ class BatchEvaluator:
         self._count = count
 
     def begin(self, history: Sequence[Subnetwork]) -> dict[int, BatchResult]:
-        """Average the logits of these networks; return the results of the last one by batch index."""
+        """Average the logits of these networks alone; return the results of the last one by batch index."""
+        self._knowledge, self._count = {}, 0
+        return self.extend(history)
+
+    def extend(self, networks: Sequence[Subnetwork]) -> dict[int, BatchResult]:
+        """Average the logits of further networks, at least one; return the results of the last one by batch index."""
         results = {}
         for batch in self._batches:
             images = self._normalise(batch.pixels)
-            for count, subnetwork in enumerate(history):
+            for count, subnetwork in enumerate(networks, start=self._count):
                 logits = self._networks.forward(images, subnetwork)
                 mean = logits.double() if count == 0 else self._mean(self._knowledge[batch.index], count, logits)
                 self._knowledge[batch.index] = mean
             results[batch.index] = self._results(batch, [logits])[0]
-        self._count = len(history)
+        self._count += len(networks)
         return results
 
     def scores(self, current: Subnetwork, count: int) -> dict[int, GroupScores]:

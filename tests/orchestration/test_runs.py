@@ -64,6 +64,21 @@ def test_a_finished_run_is_not_done_again(reference: Path, ekgsearch: RunCommand
     assert time.monotonic() - start < 60
 
 
+def test_a_finished_exact_run_is_audited_without_a_trace_in_its_journal(reference: Path, ekgsearch: RunCommand) -> None:
+    before = journal_bytes(reference)
+    finished = ekgsearch("run", reference.parent / "job.yaml", "--audit", "100")
+    assert finished.returncode == 0, finished.stderr
+    assert journal_bytes(reference) == before
+    rows = pd.read_parquet(reference / "tables" / "audit.parquet")
+    num_decisions = sum(line["kind"] == "iteration" for line in read_journal(reference / "journal.jsonl")) - 1
+    assert rows.iteration.tolist() == list(range(1, num_decisions + 1))
+    assert rows.agrees.all()
+    assert (rows.regret == 0).all()
+    assert f"--audit 100, but the search made {num_decisions} decisions: auditing all of them" in finished.stderr
+    assert f"Audit: {num_decisions} of {num_decisions} decisions (100.0 %)" in finished.stdout
+    assert "Audit:" in (reference / "report.html").read_text()
+
+
 def test_export_and_report_join_runs(reference: Path, ekgsearch: RunCommand, tmp_path: Path) -> None:
     out = tmp_path / "all.parquet"
     assert ekgsearch("export", reference, reference, "--out", out).returncode == 0

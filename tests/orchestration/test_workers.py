@@ -93,11 +93,11 @@ def test_races_are_decided_alike_by_any_workers_also_when_some_are_killed(
     assert alone != expected  # dropped candidates have seen fewer images
     lines = alone.splitlines(keepends=True)
     (tmp_path / "two.jsonl").write_bytes(b"".join(lines[:3]))
-    with small.on_ray(2, max_restarts=2, timeout_seconds=20) as (team, crew):
-        saboteur = Saboteur(5, [KILL, KILL], longest_wait=2)
-        saboteur.start()
+    with (
+        small.on_ray(2, max_restarts=2, timeout_seconds=20) as (team, crew),
+        Saboteur(5, [KILL, KILL], longest_wait=2),
+    ):
         assert small.race(team, tmp_path / "two.jsonl", error=0.5) == alone
-        saboteur.stop()
         assert crew.traffic.most_calls <= 8
 
 

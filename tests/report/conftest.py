@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ekgsearch.records import (
+    AuditRow,
     CandidateRow,
     DeviceHoursRow,
     EpochRow,
@@ -181,6 +182,25 @@ class SyntheticRun:
             )
         return rows
 
+    def audit(self) -> list[AuditRow]:
+        """Four decisions repeated, one of them with another outcome."""
+        return [
+            AuditRow(
+                run=self.name,
+                iteration=row.iteration,
+                channel_group=row.channel_group,
+                num_kept=row.num_kept,
+                exact_channel_group=row.channel_group if index else "conv1",
+                exact_num_kept=row.num_kept,
+                agrees=index > 0,
+                score=row.score,
+                exact_score=row.score - (0 if index else 0.004),
+                regret=0 if index else 0.004,
+                shortlist_shared=1.0 if index else 0.8,
+            )
+            for index, row in enumerate(self.iterations[3:20:5])
+        ]
+
     def summary(self, **changes: Any) -> SummaryRow:
         """The result of the run."""
         last = self.iterations[-1]
@@ -238,6 +258,7 @@ class SyntheticRun:
             "subnetworks": (self.subnetworks, SubnetworkRow),
             "epochs": (self.epochs(), EpochRow),
             "device_hours": (self.device_hours(), DeviceHoursRow),
+            "audit": (self.audit(), AuditRow),
             "summary": ([self.summary(**changes)], SummaryRow),
         }
         for name in tables:
@@ -245,7 +266,7 @@ class SyntheticRun:
         return folder
 
 
-TABLES = ("iterations", "candidates", "subnetworks", "epochs", "device_hours", "summary")
+TABLES = ("iterations", "candidates", "subnetworks", "epochs", "device_hours", "audit", "summary")
 
 
 def make_run(

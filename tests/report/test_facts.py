@@ -9,7 +9,7 @@ import pytest
 from ekgsearch.report import facts, headline
 from ekgsearch.report.html import write_report
 from ekgsearch.report.tables import load_run
-from ekgsearch.report.terminal import summary_text
+from ekgsearch.report.terminal import audit_text, summary_text
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,23 @@ def test_width_and_search_remarks_count(run):
     cut = int((last["num_kept"] < last["size"]).sum())
     assert facts.width_remark(run).startswith(f"{cut} of 30 channel groups were cut")
     assert "0, 22, 34, 43 and 49" in facts.search_remark(run)
+
+
+def test_an_audit_is_one_line_for_each_iteration_and_a_sentence(run, write_run, tmp_path):
+    lines = audit_text(run).splitlines()
+    assert len(lines) == 2 + len(run.audit) + 2
+    assert lines[2].split()[:2] == ["3", run.audit["channel_group"][0]]
+    assert "conv1" in lines[2].split()
+    assert "DIFFERS" in lines[2]
+    assert "80.0 %" in lines[2]
+    assert all("agrees" in line for line in lines[3:6])
+    assert lines[-1] == facts.audit_remark(run)
+    assert "3 of 4 decisions (75.0 %)" in lines[-1]
+    assert "regret 0.001 nats on average" in lines[-1]
+    assert "at worst 0.004; 95.0 % of the shortlists" in lines[-1]
+    never = load_run(write_run(tmp_path / "never", tables=("iterations", "summary")))
+    assert audit_text(never) == facts.audit_remark(never) == ""
+    assert "audit" not in never.missing
 
 
 def test_results_list_before_after_baselines_and_published(run):
