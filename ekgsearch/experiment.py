@@ -91,6 +91,11 @@ class PretrainSection(TrainingFields):
     epochs: int = Field(200, ge=0, description="epochs")
     learning_rate: float = Field(0.1, gt=0, description="first learning rate")
     milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
+    crop: Literal["auto", "pad", "resized"] = Field(
+        "auto",
+        description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
+        "auto: resized for image_folder and parquet",
+    )
     pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
     flip: bool = Field(True, description="random horizontal flips")
 
@@ -217,11 +222,19 @@ class FinetuneSection(TrainingFields):
     max_rollbacks: int = Field(1, ge=0, description="times of going back before the run stops")
     checkpoint_every_steps: int = Field(0, ge=0, description="steps between checkpoints within an epoch; 0: none")
     workers: Positive = Field(1, description="processes of distributed data parallel training")
+    crop: Literal["auto", "pad", "resized"] = Field(
+        "auto",
+        description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
+        "auto: resized for image_folder and parquet",
+    )
     pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
     flip: bool = Field(True, description="random horizontal flips")
     brightness: Factor = Field(0.2, description="half range of the brightness jitter, on images in 0..1")
     contrast: Factor = Field(0.2, description="half range of the contrast factor")
     saturation: Factor = Field(0.2, description="half range of the saturation factor")
+    lighting: float | None = Field(
+        None, ge=0, description="deviation of the noise along ImageNet's colours; null: 0.1 with a resized crop, else 0"
+    )
     baselines: tuple[Literal["plain", "uniform"], ...] = Field(
         (), description="also fine-tune: plain (same network, cross-entropy only), uniform (uniform-width network)"
     )

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from ekgsearch.channels.slim import slim
-from ekgsearch.data.views import Augmentation
 from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
 from ekgsearch.finetune.config import FinetuneConfig, Objective, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
+from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.latency import median_latencies_ms
 from ekgsearch.pipeline.preparing import training_config
 from ekgsearch.pipeline.searching import BANK_OBJECTIVES, bank_address, structure_metadata
@@ -104,13 +104,7 @@ def _config(state: RunState, objective: Objective) -> FinetuneConfig:
     config = training_config(
         section,
         objective=objective,
-        augmentation=Augmentation(
-            pad=section.pad,
-            flip=section.flip,
-            brightness=section.brightness,
-            contrast=section.contrast,
-            saturation=section.saturation,
-        ),
+        augmentation=finetune_augmentation(setup.job),
         seed=sub_seed(setup.job.seed, "finetune"),
         num_evaluations=20,
     )

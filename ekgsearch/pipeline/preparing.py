@@ -8,6 +8,7 @@ import torch
 from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job, TrainingFields
 from ekgsearch.finetune.config import FinetuneConfig, Objective
+from ekgsearch.pipeline.augmenting import pretrain_augmentation
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run_plan
 from ekgsearch.records import Phase
@@ -32,7 +33,7 @@ def pretrain(state: RunState) -> None:
         config = training_config(
             section,
             objective="plain",
-            augmentation=Augmentation(pad=section.pad, flip=section.flip, brightness=0, contrast=0, saturation=0),
+            augmentation=pretrain_augmentation(setup.job),
             seed=sub_seed(setup.job.seed, "pretrain"),
             num_evaluations=10,
         )

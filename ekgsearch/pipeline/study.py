@@ -11,10 +11,10 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.slim import slim
 from ekgsearch.data.subset import batches
-from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job, Positive, Section
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
+from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
 from ekgsearch.pipeline.preparing import pretrain, training_config, warm_up
@@ -153,13 +153,7 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
     config = training_config(
         section,
         objective="plain",
-        augmentation=Augmentation(
-            pad=section.pad,
-            flip=section.flip,
-            brightness=section.brightness,
-            contrast=section.contrast,
-            saturation=section.saturation,
-        ),
+        augmentation=finetune_augmentation(job),
         seed=sub_seed(job.seed, "finetune"),
         num_evaluations=1,
     )
