@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from object_storage import careless_swift, own_swift, s3_keys, s3_server, swift  # noqa: F401
+from object_storage import careless_swift, gcs_port, own_swift, s3_keys, s3_server, swift  # noqa: F401
 
 
 def pytest_configure() -> None:

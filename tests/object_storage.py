@@ -243,6 +243,26 @@ def s3_server(swift: Swift, s3_keys: None) -> Iterator[FaultProxy]:
     proxy.stop()
 
 
+@pytest.fixture(scope="session")
+def gcs_port() -> Iterator[int]:
+    """Port of an emulator of Google Cloud Storage with one bucket in memory; the real thing runs nowhere else."""
+    if importlib.util.find_spec("gcp_storage_emulator") is None:
+        pytest.skip("gcp-storage-emulator is not installed (extra `test`)")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    options = ["--host=127.0.0.1", f"--port={port}", "--in-memory", "--default-bucket=bucket", "--quiet"]
+    server = subprocess.Popen([sys.executable, "-m", "gcp_storage_emulator", "start", *options])
+    while server.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    yield port
+    server.kill()
+    server.wait()
+
+
 @pytest.fixture
 def careless_swift(tmp_path: Path, s3_keys: None) -> Iterator[Swift]:
     """A server that ignores the condition If-None-Match."""

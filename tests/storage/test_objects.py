@@ -1,6 +1,7 @@
 """One contract for all stores: folders, and whatever Arrow opens."""
 
 import os
+import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,6 +132,21 @@ class TestS3Store(ObjectStoreContract):
     @pytest.fixture
     def store(self, s3_server: FaultProxy) -> ObjectStore:
         return open_store(s3_server.store_uri)
+
+
+def gcs_uri(port: int, path: str) -> str:
+    return f"gs://{path}?endpoint_override=127.0.0.1:{port}&scheme=http&anonymous=true&retry_limit_seconds=2"
+
+
+class TestGcsStore(ObjectStoreContract):
+    @pytest.fixture
+    def store(self, gcs_port: int) -> ObjectStore:
+        return open_store(gcs_uri(gcs_port, f"bucket/runs/{secrets.token_hex(4)}"))
+
+
+def test_a_missing_bucket_of_google_cloud_is_named(gcs_port: int) -> None:
+    with pytest.raises(StorageError, match="has no bucket 'bocket'"):
+        open_store(gcs_uri(gcs_port, "bocket/runs"))
 
 
 def test_file_addresses_are_folders(tmp_path: Path) -> None:
