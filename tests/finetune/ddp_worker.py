@@ -19,6 +19,7 @@ from ekgsearch.finetune.batches import loader_settings
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.synchronised_norm import synchronise_norms
 from ekgsearch.finetune.world import World
 from ekgsearch.storage.tensors import save_tensors
 
@@ -74,7 +75,29 @@ class Scenarios:
         path.write_text(json.dumps({"epochs": rows, "steps": losses}))
         save_tensors(path.with_suffix(".safetensors"), model.state_dict())
 
+    def norms(self) -> None:
+        """One training pass and one running pass of a batch norm, on this process' uneven share of 15 images."""
+        generator = torch.Generator().manual_seed(7)
+        values, pull = (torch.randn(15, 6, 3, 3, generator=generator) for _ in range(2))
+        share = self.world.share(15)
+        part = (3 * values + 50)[share].requires_grad_()
+        holder = nn.Sequential(nn.BatchNorm2d(6))
+        with torch.no_grad():
+            holder[0].weight.copy_(torch.rand(6, generator=generator))
+            holder[0].bias.copy_(torch.rand(6, generator=generator))
+        put_back = synchronise_norms(holder, self.world)
+        output = holder(part)
+        torch.autograd.backward((output * pull[share]).sum())
+        put_back()
+        assert type(holder[0]) is nn.BatchNorm2d
+        assert part.grad is not None
+        found = {"output": output.detach(), "gradient": part.grad, "running": holder.eval()(part.detach())}
+        found |= {name: self.world.sum(value.grad) for name, value in holder.named_parameters()}
+        found |= dict(holder.named_buffers())
+        save_tensors(self.folder / f"layer-{self.world.rank}.safetensors", found)
+
     def run(self) -> None:
+        self.norms()
         if self.world.size <= 2:
             for objective in ("ekg", "single", "plain"):
                 self.train(objective, replace(CONFIG, objective=objective), normalised=False)

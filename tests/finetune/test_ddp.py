@@ -107,6 +107,18 @@ def test_synchronised_norms_give_one_loss_sequence_for_any_number_of_processes(
 
 
 @pytest.mark.parametrize("size", [2, 4])
+def test_a_synchronised_norm_is_that_of_one_process_on_the_whole_batch(folders: dict[int, Path], size: int) -> None:
+    alone = weights(folders[1], "layer")
+    ranks = [weights(folders[size], "layer", rank) for rank in range(size)]
+    for name in ("output", "gradient", "running"):
+        together = torch.cat([found[name] for found in ranks])
+        torch.testing.assert_close(together, alone[name], rtol=TOLERANCE, atol=TOLERANCE)
+    for name in ("0.weight", "0.bias", "0.running_mean", "0.running_var", "0.num_batches_tracked"):
+        for found in ranks:
+            torch.testing.assert_close(found[name], alone[name], rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [2, 4])
 def test_own_batch_statistics_give_another_loss_sequence(folders: dict[int, Path], size: int) -> None:
     alone, together = step_losses(folders[1], "own", 1), step_losses(folders[size], "own", size)
     assert together != pytest.approx(alone, rel=10 * TOLERANCE)

@@ -64,12 +64,12 @@ def training_processes(pid: int) -> list[int]:
 
 def test_a_killed_training_process_is_replaced_and_the_weights_are_the_same(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
-    _, errors = whole.communicate(timeout=240)
+    _, errors = whole.communicate(timeout=500)
     assert whole.returncode == 0, errors
 
     broken = start(tmp_path / "broken")
     checkpoints = tmp_path / "broken" / "run" / "training" / "ray"
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     seen: set[str] = set()
     while time.monotonic() < deadline and broken.poll() is None and len(seen) < 5:  # three in each epoch
         seen |= {path.name for path in checkpoints.glob("checkpoint_*")}
@@ -77,7 +77,7 @@ def test_a_killed_training_process_is_replaced_and_the_weights_are_the_same(tmp_
     victims = training_processes(broken.pid)
     assert len(victims) == 2
     os.kill(victims[1], signal.SIGKILL)
-    _, errors = broken.communicate(timeout=300)
+    _, errors = broken.communicate(timeout=500)
     assert broken.returncode == 0, errors
 
     lines = {}
