@@ -46,7 +46,7 @@ def main(rank: int, folder: Path, *, wait: bool) -> None:
     result = train(
         model,
         fixtures.make_data(),
-        replace(ddp.EVEN, batch_size=8, objective="byol", ema_decay=0.8),
+        replace(ddp.EVEN, batch_size=8, ema_decay=0.8),
         world=World.current(torch.device("cpu")),
         bank=fixtures.make_bank(),
         classifier=ddp.CLASSIFIER,

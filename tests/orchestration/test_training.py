@@ -12,7 +12,7 @@ from command_line import JOB, command, environment
 
 from ekgsearch.storage.journal import read_journal
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SETTINGS = [
     "finetune.workers=2",
