@@ -145,7 +145,9 @@ class CandidateRow:
     search_top1: float = column("accuracy on the search subset, percent, batch statistics")
     kept_macs: int = column("multiply-accumulates per image of the candidate (job's counter)")
     won: bool = column("true for the candidate that was taken")
-    images: int = column("images that it was evaluated on; fewer than the search subset where a race dropped it")
+    images: int = column(
+        "images that it was evaluated on; fewer than the search subset where a race dropped it, 0 in older tables", 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
