@@ -122,7 +122,10 @@ def read_shard(store: ObjectStore, spec: BankSpec, shard: Shard) -> np.ndarray:
     Raises:
         StorageError: missing, truncated or altered; the message names the object.
     """
-    data = store.get(shard.key)
+    return _unpacked(store, spec, shard, store.get(shard.key))
+
+
+def _unpacked(store: ObjectStore, spec: BankSpec, shard: Shard, data: bytes) -> np.ndarray:
     found = hashlib.sha256(data).hexdigest()
     if len(data) != shard.bytes or found != shard.sha256:
         raise StorageError(
@@ -161,7 +164,7 @@ def find_shards(store: ObjectStore, spec: BankSpec, *, verify: bool = False) -> 
     Args:
         store: where the bank lives.
         spec: the bank.
-        verify: read every shard and leave out (and delete) those that are damaged.
+        verify: read every shard; delete those that are damaged, and before them the manifest that may name them.
 
     Returns:
         Shards by block index.
@@ -177,7 +180,10 @@ def find_shards(store: ObjectStore, spec: BankSpec, *, verify: bool = False) -> 
     if verify:
         with ThreadPoolExecutor(NUM_VERIFIERS) as verifiers:
             is_sound = list(verifiers.map(lambda shard: _is_sound(store, spec, shard), shards.values()))
-        for shard in [shard for shard, sound in zip(shards.values(), is_sound, strict=True) if not sound]:
+        damaged = [shard for shard, sound in zip(shards.values(), is_sound, strict=True) if not sound]
+        if damaged:
+            store.delete(manifest_key(spec))  # first, so that it never names a shard that is gone
+        for shard in damaged:
             store.delete(shard.key)
             del shards[shard.block]
     return shards
@@ -258,8 +264,9 @@ def _block_prefix(spec: BankSpec, block: int) -> str:
 
 
 def _is_sound(store: ObjectStore, spec: BankSpec, shard: Shard) -> bool:
+    data = store.get(shard.key)  # a store that does not answer says nothing about the shard: that error goes up
     try:
-        read_shard(store, spec, shard)
+        _unpacked(store, spec, shard, data)
     except StorageError as error:
         logger.warning("%s", error)
         return False

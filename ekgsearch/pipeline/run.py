@@ -12,7 +12,7 @@ from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
 from ekgsearch.pipeline.preparing import pretrain, warm_up
-from ekgsearch.pipeline.searching import search_and_fill_bank
+from ekgsearch.pipeline.searching import check_bank_store, search_and_fill_bank
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import canonical_json
@@ -52,6 +52,7 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
         state = RunState(setup, journal, ledger, backend)
         if state.line("done"):
             log.info("%s has finished before; its tables are written again", run_dir)
+        check_bank_store(state)
         pretrain(state)
         warm_up(state)
         search_and_fill_bank(state)

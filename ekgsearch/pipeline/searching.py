@@ -45,8 +45,6 @@ def search_and_fill_bank(state: RunState) -> None:
     """Find the sub-network, write the slim network, and build the memory bank if the fine-tuning needs one."""
     job = state.setup.job
     needs_bank = job.finetune.objective in BANK_OBJECTIVES
-    if needs_bank and not state.line("bank"):
-        _check_store(state)
     if job.search.method == "uniform":
         if not state.line("search"):
             _finish_search(state, uniform_width(state.open_graph(), state.setup.budget))
@@ -67,9 +65,12 @@ def search_and_fill_bank(state: RunState) -> None:
             write_tables(state)
 
 
-def _check_store(state: RunState) -> None:
+def check_bank_store(state: RunState) -> None:
     """Find out before any work whether the memory bank can be stored, and what the store can do."""
-    spec = bank_spec(state, teachers=("?",) * state.setup.job.bank.teachers)
+    job = state.setup.job
+    if job.finetune.objective not in BANK_OBJECTIVES or state.line("bank"):
+        return
+    spec = bank_spec(state, teachers=("?",) * job.bank.teachers, weights_hash="?")
     store = open_store(bank_uri(state))
     check_space(store, spec.num_bytes)
     log.info("memory bank in %s, create-once writes: %s", store.uri, "yes" if store.creates_once else "no")
@@ -84,20 +85,21 @@ def bank_address(state: RunState) -> BankAddress:
     """The complete memory bank of this run."""
     made = decisions(state)
     chosen = teachers_of(state, made)
-    spec = bank_spec(state, teachers=tuple(made[index].subnetwork.sha256 for index in chosen))
+    teachers = tuple(made[index].subnetwork.sha256 for index in chosen)
+    spec = bank_spec(state, teachers=teachers, weights_hash=file_sha256(state.start_weights))
     section = state.setup.job.bank
     cache_dir = expand_path(section.cache, "bank.cache") if section.cache else state.folder / "bank-cache"
     return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=cache_dir, resident=section.resident)
 
 
-def bank_spec(state: RunState, teachers: tuple[str, ...]) -> BankSpec:
+def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) -> BankSpec:
     """What the memory bank of this run is made of."""
     setup, section = state.setup, state.setup.job.bank
     num_images = len(setup.dataset.train)
     num_batches = -(-num_images // section.batch_size)
     spec = BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
-        weights_hash=file_sha256(state.start_weights),
+        weights_hash=weights_hash,
         teachers=teachers,
         num_images=num_images,
         num_classes=setup.dataset.num_classes,

@@ -108,6 +108,18 @@ def test_random_faults_leave_nothing_dangling(
     assert num_faults >= 5 * len(seeds)
 
 
+def test_a_store_that_does_not_answer_costs_no_shard(s3_server: FaultProxy, bank_spec: BankSpec) -> None:
+    store = open_store(s3_server.store_uri)
+    build_missing(store, bank_spec)
+    before = store.list()
+    store._num_attempts = 1  # type: ignore[attr-defined]
+    s3_server.broken = "block-000001"
+    with pytest.raises(StorageError, match=r"cannot read .*block-000001"):
+        build_missing(store, bank_spec)
+    s3_server.broken = ""
+    assert store.list() == before
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a flipped bit": lambda data: data[:-3] + bytes([data[-3] ^ 4]) + data[-2:],
     "a missing end": lambda data: data[:-1],
@@ -124,6 +136,8 @@ def test_a_damaged_object_is_named_and_only_its_block_is_built_again(
     store.put(shard.key, DAMAGES[damage](store.get(shard.key)))
     with pytest.raises(StorageError, match=f"{shard.key}: expected {shard.bytes} bytes with SHA-256 {shard.sha256}"):
         MemoryBank.open(store, bank_spec, cache_dir=tmp_path / "first").wait()
+    assert missing_blocks(store, bank_spec, verify=True) == [2]
+    assert not store.exists(manifest_key(bank_spec)), "a manifest must not name a shard that is gone"
     assert build_missing(store, bank_spec) == [2]
     assert_whole(store, bank_spec, tmp_path / "second")
 
