@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from ekgsearch.orchestration.pieces import Pieces, pack
 from ekgsearch.pipeline.reports import Answer, Question
 from ekgsearch.pipeline.team import BankOrder
 from ekgsearch.pipeline.worker import SearchPlan, Timed, Worker
@@ -30,9 +31,9 @@ class SearchWorker:
         self._worker.begin(history)
         return Timed((socket.gethostname(), os.getpid()), time.perf_counter() - start)
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Answer | Pieces:
         """Answer a question of the search."""
-        return self._worker.answer(question)
+        return pack(self._worker.answer(question))
 
     def build_block(self, order: BankOrder, block: int) -> Timed[int]:
         """Build one block of the memory bank; returns its images."""

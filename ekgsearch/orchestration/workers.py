@@ -11,6 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.member import Member, SearchWorker
+from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
 from ekgsearch.orchestration.session import cluster_address
 from ekgsearch.orchestration.traffic import Traffic
@@ -99,7 +100,6 @@ class RayCrew:
                     if member in self.members:
                         send(member)
                 else:
-                    self.traffic.weigh(answer)
                     for key, value in answer.reports():
                         inbox.take(key, value)
 
@@ -141,7 +141,7 @@ class RayCrew:
                 if reference in late:
                     self._given_up.append(reference)
                     raise TimeoutError(f"no answer from process {member.process or '(not started)'} {member.host}")
-                answer = ray.get(reference)
+                answer = unpack(ray.get(reference), self.traffic.weigh)
             except RayTaskError as error:
                 raise _own_error(error, member.index) from error
             except (RayError, TimeoutError) as error:
@@ -169,7 +169,7 @@ class RayCrew:
         done, self._given_up = ray.wait(self._given_up, num_returns=len(self._given_up), timeout=0)
         for reference in done:
             try:
-                answer = ray.get(reference)
+                answer = unpack(ray.get(reference), self.traffic.weigh)
             except RayError:
                 continue  # it has died, as it should
             if isinstance(answer, Answer):

@@ -7,14 +7,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+from ray import cloudpickle
 from small_search import Saboteur, SmallSearch, worker_processes
 
 from ekgsearch.errors import WorkerError
 from ekgsearch.experiment import ClusterSection
+from ekgsearch.orchestration.pieces import Pieces, pack, unpack
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.reports import Answer
 
 pytestmark = pytest.mark.ray
 
@@ -174,3 +178,34 @@ def test_workers_that_find_no_place_are_refused_with_what_there_is(small: SmallS
     assert "search_workers = 3 workers ask for 1 CPU each" in str(refused.value)
     assert "hold 2 of them (nodes: 2 CPU, 0 GPU)" in str(refused.value)
     assert "set cluster.search_workers=2" in str(refused.value)
+
+
+def answer_of(num_batches: int) -> Answer:
+    """Channel scores of ResNet-50, 11,456 channels, for each batch."""
+    draw = np.random.default_rng(0)
+    values = {batch: [{"conv1": draw.random(64), "rest": draw.random(11_392)}] for batch in range(num_batches)}
+    return Answer(run="run", iteration=3, question="scores", attempt=2, values=values, busy_seconds=1.5)
+
+
+def test_a_large_answer_travels_in_pieces_and_arrives_whole(session: None) -> None:
+    answer = answer_of(31)
+    assert len(cloudpickle.dumps(answer)) > 2_800_000
+    sizes: list[int] = []
+    packed = pack(answer)
+    assert isinstance(packed, Pieces)
+    found = unpack(packed, lambda part: sizes.append(len(cloudpickle.dumps(part))))
+    assert max(sizes) < 1_000_000
+    assert sum(sizes) > 2_800_000
+    expected, keys = dict(answer.reports()), [key for key, _ in found.reports()]
+    assert sorted(keys) == sorted(expected)
+    for key, value in found.reports():
+        assert all(np.array_equal(value[name], expected[key][name]) for name in ("conv1", "rest"))
+    assert (found.busy_seconds, found.attempt) == (1.5, 2)
+
+
+def test_a_small_answer_travels_as_it_is(session: None) -> None:
+    answer = answer_of(3)
+    sizes: list[object] = []
+    assert pack(answer) is answer
+    assert unpack(answer, sizes.append) is answer
+    assert sizes == [answer]
