@@ -262,7 +262,7 @@ def schema(tables: bool) -> None:
       ekgsearch schema --tables
     """
     if tables:
-        from ekgsearch.records import table_columns
+        from ekgsearch.rows import table_columns
 
         click.echo(json.dumps(table_columns(), indent=2))
     else:

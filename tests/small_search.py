@@ -11,7 +11,6 @@ from pathlib import Path
 
 from command_line import JOB
 
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.workers import RayCrew
@@ -22,6 +21,7 @@ from ekgsearch.pipeline.workload import Workload
 from ekgsearch.search.base import Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
+from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 

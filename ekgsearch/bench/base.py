@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ekgsearch.errors import JobError
 from ekgsearch.jobfile import load_fields, load_model
-from ekgsearch.records import column
+from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.storage.tables import append_rows
 

@@ -23,7 +23,6 @@ from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import EkgError
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
@@ -36,6 +35,7 @@ from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Decision
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor, nn
 
-from ekgsearch.records import EpochRow
+from ekgsearch.rows import EpochRow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.training import fit
 from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.pipeline.backend import InProcessBackend
@@ -13,6 +12,7 @@ from ekgsearch.pipeline.training import TrainingPlan
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.sections import ClusterSection
 
 
 class RayBackend:

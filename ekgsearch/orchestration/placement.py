@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from ekgsearch.experiment import ClusterSection
+from ekgsearch.sections import ClusterSection
 
 
 @dataclass(frozen=True, slots=True)

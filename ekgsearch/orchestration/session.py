@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.experiment import ClusterSection
+from ekgsearch.sections import ClusterSection
 
 log = logging.getLogger(__name__)
 

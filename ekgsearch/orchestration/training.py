@@ -13,11 +13,11 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ekgsearch.errors import EkgError, WorkerError
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.checkpoints import RayCheckpoints
 from ekgsearch.pipeline.training import TrainingPlan, TrainingTask, pending, run_plan
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.progress import configure_logging
+from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.files import write_atomically
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ekgsearch.errors import EkgError, WorkerError
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.member import Member, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
@@ -21,6 +20,7 @@ from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.sections import ClusterSection
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions
 from ekgsearch.pipeline.team import Team
-from ekgsearch.records import TABLES, AuditRow
+from ekgsearch.rows import TABLES, AuditRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.base import Candidate, Decision

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ekgsearch.data.views import Augmentation
-from ekgsearch.experiment import Job, TrainingFields
+from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig, Objective
 from ekgsearch.pipeline.augmenting import pretrain_augmentation
 from ekgsearch.pipeline.state import RunState
@@ -14,6 +14,7 @@ from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run
 from ekgsearch.records import Phase
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.sections import TrainingFields
 from ekgsearch.storage.tensors import save_tensors
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from ekgsearch.bank.build import check_space, commit, missing_blocks
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
-from ekgsearch.experiment import SearchSection, expand_path
+from ekgsearch.experiment import expand_path
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
@@ -22,6 +22,7 @@ from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
 from ekgsearch.search.uniform import uniform_width
+from ekgsearch.sections import SearchSection
 from ekgsearch.storage.files import file_sha256, write_atomically
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors

@@ -16,7 +16,7 @@ from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError, NetworkError
-from ekgsearch.experiment import Job, NetSection, expand_path
+from ekgsearch.experiment import Job, expand_path
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
@@ -27,6 +27,7 @@ from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget, set_budget
 from ekgsearch.search.criteria import Rules
+from ekgsearch.sections import NetSection
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.slim import slim
 from ekgsearch.data.subset import batches
-from ekgsearch.experiment import Job, Positive, Section
+from ekgsearch.experiment import Job
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.augmenting import finetune_augmentation
@@ -22,12 +22,14 @@ from ekgsearch.pipeline.run import start_or_check
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student
-from ekgsearch.records import Phase, StudyRow, Subnetwork
+from ekgsearch.records import Phase, Subnetwork
+from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.random_walk import random_subnetwork
+from ekgsearch.sections import Positive, Section
 from ekgsearch.storage.files import remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table

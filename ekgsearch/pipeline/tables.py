@@ -11,18 +11,8 @@ from ekgsearch.errors import StorageError
 from ekgsearch.finetune.metrics import TrainResult
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, outcome_path
-from ekgsearch.records import (
-    TABLES,
-    CandidateRow,
-    DeviceHoursRow,
-    EpochRow,
-    IterationRow,
-    Phase,
-    Subnetwork,
-    SubnetworkRow,
-    SummaryRow,
-    canonical_json,
-)
+from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.search.base import Decision, decisions_from_records
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.tables import write_table

@@ -23,7 +23,8 @@ from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.workload import Workload
-from ekgsearch.records import EpochRow, Phase, Subnetwork, canonical_json
+from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.rows import EpochRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.objects import open_store

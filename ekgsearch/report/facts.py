@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ekgsearch.records import Phase, SummaryRow
+from ekgsearch.records import Phase
 from ekgsearch.report import numbers
 from ekgsearch.report.tables import RunTables
+from ekgsearch.rows import SummaryRow
 
 _ABSENT = {
     "iterations": "search iterations",

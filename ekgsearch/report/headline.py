@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from ekgsearch.records import SummaryRow
 from ekgsearch.report import numbers
 from ekgsearch.report.published import published_near
 from ekgsearch.report.tables import RunTables, rows_of
+from ekgsearch.rows import SummaryRow
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ekgsearch.records import SummaryRow
 from ekgsearch.report import numbers
 from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search
 from ekgsearch.report.facts import hours_by_phase, last_subnetwork
 from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.style import SERIES, colour, figure_style, label_point, new_figure, note
 from ekgsearch.report.tables import RunTables
+from ekgsearch.rows import SummaryRow
 
 FULL_WIDTH = 10.0
 """Width in inches of a figure that spans the page."""

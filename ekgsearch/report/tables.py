@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
+from ekgsearch.rows import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.storage.tables import read_table, write_table
 
 ROW_TYPES: Mapping[str, type] = {

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from ekgsearch.records import SummaryRow
 from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.tables import RunTables, rows_of
+from ekgsearch.rows import SummaryRow
 
 
 def summary_text(run: RunTables) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import DeviceHoursRow, Phase, canonical_json
+from ekgsearch.records import Phase, canonical_json
+from ekgsearch.rows import DeviceHoursRow
 from ekgsearch.storage.files import read_bytes, write_atomically
 
 INTERRUPTED_EXIT_CODE = 75

@@ -25,7 +25,7 @@ def schema(row_type: type) -> pa.Schema:
     """Arrow schema of the table of a row dataclass.
 
     Args:
-        row_type: dataclass from `ekgsearch.records` whose fields are str, int, float or bool.
+        row_type: dataclass from `ekgsearch.rows` whose fields are str, int, float or bool.
 
     Returns:
         One column per field, in order, with the field's description as column metadata.
@@ -52,7 +52,7 @@ def write_table(path: Path, rows: Iterable[Any], row_type: type) -> None:
     Args:
         path: file to write; its folder must exist.
         rows: instances of the row dataclass.
-        row_type: dataclass from `ekgsearch.records`.
+        row_type: dataclass from `ekgsearch.rows`.
 
     Raises:
         StorageError: a value does not fit its column, or the disk refuses.
@@ -66,7 +66,7 @@ def append_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
     Args:
         path: file to extend; made where it is missing, its folder must exist.
         rows: instances of the row dataclass.
-        row_type: dataclass from `ekgsearch.records`.
+        row_type: dataclass from `ekgsearch.rows`.
 
     Raises:
         StorageError: the file holds another kind of row or is damaged, a value does not fit, or the disk refuses.

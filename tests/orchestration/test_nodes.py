@@ -12,8 +12,8 @@ import pytest
 from command_line import JOB, RunCommand, command, environment
 from small_search import SmallSearch
 
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.session import ray_session
+from ekgsearch.sections import ClusterSection
 
 pytestmark = pytest.mark.ray
 

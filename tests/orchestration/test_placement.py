@@ -2,8 +2,8 @@
 
 import pytest
 
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.placement import Request, no_room, spread
+from ekgsearch.sections import ClusterSection
 
 
 def test_gpu_workers_ask_for_a_gpu_and_cpu_workers_for_cores() -> None:

@@ -14,11 +14,11 @@ from ray import cloudpickle
 from small_search import Saboteur, SmallSearch, worker_processes
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.experiment import ClusterSection
 from ekgsearch.orchestration.pieces import Pieces, pack, unpack
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.reports import Answer
+from ekgsearch.sections import ClusterSection
 
 pytestmark = pytest.mark.ray
 

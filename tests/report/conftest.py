@@ -10,16 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ekgsearch.records import (
-    AuditRow,
-    CandidateRow,
-    DeviceHoursRow,
-    EpochRow,
-    IterationRow,
-    SubnetworkRow,
-    SummaryRow,
-    canonical_json,
-)
+from ekgsearch.records import canonical_json
+from ekgsearch.rows import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.storage.tables import write_table
 
 FULL_MACS, FULL_PARAMS = 125_747_840, 855_770

@@ -4,8 +4,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import SummaryRow
 from ekgsearch.report.tables import ROW_TYPES, export, load_run, load_table
+from ekgsearch.rows import SummaryRow
 from ekgsearch.storage.tables import read_arrow, read_table, schema, write_arrow, write_table
 
 

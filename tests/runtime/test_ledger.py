@@ -12,7 +12,8 @@ from types import FrameType
 import pytest
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import DeviceHoursRow, Phase
+from ekgsearch.records import Phase
+from ekgsearch.rows import DeviceHoursRow
 from ekgsearch.runtime import ledger as ledger_module
 from ekgsearch.runtime.ledger import Clock, Ledger
 from ekgsearch.storage import files as files_module

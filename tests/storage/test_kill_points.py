@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ekgsearch.records import Phase, SubnetworkRow
+from ekgsearch.records import Phase
+from ekgsearch.rows import SubnetworkRow
 from ekgsearch.runtime.checkpoint import load_state
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.storage.files import PARTIAL_SUFFIX, remove_partials

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ekgsearch import records
 from ekgsearch.errors import StorageError
-from ekgsearch.records import SubnetworkRow
+from ekgsearch.rows import SubnetworkRow
 from ekgsearch.storage.tables import (
     append_rows,
     concat_tables,

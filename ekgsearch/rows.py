@@ -1,0 +1,223 @@
+"""The rows of the result tables; every column says in words what it holds."""
+
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+
+def column(text: str, default: Any = MISSING) -> Any:
+    """Declare a table column.
+
+    Args:
+        text: the sentence that documents it in the parquet schema.
+        default: value of rows that do not give it, and of tables written before the column was there.
+    """
+    return field(default=default, metadata={"description": text})
+
+
+@dataclass(frozen=True, slots=True)
+class IterationRow:
+    """One decision of the search."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration, from 1; 0 is the unpruned network")
+    channel_group: str = column("channel group that was cut in this iteration; empty in row 0")
+    num_kept: int = column("channels that this channel group keeps afterwards")
+    num_candidates: int = column("candidates evaluated in this iteration")
+    threshold: float = column("trimmed Otsu threshold of the shortlist; NaN where all channel groups were tried")
+    loss: float = column("cross-entropy to the labels on the search subset, nats per image, batch statistics")
+    score: float = column(
+        "loss plus cross-entropy to the ensemble knowledge, nats per image; the reward is its negative"
+    )
+    search_top1: float = column("accuracy on the search subset, percent, batch statistics")
+    kept_macs: int = column("multiply-accumulates per image after this iteration (job's counter)")
+    macs_reduction: float = column("share of the unpruned multiply-accumulates removed, 0..1")
+    kept_params: int = column("parameters after this iteration (job's counter)")
+    params_reduction: float = column("share of the unpruned parameters removed, 0..1")
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateRow:
+    """One candidate of one search iteration."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration, from 1")
+    channel_group: str = column("channel group that the candidate cuts")
+    num_kept: int = column("channels that this channel group would keep")
+    loss: float = column("cross-entropy to the labels on the search subset, nats per image, batch statistics")
+    score: float = column("loss plus cross-entropy to the ensemble knowledge, nats per image")
+    reward: float = column("negative score")
+    search_top1: float = column("accuracy on the search subset, percent, batch statistics")
+    kept_macs: int = column("multiply-accumulates per image of the candidate (job's counter)")
+    won: bool = column("true for the candidate that was taken")
+    images: int = column(
+        "images that it was evaluated on; fewer than the search subset where a race dropped it, 0 in older tables", 0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One decision of the search beside the one that the exact tier makes in its place."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration, from 1")
+    channel_group: str = column("channel group that the run cut")
+    num_kept: int = column("channels that the run kept of it")
+    exact_channel_group: str = column("channel group that the exact tier cuts in the same place")
+    exact_num_kept: int = column("channels that the exact tier keeps of it")
+    agrees: bool = column("true where both leave the same channels")
+    score: float = column("score of the run's sub-network by the exact tier, nats per image; lower is better")
+    exact_score: float = column("score of the exact tier's sub-network, nats per image")
+    regret: float = column("score minus exact_score; below 0 where the run's is better but not on the exact shortlist")
+    shortlist_shared: float = column("candidates of both shortlists as a share of those of either, 0..1")
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetworkRow:
+    """One channel group of one interim sub-network."""
+
+    run: str = column("name of the run")
+    iteration: int = column("search iteration after which this sub-network stood; 0 is the unpruned network")
+    teacher: int = column("index in the memory bank if it was chosen as a teacher, else -1; 0 has the lowest loss")
+    channel_group: str = column("channel group")
+    size: int = column("channels of the channel group in the unpruned network")
+    num_kept: int = column("channels kept")
+    kept: str = column("kept channel indices, as a JSON list")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRow:
+    """One epoch of training of one network."""
+
+    run: str = column("name of the run")
+    phase: str = column("phase: pretrain, warmup or finetune")
+    network: str = column("which network is trained: full, slim, or the name of a baseline")
+    objective: str = column("training objective: plain, single, ekg, contrastive, byol")
+    epoch: int = column("epoch, from 1")
+    learning_rate: float = column("learning rate at the end of the epoch")
+    loss: float = column("mean total loss per image over the epoch, nats")
+    loss_label: float = column("mean cross-entropy to the labels, nats per image")
+    loss_distillation: float = column("mean distillation term per image; 0 without a teacher")
+    num_teachers_used: float = column("mean number of teachers in use per batch; 0 without a memory bank")
+    train_top1: float = column("accuracy on the training views of this epoch, percent")
+    test_top1: float = column("accuracy on the test set in running mode, percent; NaN where not evaluated")
+    images: int = column("training images seen in this epoch (views are not counted twice)")
+    wall_seconds: float = column("wall time of the epoch, seconds, evaluation included")
+    loss_contrastive: float = column("mean NT-Xent term, nats per image; 0 for other objectives", 0.0)
+    loss_views: float = column("mean BYOL term between the views, -1..1; 0 for other objectives", 0.0)
+    loss_regression: float = column(
+        "mean BYOL term towards the teachers' embeddings, -1..1; 0 for other objectives", 0.0
+    )
+    ema_top1: float = column(
+        "test accuracy of the exponential moving average of the weights, percent; NaN without one", math.nan
+    )
+    averaged_top1: float = column(
+        "test accuracy of the mean of the weights after the last epochs, percent; NaN before the last epoch and "
+        "without averaging",
+        math.nan,
+    )
+    skipped_steps: int = column("steps left out because a loss or gradient was not finite", 0)
+    replaced_images: int = column("training images seen that stood in for a damaged one of their class", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHoursRow:
+    """One attempt at one phase: what it cost, also when it died."""
+
+    run: str = column("name of the run")
+    phase: str = column("phase of the run")
+    attempt: int = column("attempt at this phase, from 1; resumed runs add attempts")
+    device: str = column("kind of device held, e.g. cpu or NVIDIA H200")
+    num_devices: int = column("devices held (CPU: cores) for the whole attempt")
+    wall_seconds: float = column("wall time of the attempt, seconds")
+    busy_seconds: float = column("device seconds in which work was done, summed over devices")
+    idle_seconds: float = column("device seconds held without work")
+    device_hours: float = column("wall_seconds x num_devices / 3600")
+    exit_state: str = column("finished, failed, interrupted, or died (found open by a later attempt)")
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """The result of a run in one row."""
+
+    run: str = column("name of the run")
+    method: str = column("search method")
+    dataset: str = column("data set")
+    architecture: str = column("network architecture")
+    objective: str = column("fine-tuning objective")
+    seed: int = column("seed of the job")
+    full_top1: float = column("test accuracy of the unpruned network, percent, running mode")
+    searched_top1: float = column("test accuracy of the slim network before fine-tuning, percent, running mode")
+    recalibrated_top1: float = column(
+        "the same after recalibrating the running statistics on the training set, percent"
+    )
+    final_top1: float = column("test accuracy of the slim network after the last epoch, percent, running mode")
+    best_top1: float = column("test accuracy of its best epoch (selected on the test set), percent")
+    plain_top1: float = column(
+        "same slim network fine-tuned with plain cross-entropy, last epoch, percent; NaN if not run"
+    )
+    uniform_top1: float = column(
+        "uniform-width network of equal cost, plain fine-tuning, last epoch, percent; NaN if not run"
+    )
+    counter: str = column("how multiply-accumulates and parameters are counted")
+    full_macs: int = column("multiply-accumulates per image of the unpruned network")
+    kept_macs: int = column("multiply-accumulates per image of the slim network")
+    macs_reduction: float = column("share of the multiply-accumulates removed, 0..1")
+    full_params: int = column("parameters of the unpruned network")
+    kept_params: int = column("parameters of the slim network")
+    params_reduction: float = column("share of the parameters removed, 0..1")
+    full_latency_ms: float = column("median latency of the unpruned network at batch 1, milliseconds")
+    slim_latency_ms: float = column("median latency of the slim network at batch 1, milliseconds")
+    full_latency_batch64_ms: float = column("median latency of the unpruned network at batch 64, milliseconds")
+    slim_latency_batch64_ms: float = column("median latency of the slim network at batch 64, milliseconds")
+    iterations: int = column("search iterations")
+    candidates: int = column("candidates evaluated over the whole search")
+    device_hours: float = column("device-hours of all phases and attempts")
+    device: str = column("kind of device that ran the search and the fine-tuning")
+    ema_top1: float = column(
+        "test accuracy of the exponential moving average of the slim network's weights, last epoch, percent; NaN "
+        "without one",
+        math.nan,
+    )
+    averaged_top1: float = column(
+        "test accuracy of the mean of its weights after the last epochs, percent; NaN without averaging", math.nan
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """One random sub-network of a study."""
+
+    run: str = column("name of the run")
+    index: int = column("number of the sub-network, from 0")
+    criterion: str = column("which channels go first: random or l1")
+    kept_macs: int = column("multiply-accumulates per image (job's counter)")
+    macs_reduction: float = column("share of the multiply-accumulates removed, 0..1")
+    validation_loss: float = column("cross-entropy on the search subset before fine-tuning, nats, batch statistics")
+    eigenvalue_ratio: float = column("|lowest / highest eigenvalue| of the Hessian, mean along the gradient")
+    relative_condition: float = column("|weights| |df/dt| / (|gradient| f), mean along the gradient")
+    potential_loss: float = column("test loss after plain fine-tuning, nats per image, running statistics")
+    final_top1: float = column("test accuracy after plain fine-tuning, percent, running statistics")
+
+
+TABLES: dict[str, type] = {
+    "summary": SummaryRow,
+    "iterations": IterationRow,
+    "candidates": CandidateRow,
+    "audit": AuditRow,
+    "subnetworks": SubnetworkRow,
+    "epochs": EpochRow,
+    "device_hours": DeviceHoursRow,
+}
+"""Row type of every table of a run, by file name without ending."""
+
+
+def table_columns() -> dict[str, dict[str, dict[str, str]]]:
+    """Type and description of every column of every table."""
+    return {
+        table: {
+            item.name: {"type": getattr(item.type, "__name__", str(item.type)), **item.metadata}
+            for item in fields(row_type)
+        }
+        for table, row_type in TABLES.items()
+    }
