@@ -21,6 +21,7 @@ CORE = [
     "ekgsearch.nets.zoo",
     "ekgsearch.pipeline.run",
     "ekgsearch.records",
+    "ekgsearch.rows",
     "ekgsearch.search.ekg",
     "ekgsearch.search.evaluate",
     "ekgsearch.storage.objects",

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ekgsearch import records
+from ekgsearch import rows
 from ekgsearch.errors import StorageError
 from ekgsearch.rows import SubnetworkRow
 from ekgsearch.storage.tables import (
@@ -28,7 +28,7 @@ from ekgsearch.storage.tables import (
 
 ROW_TYPES = [
     kind
-    for name, kind in vars(records).items()
+    for name, kind in vars(rows).items()
     if name.endswith("Row") and inspect.isclass(kind) and dataclasses.is_dataclass(kind)
 ]
 ROWS = [SubnetworkRow("run", 1, -1, f"layer{index}.conv é", 16, 8, "[0,1]") for index in range(5)]
