@@ -4,7 +4,7 @@ All ways repeat the same iterations of one search, from the same network, ensemb
 other in one process with one set of threads; each pair is interleaved (ABAB), so that other work on the machine falls
 on both. On a CPU the clock is the processor time of the process, on a GPU the wall time up to its last kernel. The
 sub-network, candidates and winner of every iteration are compared with the naive ones. The warm-up is left out: the
-search starts from the weights that the job names.
+search starts from the weights that the job names, or from given ones.
 """
 
 import time
@@ -28,8 +28,9 @@ from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import Team
 from ekgsearch.pipeline.worker import SearchPlan
-from ekgsearch.search.base import Decision
+from ekgsearch.search.base import Decision, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
+from ekgsearch.storage.journal import read_journal
 
 Case = Literal["naive", "naive tf32", "shared", "exact", "channels last", "tf32", "bf16", "bf16 compiled"]
 """shared: candidates branch off one walk, nothing is sliced. exact: the default. The others: `search.precision` etc."""
@@ -41,6 +42,10 @@ class Settings(BenchSettings):
     bench: Literal["search"]
     job: str = Field(description="job whose search is repeated; it names the weights")
     overrides: tuple[str, ...] = Field((), description="fields of the job to replace, path=value")
+    weights: str | None = Field(None, description="weights to start from in place of the job's, e.g. of a finished run")
+    journal: str | None = Field(
+        None, description="journal of a finished run of this job, whose decisions are repeated; null: search first"
+    )
     cases: tuple[Case, ...] = Field(("shared", "exact"), description="ways of evaluating, each against naive")
     baseline: Literal["naive", "naive tf32"] = Field("naive", description="what they are compared with")
     iterations: tuple[int, ...] = Field((1, 20, 40, 60), description="iterations that are repeated")
@@ -50,22 +55,26 @@ class Settings(BenchSettings):
 def run(settings: Settings) -> list[Measurement]:
     """Search with the exact tier, then repeat the chosen iterations."""
     job = load_job(Path(settings.job), settings.overrides)
-    if job.net.weights is None:
+    weights = settings.weights or job.net.weights
+    if weights is None:
         raise JobError(f"{settings.job}: net.weights is null: the benchmark repeats the search of given weights")
     setup = set_up(job)
-    weights = expand_path(job.net.weights, "net.weights")
-    workload = setup.workload(weights)
+    workload = setup.workload(expand_path(weights, "weights"))
     backend = InProcessBackend()
     found: list[Measurement] = []
-    with backend.team(workload, _plan(setup, "exact")) as exact:
-        start = time.process_time(), time.perf_counter()
-        decisions = _decisions(setup, exact, max(settings.iterations))
-        evaluated = sum(len(decision.candidates) for decision in decisions)
+    if settings.journal is not None:
+        lines = [line for line in read_journal(expand_path(settings.journal, "journal")) if line["kind"] == "iteration"]
+        decisions = decisions_from_records(lines, setup.graph.full())
+    else:
+        with backend.team(workload, _plan(setup, "exact")) as exact:
+            start = time.process_time(), time.perf_counter()
+            decisions = _decisions(setup, exact, max(settings.iterations))
+            times = time.process_time() - start[0], time.perf_counter() - start[1]
         found += [
             Measurement.count("exact", "iterations searched", "", decisions[-1].iteration),
-            Measurement.count("exact", "candidates evaluated", "", evaluated),
-            Measurement.count("exact", "whole search, processor time", "s", time.process_time() - start[0]),
-            Measurement.count("exact", "whole search, wall", "s", time.perf_counter() - start[1]),
+            Measurement.count("exact", "candidates evaluated", "", sum(len(made.candidates) for made in decisions)),
+            Measurement.count("exact", "whole search, processor time", "s", times[0]),
+            Measurement.count("exact", "whole search, wall", "s", times[1]),
         ]
     with backend.team(workload, _plan(setup, settings.baseline)) as naive:
         for case in settings.cases:
