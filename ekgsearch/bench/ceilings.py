@@ -1,8 +1,12 @@
 """What a GPU can do at most: memory bandwidth by a copy, arithmetic by a large product in bfloat16."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ekgsearch.bench.base import Measurement
 
@@ -24,6 +28,29 @@ def ceilings(device: torch.device) -> list[Measurement]:
         Measurement.of("device", "copy, read and written", "GB/s", [2 * _BYTES / one / 1e9 for one in copies]),
         Measurement.of("device", "product in bfloat16", "TFLOP/s", [2 * _SIDE**3 / one / 1e12 for one in products]),
     ]
+
+
+def convolution_bytes(work: Callable[[], object]) -> int:
+    """Bytes that the convolutions of some work read and write, each operand once: what any program must move for it."""
+    operands = _Operands()
+    with operands:
+        work()
+    return operands.num_bytes
+
+
+class _Operands(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the operands of convolutions, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if "convolution" in str(func):
+            tensors = [leaf for leaf in pytree.tree_leaves((args, result)) if isinstance(leaf, Tensor)]
+            self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result
 
 
 def _seconds(work: Callable[[], object]) -> list[float]:

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
-from ekgsearch.bench.ceilings import ceilings
+from ekgsearch.bench.ceilings import ceilings, convolution_bytes
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
@@ -76,11 +76,13 @@ def run(settings: Settings) -> list[Measurement]:
             Measurement.count("exact", "whole search, processor time", "s", times[0]),
             Measurement.count("exact", "whole search, wall", "s", times[1]),
         ]
+    most = ceilings(torch.device(setup.device))
+    bandwidth = most[0].value * 1e9 if most else None
     with backend.team(workload, _plan(setup, settings.baseline)) as naive:
         for case in settings.cases:
             with backend.team(workload, _plan(setup, case)) as team:
-                found += _compare(setup, case, team, settings.baseline, naive, decisions, settings)
-    return found + ceilings(torch.device(setup.device))
+                found += _compare(setup, case, team, settings.baseline, naive, decisions, settings, bandwidth)
+    return found + most
 
 
 def _compare(
@@ -91,8 +93,10 @@ def _compare(
     naive: Team,
     decisions: Sequence[Decision],
     settings: Settings,
+    bandwidth: float | None,
 ) -> list[Measurement]:
     found: list[Measurement] = []
+    moved = 0
     totals: tuple[list[float], list[float]] = ([0.0] * settings.pairs, [0.0] * settings.pairs)
     same, worst, images = 0, 0.0, 0
     chosen = [iteration for iteration in settings.iterations if iteration < len(decisions)]
@@ -102,14 +106,19 @@ def _compare(
         expected, decision = repeat_naive(), repeat()
         same += _without_numbers(decision) == _without_numbers(expected)
         worst = max(worst, *(_deviations(decision, expected) or [float("inf")]))
+        moved += convolution_bytes(repeat)
         images += len(decision.candidates) * decision.evaluation.images
         slow, fast = abab(repeat_naive, repeat, pairs=settings.pairs, clock=_clock(setup.device))
         found.append(ratio(case, f"{baseline} / {case}, iteration {iteration}", slow, fast))
         for total, seconds in zip(totals, (slow, fast), strict=True):
             total[:] = [one + other for one, other in zip(total, seconds, strict=True)]
     rates = [images / seconds for seconds in totals[1]]
+    if bandwidth is not None:
+        shares = [moved / bandwidth / seconds for seconds in totals[1]]
+        found.append(Measurement.of(case, "share of the bandwidth bound of its convolutions", "share", shares))
     return [
         *found,
+        Measurement.count(case, "moved by convolutions, per iteration", "GB", moved / len(chosen) / 1e9),
         ratio(case, f"{baseline} / {case}, all {len(chosen)}", *totals),
         Measurement.of(case, f"{baseline}, per iteration", "s", [seconds / len(chosen) for seconds in totals[0]]),
         Measurement.of(case, f"{case}, per iteration", "s", [seconds / len(chosen) for seconds in totals[1]]),

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from ekgsearch.bench.base import run_bench
+from ekgsearch.bench.ceilings import convolution_bytes
 from ekgsearch.errors import JobError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
@@ -57,3 +59,9 @@ def test_a_job_without_weights_is_refused(job: Path, tmp_path: Path) -> None:
     bench.write_text(yaml.safe_dump({"bench": "search", "job": str(job), "overrides": ["net.weights=null"]}))
     with pytest.raises(JobError, match="null"):
         run_bench(bench)
+
+
+def test_bytes_of_convolutions_are_their_operands_each_once() -> None:
+    images, kernel = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3)
+    moved = convolution_bytes(lambda: torch.relu(torch.conv2d(images, kernel)))
+    assert moved == 4 * (2 * 3 * 8 * 8 + 5 * 3 * 3 * 3 + 2 * 5 * 6 * 6)
