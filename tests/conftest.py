@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,3 +44,10 @@ def _log_as_it_was() -> Iterator[None]:
     logger.setLevel(logging.INFO)  # a Ray session raises the level of the root logger, which would count otherwise
     yield
     logger.handlers[:], logger.propagate = handlers, propagate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """Let child processes be interrupted also where this one was started in the background, which ignores Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
