@@ -10,7 +10,6 @@ search starts from the weights that the job names, or from given ones.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,9 +164,8 @@ def _repetition(setup: Setup, team: Team, plan: SearchPlan, history: Sequence[De
     """A function that makes the decision after a history, as often as it is called."""
     plan.arithmetic.set_backends()
     team.begin([decision.subnetwork for decision in history])
-    rates = {group.name: Fraction(1) for group in setup.graph.groups}
-    rates.update({decision.group: decision.rate for decision in history if decision.group})
     search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, plan))
+    rates = search.rates_after(history)
 
     def decide() -> Decision:
         plan.arithmetic.set_backends()

@@ -13,7 +13,6 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.head import classifier
-from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.pipeline.reports import Answer, Question, Value
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import NormMode, Subnetwork
@@ -97,7 +96,6 @@ class Worker:
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         graph = analyse(network, workload.net.input_shape)
-        self._masked = MaskedNetwork(graph)
         batches = [
             SearchBatch(index, self._pixels(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
             for index, ids in plan.batches
@@ -105,6 +103,7 @@ class Worker:
         ]
         plan.arithmetic.set_backends()
         networks = plan.networks(graph)
+        self._masked = networks.masked
         self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor, plan.rules)
 
     def begin(self, history: Sequence[Subnetwork]) -> None:
@@ -134,8 +133,8 @@ class Worker:
         return _timed(lambda: self._build_block(spec, teachers, block, uri))
 
     def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> int:
+        EXACT.set_backends()  # the search may have asked for another arithmetic; the bank is built after it
         ids = bank_layout(spec)[block]
-
         source = classifier(self._masked.graph).input if spec.embeddings else None
 
         def forward(images: Tensor, teacher: Subnetwork) -> Outputs:

@@ -121,7 +121,6 @@ class BatchEvaluator:
                 "the worker has missed an iteration and must begin anew"
             )
         is_new = count == self._count + 1
-        prepared = self._networks.prepare(current)
         scores: dict[int, GroupScores] = {}
         knowledge = dict(self._knowledge)
 
@@ -131,16 +130,17 @@ class BatchEvaluator:
             to_label, total = self._terms(batch, logits, knowledge[batch.index].to(logits.dtype))
             return (to_label if self._rules.criterion == "taylor_loss" else total).sum() / self._divisor
 
-        for batch in self._batches:
-            images = self._normalise(batch.pixels)
-            if not self._rules.needs_gradient:
-                mean_score(batch, self._networks.forward(images, current))
-                found = channel_scores(self._rules, self._networks.masked.graph, current, count)
+        if self._rules.needs_gradient:
+            prepared = self._networks.prepare(current)
+            for batch in self._batches:
+                by_group = self._networks.scores(self._normalise(batch.pixels), partial(mean_score, batch), prepared)
+                scores[batch.index] = {group: values.numpy() for group, values in by_group.items()}
+        else:
+            found = channel_scores(self._rules, self._networks.masked.graph, current, count)
+            for batch in self._batches:
+                mean_score(batch, self._networks.forward(self._normalise(batch.pixels), current))
                 share = 1.0 if batch.index == 0 else 0.0
                 scores[batch.index] = {group: share * values for group, values in found.items()}
-                continue
-            by_group = self._networks.scores(images, partial(mean_score, batch), prepared)
-            scores[batch.index] = {group: values.numpy() for group, values in by_group.items()}
         self._knowledge, self._count = knowledge, count
         return scores
 

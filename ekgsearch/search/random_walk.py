@@ -21,6 +21,7 @@ class RandomChoice:
     def __init__(self, graph: ChannelGraph, rules: Rules) -> None:
         self._graph = graph
         self._rules = rules
+        self._places = {group.name: place for place, group in enumerate(graph.groups)}
         self._iteration = 0
 
     def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
@@ -33,13 +34,14 @@ class RandomChoice:
         return channel_scores(self._rules, self._graph, current, count)
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        """Draw a score in [0, 1) for each candidate."""
-        draws = uniforms(torch.arange(len(candidates)), 1, self._rules.seed, self._iteration, _CHOICE)[:, 0]
-        return [Evaluation(0.0, draw, 0, 1) for draw in draws.tolist()]
+        """Draw a score in [0, 1) for each candidate, by its channel group."""
+        return self.settle(candidates)
 
     def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        """Draws do not tie."""
-        raise NotImplementedError("a random choice has no near ties to settle")
+        """The same draws again."""
+        places = torch.tensor([self._places[candidate.group] for candidate in candidates])
+        draws = uniforms(places, 1, self._rules.seed, self._iteration, _CHOICE)[:, 0]
+        return [Evaluation(0.0, draw, 0, 1) for draw in draws.tolist()]
 
 
 def random_subnetwork(
