@@ -112,17 +112,26 @@ def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 @_set_option
 @click.option("--show", is_flag=True, help="Print the job with every default written out.")
 def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
-    """Check the fields of JOB without opening what it names; every mistake is one line.
+    """Check the fields of JOB, of a study or of a benchmark without opening what it names; every mistake is one line.
 
     \b
     Examples:
       ekgsearch validate jobs/quickstart.yaml
       ekgsearch validate jobs/quickstart.yaml --show
+      ekgsearch validate jobs/bench_search.yaml
     """
-    from ekgsearch.jobfile import job_text, load_job
+    from ekgsearch.bench.base import load_bench
+    from ekgsearch.jobfile import fields_text, load_fields, load_job, load_model
+    from ekgsearch.pipeline.study import StudyJob
 
-    checked = load_job(job, overrides)
-    click.echo(job_text(checked) if show else f"{job}: valid")
+    fields = load_fields(job, overrides)
+    if "bench" in fields:
+        checked, command = load_bench(job, overrides)[1], "bench"
+    elif "study" in fields:
+        checked, command = load_model(job, StudyJob, overrides), "study"
+    else:
+        checked, command = load_job(job, overrides), "run"
+    click.echo(fields_text(checked) if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
 
 
 @cli.command()

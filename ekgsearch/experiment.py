@@ -28,6 +28,11 @@ class Job(Section):
 
     output: str = Field(description="run directory; $VARIABLES are expanded")
     seed: int = Field(1, ge=0, description="seed of every random choice that is not a method's constant")
+    search_run: str | None = Field(
+        None,
+        description="directory of a run whose finished search is adopted: same seed, network, data, warm-up and search, "
+        "another fine-tuning; null: search here. $VARIABLES are expanded",
+    )
     net: NetSection = Field(default_factory=NetSection)
     data: DataSection = Field(default_factory=DataSection)
     pretrain: PretrainSection = Field(default_factory=PretrainSection)
@@ -78,12 +83,17 @@ class Job(Section):
         of a batch; then their number is part of the result and of the hash.
         """
         fields = self.model_dump(
-            mode="json", exclude={"output": True, "cluster": True, "bank": {"uri", "cache", "resident"}}
+            mode="json", exclude={"output": True, "search_run": True, "cluster": True, "bank": {"uri", "cache", "resident"}}
         )
         del fields["data"]["loader_threads"], fields["finetune"]["checkpoint_every_steps"]
         if self.finetune.workers == 1 or self.finetune.synchronised_norm:
             del fields["finetune"]["workers"]
         return content_hash(fields)
+
+    @property
+    def finetune_seed(self) -> int:
+        """Seed of the fine-tuning: its own, else that of the job."""
+        return self.seed if self.finetune.seed is None else self.finetune.seed
 
     @property
     def run_name(self) -> str:

@@ -25,6 +25,10 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     Raises:
         JobError: the file cannot be read or a field is not allowed; one line per mistake.
     """
+    fields = load_fields(path, overrides)
+    for command in ("bench", "study"):
+        if command in fields:
+            raise JobError(f"{path} is for another command: ekgsearch {command} {path}")
     return load_model(path, Job, overrides)
 
 
@@ -56,10 +60,10 @@ def load_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return fields
 
 
-def job_text(job: Job) -> str:
-    """YAML text of a job with every default written out; `load_job` reads it back to an equal job."""
-    fields = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return f"# The job of this run, every default written out.\n{fields}"
+def fields_text(model: BaseModel) -> str:
+    """YAML text of a job or of other checked settings with every default; `load_model` reads it back to an equal one."""
+    fields = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return f"# Every default written out.\n{fields}"
 
 
 def _override(fields: dict[str, Any], override: str) -> None:

@@ -146,6 +146,7 @@ class SummaryRow:
     architecture: str = column("network architecture")
     objective: str = column("fine-tuning objective")
     seed: int = column("seed of the job")
+    finetune_seed: int = column("seed of the fine-tuning")
     full_top1: float = column("test accuracy of the unpruned network, percent, running mode")
     searched_top1: float = column("test accuracy of the slim network before fine-tuning, percent, running mode")
     recalibrated_top1: float = column(

@@ -155,6 +155,11 @@ class BankSection(Section):
     dtype: Literal["float16", "float32", "int8"] = Field(
         "float16", description="how the outputs are stored; int8: with a scale for each image and teacher"
     )
+    embeddings: bool = Field(
+        False,
+        description="store the teachers' embeddings also for objectives that do without them, so that runs of every "
+        "objective can share one bank; contrastive and byol store them anyway",
+    )
     batch_size: Positive = Field(256, description="images of one batch (batch statistics)")
     cache: str | None = Field(
         None,
@@ -183,6 +188,9 @@ class FinetuneSection(TrainingFields):
         "ekg",
         description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank; "
         "contrastive, byol: ekg and a term on embeddings (NT-Xent, BYOL)",
+    )
+    seed: int | None = Field(
+        None, ge=0, description="seed of the order of images, the views and the heads; null: the seed of the job"
     )
     learning_rate: float = Field(0.01, gt=0, description="first learning rate")
     milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")

@@ -38,7 +38,10 @@ log_level = ERROR
 pipeline = {kind}-server
 [app:{kind}-server]
 use = egg:swift#{kind}
-"""
+conn_timeout = 30
+node_timeout = 60
+container_update_timeout = 60
+"""  # patience, since a list of objects lags behind where a busy machine runs into a time-out
 
 FILTERS = ("catch_errors", "gatekeeper", "listing_formats", "s3api", "tempauth", "bulk", "slo", "dlo")
 PROXY = """
@@ -50,6 +53,8 @@ pipeline = {filters} proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+conn_timeout = 30
+node_timeout = 60
 """
 FILTER_OPTIONS = {"tempauth": "user_{account}_{user} = {secret} .admin", "s3api": "location = us-east-1"}
 

@@ -1,8 +1,8 @@
 """What importing costs and needs: the command line loads nothing heavy, the core runs without its big companions."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -72,9 +72,11 @@ def test_importing_and_help_load_neither_torch_nor_ray(statement: str) -> None:
 
 
 def test_help_answers_at_once() -> None:
+    """In processor time of the child, which other work on the machine hardly changes."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = resource.getrusage(resource.RUSAGE_CHILDREN)
         python("from ekgsearch.cli import main; import sys; sys.argv = ['ekgsearch', '--help']; main()")
-        seconds.append(time.perf_counter() - start)
+        end = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     assert min(seconds) < 0.5

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from ekgsearch.cli import cli
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, expand_path, job_schema
-from ekgsearch.jobfile import job_text, load_job
+from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.search.steps import QUIRKS
 
 GOOD = """\
@@ -29,7 +31,7 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
     job = load_job(write(tmp_path, GOOD), ["seed=7", "finetune.milestones=[0.5]", "bank.uri=/tmp/bank"])
     assert job.seed == 7
     assert job.finetune.milestones == (0.5,)
-    assert load_job(write(tmp_path, job_text(job))) == job
+    assert load_job(write(tmp_path, fields_text(job))) == job
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,18 @@ def test_reference_stands_for_all_quirks_their_counter_and_padding(tmp_path: Pat
     job = load_job(write(tmp_path, text))
     assert job.search.quirks == QUIRKS
     assert (job.search.counter, job.net.padding) == ("ekg", "tf_same")
-    assert load_job(write(tmp_path, job_text(job))) == job
+    assert load_job(write(tmp_path, fields_text(job))) == job
     assert load_job(write(tmp_path, text), ["net.weights=trained.safetensors"]).net.padding is None
     with pytest.raises(JobError, match=r"search\.counter = macs, but search\.quirks reference counts with `ekg`"):
         load_job(write(tmp_path, text), ["search.counter=macs"])
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_job_is_valid_and_says_which_command_starts_it(path: Path) -> None:
+    checked = CliRunner().invoke(cli, ["validate", str(path)])
+    assert checked.exit_code == 0, checked.exception
+    command = path.stem.split("_")[0] if path.stem.startswith(("bench_", "study_")) else "run"
+    assert checked.output == f"{path}: valid; start it with: ekgsearch {command} {path}\n"
+    if command != "run":
+        with pytest.raises(JobError, match=f"is for another command: ekgsearch {command}"):
+            load_job(path)

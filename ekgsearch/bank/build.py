@@ -264,7 +264,12 @@ def _block_prefix(spec: BankSpec, block: int) -> str:
 
 
 def _is_sound(store: ObjectStore, spec: BankSpec, shard: Shard) -> bool:
-    data = store.get(shard.key)  # a store that does not answer says nothing about the shard: that error goes up
+    try:
+        data = store.get(shard.key)
+    except StorageError:
+        if store.exists(shard.key):
+            raise  # a store that does not answer says nothing about the shard
+        return False  # the list of objects lags behind a removal
     try:
         _unpacked(store, spec, shard, data)
     except StorageError as error:

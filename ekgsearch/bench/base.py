@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -132,6 +133,16 @@ def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Meas
     Raises:
         JobError: the file, the name or a field is wrong.
     """
+    module, settings = load_bench(path, overrides)
+    measurements: list[Measurement] = module.run(settings)
+    output = Path(settings.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    append_rows(output, _rows(settings, measurements), BenchRow)
+    return str(module.__doc__).strip(), measurements, output
+
+
+def load_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[ModuleType, BenchSettings]:
+    """Check the YAML file of a benchmark; returns its module and its settings. Arguments and errors as `run_bench`."""
     name = str(load_fields(path, overrides).get("bench"))
     known = sorted(
         file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base", "ceilings")
@@ -139,12 +150,7 @@ def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Meas
     if name not in known:
         raise JobError(f"{path}: bench: {name}: expected one of {', '.join(known)}")
     module = importlib.import_module(f"ekgsearch.bench.{name}")
-    settings: BenchSettings = load_model(path, module.Settings, overrides)
-    measurements: list[Measurement] = module.run(settings)
-    output = Path(settings.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    append_rows(output, _rows(settings, measurements), BenchRow)
-    return str(module.__doc__).strip(), measurements, output
+    return module, load_model(path, module.Settings, overrides)
 
 
 def table(measurements: Sequence[Measurement]) -> str:

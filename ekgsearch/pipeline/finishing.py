@@ -105,7 +105,7 @@ def _config(state: RunState, objective: Objective) -> FinetuneConfig:
         section,
         objective=objective,
         augmentation=finetune_augmentation(setup.job),
-        seed=sub_seed(setup.job.seed, "finetune"),
+        seed=sub_seed(setup.job.finetune_seed, "finetune"),
         num_evaluations=20,
     )
     temperature = section.temperature or (10.0 if setup.dataset.num_classes >= 1000 else 4.0)

@@ -7,7 +7,8 @@ from typing import Any
 
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import Job
-from ekgsearch.jobfile import job_text, load_model
+from ekgsearch.jobfile import fields_text, load_model
+from ekgsearch.pipeline.adopt import adopt_search
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
@@ -48,6 +49,8 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
         start_or_check(setup, journal, continue_anyway)
+        if job.search_run is not None:
+            adopt_search(job, journal)
         ledger = Ledger(run_dir / "ledger", job.run_name)
         state = RunState(setup, journal, ledger, backend)
         if state.line("done"):
@@ -74,7 +77,7 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
     facts = _facts(setup)
     found = provenance()
     if not journal.lines:
-        write_atomically(run_dir / "job.yaml", job_text(setup.job).encode())
+        write_atomically(run_dir / "job.yaml", fields_text(setup.job).encode())
         write_atomically(run_dir / "provenance.json", json.dumps(found, indent=2, sort_keys=True).encode())
         journal.append("run", **facts)
         return

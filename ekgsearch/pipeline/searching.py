@@ -98,6 +98,7 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
     setup, section = state.setup, state.setup.job.bank
     num_images = len(setup.dataset.train)
     num_batches = -(-num_images // section.batch_size)
+    has_embeddings = section.embeddings or setup.job.finetune.objective in EMBEDDING_OBJECTIVES
     spec = BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=weights_hash,
@@ -106,7 +107,7 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
         num_classes=setup.dataset.num_classes,
         batch_size=section.batch_size,
         seed=setup.job.seed,
-        embeddings=classifier(setup.graph).width if setup.job.finetune.objective in EMBEDDING_OBJECTIVES else 0,
+        embeddings=classifier(setup.graph).width if has_embeddings else 0,
         dtype=section.dtype,
     )
     batch_bytes = section.batch_size * spec.row_format.row_bytes

@@ -154,6 +154,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         architecture=setup.net.name,
         objective=job.finetune.objective,
         seed=job.seed,
+        finetune_seed=job.finetune_seed,
         full_top1=top1["full"],
         searched_top1=top1["searched"],
         recalibrated_top1=top1["recalibrated"],

@@ -87,6 +87,31 @@ def plot_learning(run: RunTables) -> Figure:
     return figure
 
 
+def plot_objectives(runs: Sequence[RunTables]) -> Figure:
+    """Draw the test accuracy over the epochs of several fine-tunings: the mean of each objective, and every run thin."""
+    with figure_style():
+        figure = new_figure(_WIDTH, 3.6)
+        axes = figure.add_subplot()
+        tuned = [run.epochs[(run.epochs["phase"] == "finetune") & (run.epochs["network"] == "slim")] for run in runs]
+        tested = pd.concat(part[part["test_top1"].notna()] for part in tuned)
+        if tested.empty:
+            note(axes, "None of the runs has fine-tuned yet.")
+            return figure
+        for number, (objective, rows) in enumerate(tested.groupby("objective", sort=False)):
+            shade, dash = colour(SERIES[number % len(SERIES)]), DASHES[number % len(DASHES)]
+            names = rows["run"].unique()
+            for name in names:
+                part = rows[rows["run"] == name].drop_duplicates("epoch", keep="last").sort_values("epoch")
+                axes.plot(part["epoch"], part["test_top1"], color=shade, lw=0.8, alpha=0.4)
+            mean = rows.groupby("epoch")["test_top1"].mean()
+            label = str(objective) if len(names) == 1 else f"{objective} ({len(names)} runs)"
+            axes.plot(mean.index, mean, color=shade, ls=dash, label=label)
+        axes.set_ylabel("test top-1 (%)")
+        _count_axis(axes, "epoch of the fine-tuning")
+        figure.legend(loc="outside upper left", ncols=5)
+    return figure
+
+
 def _lines(axes: Axes, table: pd.DataFrame, labels: dict[str, str]) -> None:
     for number, (name, label) in enumerate(labels.items()):
         shade, dash = colour(SERIES[number]), DASHES[number]

@@ -162,7 +162,7 @@ def over_seeds(summaries: Sequence[SummaryRow]) -> pd.DataFrame:
             kinds.append((name, [s]))
     rows = []
     for kind, group in kinds:
-        if len({s.seed for s in group}) > 1:
+        if len({(s.seed, s.finetune_seed) for s in group}) > 1:
             top1 = pd.Series([s.final_top1 for s in group])
             diff = pd.Series([s.final_top1 - s.full_top1 for s in group])
             macs = sum(s.macs_reduction for s in group) / len(group)

@@ -12,6 +12,7 @@ from markupsafe import Markup
 import ekgsearch
 from ekgsearch.errors import StorageError
 from ekgsearch.report import facts, headline, numbers
+from ekgsearch.report.curves import plot_objectives
 from ekgsearch.report.plots import PLOTS, plot_comparison
 from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.style import to_png, to_svg
@@ -140,15 +141,19 @@ def _published(run: RunTables) -> list[dict[str, Any]]:
 
 
 def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, Any]:
-    figure = plot_comparison(runs)
-    write_atomically(figures / "comparison.png", to_png(figure))
+    plots = {
+        "comparison": (plot_comparison(runs), "test accuracy over the share of MACs removed"),
+        "objectives": (plot_objectives(runs), "test accuracy over the epochs of the fine-tuning"),
+    }
+    for name, (figure, _) in plots.items():
+        write_atomically(figures / f"{name}.png", to_png(figure))
     finished = [run.summary for run in runs if run.summary is not None]
     detailed = runs if len(runs) <= MAX_DETAILED_RUNS else []
     return {
         "title": f"Comparison of {len(runs)} runs",
         "runs": [_run_context(run, f"run{number}", None) for number, run in enumerate(detailed, start=1)],
         "several": {
-            "plot": Markup(to_svg(figure, "Figure: test accuracy over the share of MACs removed", "comparison")),
+            "plots": {name: Markup(to_svg(figure, f"Figure: {label}", name)) for name, (figure, label) in plots.items()},
             "rows": [_comparison_row(run) for run in runs],
             "best": max((s.final_top1 for s in finished if numbers.known(s.final_top1)), default=None),
             "seeds": rows_of(facts.over_seeds(finished)),

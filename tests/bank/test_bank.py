@@ -24,6 +24,7 @@ from ekgsearch.bank.manifest import BankManifest, BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows, RowFormat
 from ekgsearch.errors import JobError, NumericsError, StorageError
 from ekgsearch.records import Subnetwork
+from ekgsearch.storage.local_store import LocalStore
 from ekgsearch.storage.objects import ObjectStore, open_store
 
 IMAGES, CLASSES, PIXELS = 50, 3, 4
@@ -188,6 +189,33 @@ def test_a_bank_of_something_else_is_refused_with_the_difference(
     store.put(manifest_key(other), store.get(manifest_key(spec)))
     with pytest.raises(StorageError, match=f"is another memory bank: {field}: expected {'e' * 64}"):
         MemoryBank.open(store, other, cache_dir=tmp_path)
+
+
+class LaggingStore(LocalStore):
+    """A folder whose list of objects still holds what was removed, as Swift's may for a while."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.removed: dict[str, int] = {}
+
+    def delete(self, key: str) -> None:
+        if self.exists(key):
+            self.removed[key] = self.size(key)
+        super().delete(key)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        ghosts = {key: size for key, size in self.removed.items() if key.startswith(prefix)}
+        return dict(sorted((ghosts | super().sizes(prefix)).items()))
+
+
+def test_objects_that_a_list_still_names_are_not_taken_for_there(spec: BankSpec, tmp_path: Path) -> None:
+    store = LaggingStore(tmp_path / "store")
+    build(store, spec)
+    manifest = commit(store, spec)
+    store.delete(manifest.shards[1].key)
+    assert missing_blocks(store, spec, verify=True) == [1]
+    with pytest.raises(StorageError, match="found none; build it first"):
+        read_manifest(store, replace(spec, seed=2))
 
 
 def test_banks_of_other_teachers_live_beside_each_other(store: ObjectStore, spec: BankSpec) -> None:

@@ -12,9 +12,13 @@ import pytest
 import torch
 from command_line import JOB, RunCommand, command, environment
 
+from ekgsearch.errors import ResumeError
+from ekgsearch.jobfile import load_job
+from ekgsearch.pipeline.adopt import ADOPTED_KINDS, adopt_search
 from ekgsearch.pipeline.load import load_slim
-from ekgsearch.storage.journal import read_journal
+from ekgsearch.storage.journal import Journal, read_journal
 
+CHAIN = ("seq", "kind", "prev", "hash")
 TABLES = ("summary", "iterations", "candidates", "subnetworks", "epochs", "device_hours")
 
 
@@ -98,6 +102,58 @@ def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
     assert "belongs to another run: finetune.epochs was 2, is 3" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert journal_bytes(reference) == before
+
+
+def test_an_adopted_search_ends_in_the_same_network_without_searching(
+    reference: Path, job_file: Path, ekgsearch: RunCommand
+) -> None:
+    settings = ("--set", f"search_run={reference}", "--set", f"bank.uri={reference / 'bank'}")
+    finished = ekgsearch("run", job_file, *settings)
+    assert finished.returncode == 0, finished.stderr
+    run = job_file.parent / "run"
+    assert (run / "final.safetensors").read_bytes() == (reference / "final.safetensors").read_bytes()
+    assert [line["kind"] for line in read_journal(run / "journal.jsonl")] == [
+        line["kind"] for line in read_journal(reference / "journal.jsonl")
+    ]
+    hours = pd.read_parquet(run / "tables" / "device_hours.parquet")
+    assert set(hours.phase) == {"bank", "finetune", "evaluate"}
+    assert ekgsearch("run", job_file, *settings).returncode == 0
+
+
+def test_an_adoption_that_was_killed_is_completed(reference: Path, job_file: Path) -> None:
+    """The copy is cut off after any number of lines; another search in the run directory is refused."""
+    adopted = [line for line in read_journal(reference / "journal.jsonl") if line["kind"] in ADOPTED_KINDS]
+    job = load_job(job_file, [f"search_run={reference}"])
+    job.run_dir.mkdir()
+    for count in (0, 1, 3, len(adopted)):
+        with Journal.open(job.run_dir / f"{count}.jsonl") as journal:
+            first = read_journal(reference / "journal.jsonl")[0]
+            for line in [first, *adopted[:count]]:
+                journal.append(line["kind"], **{name: line[name] for name in line if name not in CHAIN})
+            adopt_search(job, journal)
+            assert [line["hash"] for line in journal.lines[1:]] == [line["hash"] for line in adopted]
+    with Journal.open(job.run_dir / "other.jsonl") as journal:
+        journal.append("run", **{name: first[name] for name in first if name not in CHAIN})
+        journal.append("pretrain", file="initial.safetensors", sha256="0")
+        with pytest.raises(ResumeError, match="has decisions that are not those of search_run"):
+            adopt_search(job, journal)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("search.step=0.2", "search.step is 0.4 there and 0.2 here"),
+        ("seed=2", "seed is 1 there and 2 here"),
+        ("search_run=/nowhere", "found no /nowhere/journal.jsonl"),
+    ],
+)
+def test_another_search_is_not_adopted(
+    setting: str, message: str, reference: Path, job_file: Path, ekgsearch: RunCommand
+) -> None:
+    refused = ekgsearch("run", job_file, "--set", f"search_run={reference}", "--set", setting)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.ray

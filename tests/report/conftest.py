@@ -204,6 +204,7 @@ class SyntheticRun:
             "architecture": "resnet56",
             "objective": self.objective,
             "seed": self.seed,
+            "finetune_seed": self.seed,
             "full_top1": 93.84,
             "searched_top1": 78.31,
             "recalibrated_top1": 88.02,

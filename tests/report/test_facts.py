@@ -97,8 +97,8 @@ def test_a_drop_in_accuracy_is_not_called_good(run):
 
 
 def test_runs_that_differ_in_their_seed_alone_are_averaged(run):
-    one = replace(run.summary, seed=1, final_top1=94.0, macs_reduction=0.509)
-    two = replace(one, seed=2, final_top1=94.2, macs_reduction=0.499)
+    one = replace(run.summary, seed=1, finetune_seed=1, final_top1=94.0, macs_reduction=0.509)
+    two = replace(one, finetune_seed=2, final_top1=94.2, macs_reduction=0.499)
     other = replace(one, seed=3, objective="plain")
     table = facts.over_seeds([one, two, other])
     assert len(table) == 1

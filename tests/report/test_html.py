@@ -131,13 +131,14 @@ def test_several_runs_are_compared_and_seeds_averaged(finished_run, write_run, t
     assert "Runs that differ in their seed alone" in page.text
     assert page.text.count("Incomplete run.") == 1
     assert (tmp_path / "plots" / "comparison.png").is_file()
+    assert (tmp_path / "plots" / "objectives.png").is_file()
 
 
 def test_many_runs_are_compared_without_their_details(write_run, tmp_path):
     folder = write_run(tmp_path / "run", tables=("summary",))
     text = write_report([folder] * 9).read_text()
     assert "Too many runs to show each in full" in text
-    assert text.count("<svg") == 1
+    assert text.count("<svg") == 2
 
 
 def test_no_run_directory_is_refused():

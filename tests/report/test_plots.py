@@ -4,8 +4,10 @@ import re
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
+from ekgsearch.report.curves import plot_objectives
 from ekgsearch.report.plots import PLOTS, plot_accuracy, plot_comparison, plot_rewards, plot_widths
 from ekgsearch.report.style import PALETTE, to_png, to_svg
 from ekgsearch.report.tables import load_run
@@ -57,6 +59,18 @@ def test_runs_of_other_data_are_compared_without_published_points(run, write_run
     labels = [line.get_label() for line in plot_comparison([run, other]).axes[0].lines]
     assert "published" not in labels
     assert "ekg + ekg, resnet20, digits" in labels
+
+
+def test_fine_tunings_are_averaged_by_objective(run, write_run, tmp_path):
+    runs = [run, *(load_run(write_run(tmp_path / f"byol{seed}", seed=seed, objective="byol")) for seed in (1, 2))]
+    (axes,) = plot_objectives(runs).axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    tested = pd.concat(run.epochs[run.epochs["network"] == "slim"] for run in runs[1:])
+    last = tested[tested["epoch"] == 100]["test_top1"]
+    assert lines["byol (2 runs)"].get_ydata()[-1] == pytest.approx(last.mean())
+    assert "ekg" in lines
+    stopped = load_run(write_run(tmp_path / "stopped", tables=("iterations",)))
+    assert "None of the runs" in plot_objectives([stopped]).axes[0].texts[0].get_text()
 
 
 def test_markup_takes_its_colours_from_the_page_and_no_address(run):

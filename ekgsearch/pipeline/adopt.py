@@ -1,0 +1,107 @@
+"""A run that adopts the search of another one: same network, images and rules, another fine-tuning."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ekgsearch.errors import JobError, ResumeError, StorageError
+from ekgsearch.experiment import Job, expand_path
+from ekgsearch.jobfile import load_job
+from ekgsearch.records import canonical_json
+from ekgsearch.storage.files import file_sha256, read_bytes, write_atomically
+from ekgsearch.storage.journal import Journal, read_journal
+
+log = logging.getLogger(__name__)
+
+ADOPTED_KINDS = ("pretrain", "warmup", "iteration", "search")
+"""Lines of the journal that are taken over; what follows them is this run's own."""
+
+_CHAIN = ("seq", "kind", "prev", "hash")
+_FACTS = ("data", "net", "counter", "macs", "params", "groups")
+
+
+def adopt_search(job: Job, journal: Journal) -> None:
+    """Copy the decisions and the weights of the run that `search_run` names, as far as they are not here yet.
+
+    The first line of the journal is that of this run. A copy that was killed is completed by the next call.
+
+    Raises:
+        JobError: the other run has no finished search, or its search was another one.
+        ResumeError: this run directory has decisions of its own, or those of another search.
+        StorageError: a file of the other run is missing or altered.
+    """
+    assert job.search_run is not None
+    source = expand_path(job.search_run, "search_run").absolute()
+    if source == job.run_dir:
+        raise JobError(f"search_run = {job.search_run} is the run directory itself; leave it out or name another run")
+    first, adopted = _finished_search(source)
+    _check_same_search(job, source, {name: first.get(name) for name in _FACTS}, journal.lines[0])
+    present = journal.lines[1 : 1 + len(adopted)]
+    if [_content(line) for line in present] != [_content(line) for line in adopted[: len(present)]]:
+        raise ResumeError(
+            f"{job.run_dir} has decisions that are not those of search_run = {job.search_run}; choose another output "
+            "(--set output=...) or leave search_run out"
+        )
+    for line in adopted[len(present) :]:
+        if "file" in line:
+            _copy(source, job.run_dir, str(line["file"]), str(line["sha256"]))
+        if line["kind"] == "search":
+            write_atomically(job.run_dir / "subnetwork.json", read_bytes(source / "subnetwork.json"))
+        journal.append(line["kind"], **_content(line))
+    if len(present) < len(adopted):
+        log.info("adopted the search of %s: %d journal lines", source, len(adopted))
+
+
+def _finished_search(source: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """First line of a run's journal, and its lines up to the end of the search."""
+    path = source / "journal.jsonl"
+    if not path.is_file():
+        raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
+    lines = read_journal(path)
+    if not any(line["kind"] == "search" for line in lines):
+        raise JobError(f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml")
+    return lines[0], [line for line in lines if line["kind"] in ADOPTED_KINDS]
+
+
+def _check_same_search(job: Job, source: Path, found: dict[str, Any], here: dict[str, Any]) -> None:
+    before, now = search_fields(load_job(source / "job.yaml")), search_fields(job)
+    differences = [
+        f"{name} is {canonical_json(before.get(name))} there and {canonical_json(now.get(name))} here"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    differences += [f"{name} differs" for name in _FACTS if found[name] != here.get(name)]
+    if differences:
+        raise JobError(
+            f"search_run: the search of {source} is not the one that this job describes: {'; '.join(differences)}. "
+            "Make the fields equal, or leave search_run out to search anew"
+        )
+
+
+def search_fields(job: Job) -> dict[str, Any]:
+    """Fields of a job that the outcome of its search depends on, by dotted name."""
+    sections = job.model_dump(mode="json", include={"seed", "net", "data", "pretrain", "warmup", "search"})
+    for name in ("loader", "loader_threads", "root", "download"):
+        del sections["data"][name]
+    if job.net.weights is not None:
+        del sections["pretrain"], sections["net"]["weights"], sections["data"]["train_images"]
+    fields = {"seed": sections.pop("seed")}
+    for section, values in sections.items():
+        fields |= {f"{section}.{name}": value for name, value in values.items()}
+    return fields
+
+
+def _content(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name not in _CHAIN}
+
+
+def _copy(source: Path, run_dir: Path, name: str, sha256: str) -> None:
+    path = source / name
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise StorageError(
+            f"{path}: the journal of that run names this file with SHA-256 {sha256[:12]}..., but it is missing or "
+            "altered; restore it, or leave search_run out to search anew"
+        )
+    target = run_dir / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, read_bytes(path))
