@@ -125,13 +125,15 @@ def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
     from ekgsearch.pipeline.study import StudyJob
 
     fields = load_fields(job, overrides)
-    if "bench" in fields:
-        checked, command = load_bench(job, overrides)[1], "bench"
-    elif "study" in fields:
-        checked, command = load_model(job, StudyJob, overrides), "study"
-    else:
-        checked, command = load_job(job, overrides), "run"
-    click.echo(fields_text(checked) if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
+    command = next((name for name in ("bench", "study") if name in fields), "run")
+    match command:
+        case "bench":
+            text = fields_text(load_bench(job, overrides)[1])
+        case "study":
+            text = fields_text(load_model(job, StudyJob, overrides))
+        case _:
+            text = fields_text(load_job(job, overrides))
+    click.echo(text if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
 
 
 @cli.command()

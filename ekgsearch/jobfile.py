@@ -61,7 +61,7 @@ def load_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def fields_text(model: BaseModel) -> str:
-    """YAML text of a job or of other checked settings with every default; `load_model` reads it back to an equal one."""
+    """YAML text of a job or of other checked settings with every default; `load_model` reads it back."""
     fields = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return f"# Every default written out.\n{fields}"
 
