@@ -30,7 +30,7 @@ class Job(Section):
     seed: int = Field(1, ge=0, description="seed of every random choice that is not a method's constant")
     search_run: str | None = Field(
         None,
-        description="directory of a run whose finished search is adopted: same seed, network, data, warm-up and search, "
+        description="directory of a run whose finished search is adopted: same seed, network, data, warm-up, search, "
         "another fine-tuning; null: search here. $VARIABLES are expanded",
     )
     net: NetSection = Field(default_factory=NetSection)
@@ -83,7 +83,8 @@ class Job(Section):
         of a batch; then their number is part of the result and of the hash.
         """
         fields = self.model_dump(
-            mode="json", exclude={"output": True, "search_run": True, "cluster": True, "bank": {"uri", "cache", "resident"}}
+            mode="json",
+            exclude={"output": True, "search_run": True, "cluster": True, "bank": {"uri", "cache", "resident"}},
         )
         del fields["data"]["loader_threads"], fields["finetune"]["checkpoint_every_steps"]
         if self.finetune.workers == 1 or self.finetune.synchronised_norm:

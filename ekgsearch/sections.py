@@ -151,7 +151,10 @@ class BankSection(Section):
     """The memory bank of the teachers' outputs."""
 
     teachers: Positive = Field(5, description="K, number of interim sub-networks kept as teachers")
-    uri: str | None = Field(None, description="folder or object storage of the bank; null: inside the run directory")
+    uri: str | None = Field(
+        None,
+        description="folder ($VARIABLES are expanded) or object storage of the bank; null: inside the run directory",
+    )
     dtype: Literal["float16", "float32", "int8"] = Field(
         "float16", description="how the outputs are stored; int8: with a scale for each image and teacher"
     )
@@ -253,11 +256,15 @@ class ClusterSection(Section):
     placement: Literal["spread", "pack"] = Field(
         "spread", description="search workers over as many nodes as possible, or as few as possible"
     )
-    cpus_per_worker: float = Field(1, gt=0, description="cores that one worker holds; below 1 several share one")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="cores that one worker holds; below 1 several share one; null: one for each thread"
+    )
     gpus_per_worker: float = Field(
         1, gt=0, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
     )
-    threads_per_worker: Positive = Field(1, description="torch threads of one search worker (part of the arithmetic)")
+    threads_per_worker: Positive = Field(
+        1, description="torch threads of one worker of search, bank and fine-tuning (part of the arithmetic)"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     max_restarts: int = Field(
         3, ge=0, description="times in a row that a lost worker is replaced without an answer before the run stops"
@@ -269,6 +276,11 @@ class ClusterSection(Section):
     )
     timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
     object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
+
+    @property
+    def cores_per_worker(self) -> float:
+        """Cores that one worker holds."""
+        return self.threads_per_worker if self.cpus_per_worker is None else self.cpus_per_worker
 
     @model_validator(mode="after")
     def _whole(self) -> "ClusterSection":

@@ -127,7 +127,9 @@ def test_reference_stands_for_all_quirks_their_counter_and_padding(tmp_path: Pat
         load_job(write(tmp_path, text), ["search.counter=macs"])
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_shipped_job_is_valid_and_says_which_command_starts_it(path: Path) -> None:
     checked = CliRunner().invoke(cli, ["validate", str(path)])
     assert checked.exit_code == 0, checked.exception

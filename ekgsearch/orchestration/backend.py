@@ -33,6 +33,7 @@ class RayBackend:
         """Start the workers; they stop at the end of the context."""
         if self._cluster.search_workers == 0:
             with self._local.team(workload, plan) as team:
+                self._num_devices = self._local.num_search_devices
                 yield team
             return
         crew = RayCrew(workload, plan, self._cluster)

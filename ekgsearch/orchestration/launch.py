@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from ekgsearch.experiment import Job
 from ekgsearch.orchestration.session import cluster_address, prepare_environment, ray_session
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
+from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.ledger import INTERRUPTED_EXIT_CODE
 from ekgsearch.runtime.progress import configure_logging
 
@@ -46,8 +46,15 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[...,
     prepare_environment(job.cluster)
     from ekgsearch.orchestration.backend import RayBackend
 
-    cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cpus_per_worker)
-    with ray_session(job.cluster, num_cpus=max(cores, os.cpu_count() or 1)):
+    cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cores_per_worker)
+    if cores > num_cores() and not cluster_address(job.cluster):
+        log.warning(
+            "the workers of this job hold %d cores and this machine has %d, so they slow each other down: lower "
+            "cluster.threads_per_worker, cluster.search_workers or finetune.workers",
+            cores,
+            num_cores(),
+        )
+    with ray_session(job.cluster, num_cpus=max(cores, num_cores())):
         signal.signal(signal.SIGTERM, _stop)  # Ray has put a handler of its own in its place, which aborts
         run(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
     return run_dir

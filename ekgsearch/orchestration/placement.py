@@ -19,7 +19,7 @@ class Request:
     @classmethod
     def of(cls, cluster: ClusterSection, device: str) -> "Request":
         """The request of a job on a device, "cpu" or "cuda"."""
-        return cls(cluster.cpus_per_worker, cluster.gpus_per_worker if device == "cuda" else 0)
+        return cls(cluster.cores_per_worker, cluster.gpus_per_worker if device == "cuda" else 0)
 
     @property
     def devices(self) -> float:

@@ -41,7 +41,7 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
         _train_loop,
         train_loop_config={"plan": plan, "folder": folder},
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cluster.cpus_per_worker, "GPU": use_gpu}
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cluster.cores_per_worker, "GPU": use_gpu}
         ),
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(cluster.timeout_seconds)),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy follows the older class of the same name
@@ -58,7 +58,7 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
         raise _own_error(error, cluster) from error
     finally:
         for path in folder.glob(BUSY_FILE.format(rank="*")):
-            clock.busy(float(path.read_text(encoding="utf-8")))
+            clock.busy(float(path.read_text(encoding="utf-8")) * plan.devices_per_worker)
             path.unlink()
 
 

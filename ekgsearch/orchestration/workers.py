@@ -154,7 +154,7 @@ class RayCrew:
                     yield heir, None
                 continue
             if self._clock is not None:
-                self._clock.busy(answer.busy_seconds)
+                self._clock.busy(answer.busy_seconds * self._workload.devices_per_worker)
             if member.opening is not None:
                 member.opening, (member.host, member.process) = None, answer.value
                 yield member, None

@@ -59,7 +59,9 @@ def _finished_search(source: Path) -> tuple[dict[str, Any], list[dict[str, Any]]
         raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
     lines = read_journal(path)
     if not any(line["kind"] == "search" for line in lines):
-        raise JobError(f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml")
+        raise JobError(
+            f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml"
+        )
     return lines[0], [line for line in lines if line["kind"] in ADOPTED_KINDS]
 
 

@@ -36,8 +36,9 @@ class Backend(Protocol):
 class InProcessCrew:
     """One worker in this process that owns all batches."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, num_devices: int) -> None:
         self._worker = worker
+        self._num_devices = num_devices
         self._clock: Clock | None = None
 
     def charge(self, clock: Clock) -> None:
@@ -60,13 +61,19 @@ class InProcessCrew:
 
     def _busy(self, seconds: float) -> None:
         if self._clock is not None:
-            self._clock.busy(seconds)
+            self._clock.busy(seconds * self._num_devices)
 
 
 class InProcessBackend:
     """Everything in this process, without Ray."""
 
-    num_search_devices = 1
+    def __init__(self) -> None:
+        self._num_devices = 1
+
+    @property
+    def num_search_devices(self) -> int:
+        """Devices (CPU: cores) that search and bank hold, while there is a team."""
+        return self._num_devices
 
     @contextmanager
     def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
@@ -74,12 +81,13 @@ class InProcessBackend:
         threads = torch.get_num_threads()
         try:
             worker = Worker(workload, plan, [index for index, _ in plan.batches])
-            yield Team(InProcessCrew(worker), plan)
+            self._num_devices = workload.devices_per_worker
+            yield Team(InProcessCrew(worker, self._num_devices), plan)
         finally:
             torch.set_num_threads(threads)
 
     def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
         """Train the networks of a plan one after the other in this process."""
         folder.mkdir(parents=True, exist_ok=True)
-        with clock.working():
+        with clock.working(plan.devices_per_worker):
             run_plan(plan, folder)

@@ -67,7 +67,7 @@ def finetune(state: RunState) -> None:
     )
     device = device_name(torch.device(setup.device))
     threads = torch.get_num_threads()
-    with state.ledger.attempt(Phase.FINETUNE, device, section.workers) as clock:
+    with state.ledger.attempt(Phase.FINETUNE, device, section.workers * plan.devices_per_worker) as clock:
         state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
     torch.set_num_threads(threads)
     subnetwork = final_subnetwork(state)

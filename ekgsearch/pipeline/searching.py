@@ -56,7 +56,7 @@ def search_and_fill_bank(state: RunState) -> None:
         return
     backend = state.backend
     if not is_searched:
-        state_memory(state.setup, backend.num_search_devices)
+        state_memory(state.setup, max(1, job.cluster.search_workers))
     with backend.team(state.workload, state.setup.search_plan) as team:
         if not is_searched:
             _search(state, team)
@@ -78,8 +78,11 @@ def check_bank_store(state: RunState) -> None:
 
 
 def bank_uri(state: RunState) -> str:
-    """Where the memory bank lives: as the job says, else inside the run directory."""
-    return state.setup.job.bank.uri or str(state.folder / "bank")
+    """Where the memory bank lives: as the job says, else inside the run directory; folders are absolute."""
+    uri = state.setup.job.bank.uri
+    if uri is None:
+        return str(state.folder / "bank")
+    return uri if "://" in uri else str(expand_path(uri, "bank.uri").absolute())
 
 
 def bank_address(state: RunState) -> BankAddress:
@@ -89,7 +92,7 @@ def bank_address(state: RunState) -> BankAddress:
     teachers = tuple(made[index].subnetwork.sha256 for index in chosen)
     spec = bank_spec(state, teachers=teachers, weights_hash=file_sha256(state.start_weights))
     section = state.setup.job.bank
-    cache_dir = expand_path(section.cache, "bank.cache") if section.cache else state.folder / "bank-cache"
+    cache_dir = expand_path(section.cache, "bank.cache").absolute() if section.cache else state.folder / "bank-cache"
     return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=cache_dir, resident=section.resident)
 
 

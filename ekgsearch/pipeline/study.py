@@ -114,7 +114,8 @@ def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
     subnetwork = random_subnetwork(
         graph, setup.budget, criterion=criterion, seed=sub_seed(job.seed, "study", index), step=job.search.step
     )
-    with state.ledger.attempt(Phase.EVALUATE, device_name(device), setup.num_local_devices) as clock, clock.working():
+    devices = setup.num_local_devices
+    with state.ledger.attempt(Phase.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
         found = _landscape(state, job, graph, subnetwork)
     weights = _fine_tuned(state, job, subnetwork, index)
     network = load_student(state.workload, subnetwork, weights).to(device)
@@ -170,7 +171,8 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
         threads=job.cluster.threads_per_worker,
     )
     threads = torch.get_num_threads()
-    with state.ledger.attempt(Phase.FINETUNE, device_name(torch.device(setup.device)), section.workers) as clock:
+    devices = section.workers * plan.devices_per_worker
+    with state.ledger.attempt(Phase.FINETUNE, device_name(torch.device(setup.device)), devices) as clock:
         state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
     torch.set_num_threads(threads)
     return Outcome.read(state.training_folder, name).weights

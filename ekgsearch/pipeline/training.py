@@ -91,6 +91,11 @@ class TrainingPlan:
     threads: int
     checkpoint_every_steps: int = 0
 
+    @property
+    def devices_per_worker(self) -> int:
+        """What one process holds: one GPU, or as many cores as it has threads."""
+        return self.threads if self.workload.device == "cpu" else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

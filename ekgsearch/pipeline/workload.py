@@ -87,6 +87,11 @@ class Workload:
         """Turns pixels into network input."""
         return Normalisation(self.mean, self.std)
 
+    @property
+    def devices_per_worker(self) -> int:
+        """What one process holds: one GPU, or as many cores as it has threads."""
+        return self.threads if self.device == "cpu" else 1
+
     def open_network(self) -> nn.Module:
         """Build the unpruned network with its weights, in running mode, on the device.
 

@@ -88,7 +88,7 @@ def plot_learning(run: RunTables) -> Figure:
 
 
 def plot_objectives(runs: Sequence[RunTables]) -> Figure:
-    """Draw the test accuracy over the epochs of several fine-tunings: the mean of each objective, and every run thin."""
+    """Draw test accuracy over the epochs of several fine-tunings: the mean of each objective, and every run thin."""
     with figure_style():
         figure = new_figure(_WIDTH, 3.6)
         axes = figure.add_subplot()

@@ -153,7 +153,9 @@ def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, A
         "title": f"Comparison of {len(runs)} runs",
         "runs": [_run_context(run, f"run{number}", None) for number, run in enumerate(detailed, start=1)],
         "several": {
-            "plots": {name: Markup(to_svg(figure, f"Figure: {label}", name)) for name, (figure, label) in plots.items()},
+            "plots": {
+                name: Markup(to_svg(figure, f"Figure: {label}", name)) for name, (figure, label) in plots.items()
+            },
             "rows": [_comparison_row(run) for run in runs],
             "best": max((s.final_top1 for s in finished if numbers.known(s.final_top1)), default=None),
             "seeds": rows_of(facts.over_seeds(finished)),

@@ -1,5 +1,6 @@
 """Whole runs through the command line: the same journal however the work is spread, stopped or killed."""
 
+import os
 import random
 import signal
 import socket
@@ -107,7 +108,8 @@ def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
 def test_an_adopted_search_ends_in_the_same_network_without_searching(
     reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:
-    settings = ("--set", f"search_run={reference}", "--set", f"bank.uri={reference / 'bank'}")
+    bank = os.path.relpath(reference / "bank")
+    settings = ("--set", f"search_run={reference}", "--set", f"bank.uri={bank}")
     finished = ekgsearch("run", job_file, *settings)
     assert finished.returncode == 0, finished.stderr
     run = job_file.parent / "run"
@@ -154,6 +156,18 @@ def test_another_search_is_not_adopted(
     assert refused.returncode == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_run_of_two_threads_holds_two_cores(job_file: Path, ekgsearch: RunCommand, reference: Path) -> None:
+    settings = ("--set", f"search_run={reference}", "--set", "cluster.threads_per_worker=2")
+    finished = ekgsearch("run", job_file, *settings)
+    assert finished.returncode == 0, finished.stderr
+    hours = pd.read_parquet(job_file.parent / "run" / "tables" / "device_hours.parquet").set_index("phase")
+    for phase in ("bank", "finetune"):
+        row = hours.loc[phase]
+        assert row.num_devices == 2, phase
+        assert row.device_hours == pytest.approx(2 * row.wall_seconds / 3600)
+        assert row.wall_seconds < row.busy_seconds <= 2 * row.wall_seconds
 
 
 @pytest.mark.ray
