@@ -124,9 +124,7 @@ def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
     from ekgsearch.jobfile import fields_text, load_fields, load_job, load_model
     from ekgsearch.pipeline.study import StudyJob
 
-    fields = load_fields(job, overrides)
-    command = next((name for name in ("bench", "study") if name in fields), "run")
-    match command:
+    match command := next((name for name in ("bench", "study") if name in load_fields(job, overrides)), "run"):
         case "bench":
             text = fields_text(load_bench(job, overrides)[1])
         case "study":
