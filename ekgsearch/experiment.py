@@ -77,7 +77,7 @@ class Job(Section):
 
     @property
     def sha256(self) -> str:
-        """Hash of everything that can change a result: not the output folder, not where the work runs.
+        """Hash of everything that can change a result: not the output folder, not where the work runs (threads apart).
 
         Several fine-tuning workers without `synchronised_norm` have batch statistics of their own, each over its share
         of a batch; then their number is part of the result and of the hash.
@@ -86,6 +86,7 @@ class Job(Section):
             mode="json",
             exclude={"output": True, "search_run": True, "cluster": True, "bank": {"uri", "cache", "resident"}},
         )
+        fields["threads_per_worker"] = self.cluster.threads_per_worker
         del fields["data"]["loader_threads"], fields["finetune"]["checkpoint_every_steps"]
         if self.finetune.workers == 1 or self.finetune.synchronised_norm:
             del fields["finetune"]["workers"]

@@ -1,12 +1,16 @@
 """A run that adopts the search of another one: same network, images and rules, another fine-tuning."""
 
 import logging
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.jobfile import load_job
+from ekgsearch.pipeline.preparing import save_initial
+from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import canonical_json
 from ekgsearch.storage.files import file_sha256, read_bytes, write_atomically
 from ekgsearch.storage.journal import Journal, read_journal
@@ -17,67 +21,86 @@ ADOPTED_KINDS = ("pretrain", "warmup", "iteration", "search")
 """Lines of the journal that are taken over; what follows them is this run's own."""
 
 _CHAIN = ("seq", "kind", "prev", "hash")
-_FACTS = ("data", "net", "counter", "macs", "params", "groups")
 
 
-def adopt_search(job: Job, journal: Journal) -> None:
-    """Copy the decisions and the weights of the run that `search_run` names, as far as they are not here yet.
+@dataclass(frozen=True)
+class FoundSearch:
+    """A finished search of another run that a job may adopt.
 
-    The first line of the journal is that of this run. A copy that was killed is completed by the next call.
+    Attributes:
+        source: the run directory.
+        lines: its journal up to the end of the search, the first line left out.
+    """
+
+    source: Path
+    lines: tuple[dict[str, Any], ...]
+
+
+def find_search(setup: Setup) -> FoundSearch:
+    """Open the run that `search_run` names, and compare its search with the one that the job describes.
 
     Raises:
-        JobError: the other run has no finished search, or its search was another one.
-        ResumeError: this run directory has decisions of its own, or those of another search.
-        StorageError: a file of the other run is missing or altered.
+        JobError: the run has no finished search, or its search was another one.
+        StorageError: its journal is damaged.
     """
+    job = setup.job
     assert job.search_run is not None
     source = expand_path(job.search_run, "search_run").absolute()
     if source == job.run_dir:
         raise JobError(f"search_run = {job.search_run} is the run directory itself; leave it out or name another run")
-    first, adopted = _finished_search(source)
-    _check_same_search(job, source, {name: first.get(name) for name in _FACTS}, journal.lines[0])
-    present = journal.lines[1 : 1 + len(adopted)]
-    if [_content(line) for line in present] != [_content(line) for line in adopted[: len(present)]]:
+    path = source / "journal.jsonl"
+    if not path.is_file():
+        raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
+    first, *lines = read_journal(path) or [{}]
+    if not any(line["kind"] == "search" for line in lines):
+        raise JobError(f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml")
+    found = FoundSearch(source, tuple(line for line in lines if line["kind"] in ADOPTED_KINDS))
+    differences = _differences(setup, found, first)
+    if differences:
+        raise JobError(
+            f"search_run: the search of {source} is not the one that this job describes: {'; '.join(differences)}. "
+            "Make them equal, or leave search_run out to search anew"
+        )
+    return found
+
+
+def adopt(found: FoundSearch, job: Job, journal: Journal) -> None:
+    """Copy decisions and weights, as far as they are not here yet; the first line of the journal is this run's own.
+
+    Raises:
+        ResumeError: this run directory has decisions of its own, or those of another search.
+        StorageError: a file of the other run is missing or altered.
+    """
+    present = [_content(line) for line in journal.lines[1:]]
+    if present != [_content(line) for line in found.lines[: len(present)]]:
         raise ResumeError(
             f"{job.run_dir} has decisions that are not those of search_run = {job.search_run}; choose another output "
             "(--set output=...) or leave search_run out"
         )
-    for line in adopted[len(present) :]:
+    for line in found.lines[len(present) :]:
         if "file" in line:
-            _copy(source, job.run_dir, str(line["file"]), str(line["sha256"]))
+            _copy(found.source, job.run_dir, str(line["file"]), str(line["sha256"]))
         if line["kind"] == "search":
-            write_atomically(job.run_dir / "subnetwork.json", read_bytes(source / "subnetwork.json"))
+            write_atomically(job.run_dir / "subnetwork.json", read_bytes(found.source / "subnetwork.json"))
         journal.append(line["kind"], **_content(line))
-    if len(present) < len(adopted):
-        log.info("adopted the search of %s: %d journal lines", source, len(adopted))
+    log.info("adopted the search of %s: %d journal lines", found.source, len(found.lines))
 
 
-def _finished_search(source: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """First line of a run's journal, and its lines up to the end of the search."""
-    path = source / "journal.jsonl"
-    if not path.is_file():
-        raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
-    lines = read_journal(path)
-    if not any(line["kind"] == "search" for line in lines):
-        raise JobError(
-            f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml"
-        )
-    return lines[0], [line for line in lines if line["kind"] in ADOPTED_KINDS]
-
-
-def _check_same_search(job: Job, source: Path, found: dict[str, Any], here: dict[str, Any]) -> None:
-    before, now = search_fields(load_job(source / "job.yaml")), search_fields(job)
+def _differences(setup: Setup, found: FoundSearch, first: dict[str, Any]) -> list[str]:
+    """In what the search of another run differs from that of a job."""
+    before, now = search_fields(load_job(found.source / "job.yaml")), search_fields(setup.job)
     differences = [
         f"{name} is {canonical_json(before.get(name))} there and {canonical_json(now.get(name))} here"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-    differences += [f"{name} differs" for name in _FACTS if found[name] != here.get(name)]
-    if differences:
-        raise JobError(
-            f"search_run: the search of {source} is not the one that this job describes: {'; '.join(differences)}. "
-            "Make the fields equal, or leave search_run out to search anew"
-        )
+    differences += [f"{name} differs" for name, value in setup.facts.items() if first.get(name) != value]
+    if setup.job.net.weights is not None and not differences:
+        with tempfile.TemporaryDirectory() as folder:
+            given = file_sha256(save_initial(setup, Path(folder)))
+        if found.lines[0].get("sha256") != given:
+            differences.append(f"the weights in net.weights = {setup.job.net.weights} differ")
+    return differences
 
 
 def search_fields(job: Job) -> dict[str, Any]:

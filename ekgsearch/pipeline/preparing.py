@@ -9,6 +9,7 @@ from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig, Objective
 from ekgsearch.pipeline.augmenting import pretrain_augmentation
+from ekgsearch.pipeline.setup import Setup
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run_plan
 from ekgsearch.records import Phase
@@ -28,8 +29,7 @@ def pretrain(state: RunState) -> None:
         state.committed("pretrain")
         return
     setup, section = state.setup, state.setup.job.pretrain
-    path = state.folder / "initial.safetensors"
-    save_tensors(path, setup.network.state_dict(), {"network": setup.net.name})
+    path = save_initial(setup, state.folder)
     if setup.job.net.weights is None:
         config = training_config(
             section,
@@ -42,6 +42,13 @@ def pretrain(state: RunState) -> None:
         task = TrainingTask(name="full", config=config, subnetwork=None, ids=ids, evaluate=True)
         path = _train_here(state, Phase.PRETRAIN, task, path)
     state.commit("pretrain", path)
+
+
+def save_initial(setup: Setup, folder: Path) -> Path:
+    """Write the weights that a run begins with, given or fresh; equal weights give equal bytes."""
+    path = folder / "initial.safetensors"
+    save_tensors(path, setup.network.state_dict(), {"network": setup.net.name})
+    return path
 
 
 def warm_up(state: RunState) -> None:

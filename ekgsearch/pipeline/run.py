@@ -8,7 +8,7 @@ from typing import Any
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import fields_text, load_model
-from ekgsearch.pipeline.adopt import adopt_search
+from ekgsearch.pipeline.adopt import adopt, find_search
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
@@ -24,7 +24,9 @@ from ekgsearch.storage.journal import Journal
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT_FACTS = ("python", "torch", "cpu", "gpus", "threads")
+ENVIRONMENT_FACTS = ("python", "cpu", "gpus")
+ELSEWHERE = ("output", "search_run", "bank.uri", "bank.cache", "bank.resident")
+THREADS = "cluster.threads_per_worker"
 
 
 def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_audited: int = 0) -> None:
@@ -48,9 +50,11 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
     setup = set_up(job)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
+        is_searched = any(line["kind"] == "search" for line in journal.lines)
+        adopted = find_search(setup) if job.search_run is not None and not is_searched else None
         start_or_check(setup, journal, continue_anyway)
-        if job.search_run is not None:
-            adopt_search(job, journal)
+        if adopted is not None:
+            adopt(adopted, job, journal)
         ledger = Ledger(run_dir / "ledger", job.run_name)
         state = RunState(setup, journal, ledger, backend)
         if state.line("done"):
@@ -71,10 +75,10 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
     """Write the first line of the journal, or compare it with this run.
 
     Raises:
-        ResumeError: the run directory belongs to another job, other images or weights, machine or version.
+        ResumeError: the run directory belongs to another job, other images, another machine or version.
     """
     run_dir = setup.job.run_dir
-    facts = _facts(setup)
+    facts = {"job": setup.job.sha256, **setup.facts}
     found = provenance()
     if not journal.lines:
         write_atomically(run_dir / "job.yaml", fields_text(setup.job).encode())
@@ -99,26 +103,13 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
         log.warning("continuing although %s", difference)
 
 
-def _facts(setup: Setup) -> dict[str, Any]:
-    """What decides the decisions, as far as it can be hashed."""
-    return {
-        "job": setup.job.sha256,
-        "data": setup.dataset.content_hash,
-        "net": setup.net.to_dict(),
-        "counter": setup.budget.counter,
-        "macs": setup.full_costs.macs,
-        "params": setup.full_costs.params,
-        "groups": {group.name: group.size for group in setup.graph.groups},
-    }
-
-
 def _job_differences(path: Path, job: Job) -> list[str]:
     """Fields in which a job differs from the one that the run directory was started with."""
     before, now = (_flat(item.model_dump(mode="json")) for item in (load_model(path, type(job)), job))
     return [
         f"{name} was {canonical_json(before[name])}, is {canonical_json(now[name])}"
         for name in now
-        if before[name] != now[name] and name != "output" and not name.startswith("cluster.")
+        if before[name] != now[name] and name not in ELSEWHERE and (name == THREADS or not name.startswith("cluster."))
     ]
 
 
@@ -135,8 +126,9 @@ def _environment_differences(path: Path, found: dict[str, Any]) -> list[str]:
         recorded = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(f"{path}: expected the provenance of this run, found {error}") from error
+    before, now = ({**facts, "torch": facts.get("packages", {}).get("torch")} for facts in (recorded, found))
     return [
-        f"{name} was {canonical_json(recorded.get(name))}, is {canonical_json(found.get(name))}"
-        for name in ENVIRONMENT_FACTS
-        if recorded.get(name) != found.get(name)
+        f"{name} was {canonical_json(before.get(name))}, is {canonical_json(now.get(name))}"
+        for name in (*ENVIRONMENT_FACTS, "torch")
+        if before.get(name) != now.get(name)
     ]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,6 +101,18 @@ class Setup:
             ),
             norm_mode="batch_sequential" if "sequential_statistics" in section.quirks else "batch",
         )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides a search beside the job, as far as it can be compared."""
+        return {
+            "data": self.dataset.content_hash,
+            "net": self.net.to_dict(),
+            "counter": self.budget.counter,
+            "macs": self.full_costs.macs,
+            "params": self.full_costs.params,
+            "groups": {group.name: group.size for group in self.graph.groups},
+        }
 
     def workload(self, weights: Path) -> Workload:
         """What a process needs to open the network with these weights."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
@@ -103,6 +105,7 @@ class EkgSearch:
             rates: width of every channel group as the step rule tracks it.
         """
         scores = self._evaluator.scores(current.subnetwork, current.iteration + 1)
+        _require_numbers(scores, current.iteration + 1)
         standing = self._ranked_anew(current.subnetwork, scores)
         proposals = self._proposals(standing, rates, scores)
         threshold, candidates = self._shortlist(standing, proposals, scores, rates)
@@ -117,8 +120,13 @@ class EkgSearch:
                 f"{self._budget.measured(current.macs, current.params):,} {self._budget.unit} against a budget of "
                 f"{self._budget.limit:,.0f}; raise the budget"
             )
-        evaluations = self._settled(candidates, self._evaluator.evaluate(standing, candidates))
-        winner = _lowest_score(evaluations, current.iteration + 1)
+        evaluations = self._evaluator.evaluate(standing, candidates)
+        near = self._near_ties(evaluations)
+        if near:
+            settled = self._evaluator.settle([candidates[position] for position in near])
+            for position, evaluation in zip(near, settled, strict=True):
+                evaluations[position] = evaluation
+        winner = _lowest_score(evaluations, near or eligible(evaluations), current.iteration + 1)
         outcomes = tuple(
             CandidateOutcome(candidate.group, candidate.num_kept, *self._costs(candidate.subnetwork), evaluation)
             for candidate, evaluation in zip(candidates, evaluations, strict=True)
@@ -138,16 +146,13 @@ class EkgSearch:
             outcomes,
         )
 
-    def _settled(self, candidates: Sequence[Candidate], evaluations: list[Evaluation]) -> list[Evaluation]:
-        """The evaluations, with those that nearly tie for the lowest score replaced by the masked network's."""
+    def _near_ties(self, evaluations: Sequence[Evaluation]) -> list[int]:
+        """Positions of the candidates among which rounding could decide; empty where it cannot."""
         running = eligible(evaluations)
         lowest = min((evaluations[position].score for position in running), default=math.inf)
         limit = lowest + abs(lowest) * self._settings.tie_tolerance
         near = [position for position in running if evaluations[position].score <= limit]
-        if self._settings.tie_tolerance == 0 or len(near) < 2:
-            return evaluations
-        settled = dict(zip(near, self._evaluator.settle([candidates[position] for position in near]), strict=True))
-        return [settled.get(position, evaluation) for position, evaluation in enumerate(evaluations)]
+        return near if self._settings.tie_tolerance > 0 and len(near) > 1 else []
 
     def _ranked_anew(self, current: Subnetwork, scores: GroupScores) -> Subnetwork:
         """The current sub-network; with the quirk `rank_removed_channels`, as many channels, the best of all."""
@@ -224,15 +229,28 @@ class EkgSearch:
         return costs.macs, costs.params
 
 
-def _lowest_score(evaluations: Sequence[Evaluation], iteration: int) -> int:
-    """Position of the lowest finite score over all images, the first at a tie."""
-    running = eligible(evaluations)
+def _lowest_score(evaluations: Sequence[Evaluation], positions: Sequence[int], iteration: int) -> int:
+    """Position of the lowest finite score, the first at a tie.
+
+    Near ties that were settled are compared with each other only: an approximate evaluation may lie lower throughout.
+    """
+    running = [position for position in positions if evaluations[position].is_finite]
     if not running:
         raise NumericsError(
             f"all {len(evaluations)} candidates of iteration {iteration} have a loss that is not a finite number; "
             "check the weights and the input normalisation"
         )
     return min(running, key=lambda position: evaluations[position].score)
+
+
+def _require_numbers(scores: GroupScores, iteration: int) -> None:
+    for name, importance in scores.items():
+        if not np.isfinite(importance).all():
+            raise NumericsError(
+                f"iteration {iteration}: expected finite importance of every channel of {name}, found "
+                f"{np.count_nonzero(~np.isfinite(importance))} of {len(importance)} that are not; check the weights and "
+                "the input normalisation, or use search.precision fp32"
+            )
 
 
 def _require_finite(decision: Decision) -> None:

@@ -30,3 +30,13 @@ def ekgsearch() -> RunCommand:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory, ekgsearch: RunCommand) -> Path:
+    """An uninterrupted run in one process."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "job.yaml").write_text(JOB.format(output=folder / "run"))
+    finished = ekgsearch("run", folder / "job.yaml")
+    assert finished.returncode == 0, finished.stderr
+    return folder / "run"

@@ -1,7 +1,8 @@
 """Whole runs through the command line: the same journal however the work is spread, stopped or killed."""
 
-import os
+import json
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,28 +14,14 @@ import pytest
 import torch
 from command_line import JOB, RunCommand, command, environment
 
-from ekgsearch.errors import JobError, ResumeError
-from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline.adopt import ADOPTED_KINDS, adopt_search
 from ekgsearch.pipeline.load import load_slim
-from ekgsearch.storage.journal import Journal, read_journal
+from ekgsearch.storage.journal import read_journal
 
-CHAIN = ("seq", "kind", "prev", "hash")
 TABLES = ("summary", "iterations", "candidates", "subnetworks", "epochs", "device_hours")
 
 
 def journal_bytes(run: Path) -> bytes:
     return (run / "journal.jsonl").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, ekgsearch: RunCommand) -> Path:
-    """An uninterrupted run in one process."""
-    folder = tmp_path_factory.mktemp("reference")
-    (folder / "job.yaml").write_text(JOB.format(output=folder / "run"))
-    finished = ekgsearch("run", folder / "job.yaml")
-    assert finished.returncode == 0, finished.stderr
-    return folder / "run"
 
 
 def test_a_run_leaves_everything_that_is_promised(reference: Path) -> None:
@@ -102,73 +89,27 @@ def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
     assert refused.returncode == 2
     assert "belongs to another run: finetune.epochs was 2, is 3" in refused.stderr
     assert "Traceback" not in refused.stderr
+    refused = ekgsearch("run", reference.parent / "job.yaml", "--set", "cluster.threads_per_worker=2")
+    assert "belongs to another run: cluster.threads_per_worker was 1, is 2" in refused.stderr
     assert journal_bytes(reference) == before
 
 
-def test_an_adopted_search_ends_in_the_same_network_without_searching(
+def test_another_version_of_torch_is_noticed_and_the_flag_continues(
     reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:
-    bank = os.path.relpath(reference / "bank")
-    settings = ("--set", f"search_run={reference}", "--set", f"bank.uri={bank}")
-    finished = ekgsearch("run", job_file, *settings)
-    assert finished.returncode == 0, finished.stderr
     run = job_file.parent / "run"
-    assert (run / "final.safetensors").read_bytes() == (reference / "final.safetensors").read_bytes()
-    assert [line["kind"] for line in read_journal(run / "journal.jsonl")] == [
-        line["kind"] for line in read_journal(reference / "journal.jsonl")
-    ]
-    hours = pd.read_parquet(run / "tables" / "device_hours.parquet")
-    assert set(hours.phase) == {"bank", "finetune", "evaluate"}
-    assert ekgsearch("run", job_file, *settings).returncode == 0
-
-
-def test_an_adoption_that_was_killed_is_completed(reference: Path, job_file: Path) -> None:
-    """The copy is cut off after any number of lines; another search in the run directory is refused."""
-    adopted = [line for line in read_journal(reference / "journal.jsonl") if line["kind"] in ADOPTED_KINDS]
-    job = load_job(job_file, [f"search_run={reference}"])
-    job.run_dir.mkdir()
-    for count in (0, 1, 3, len(adopted)):
-        with Journal.open(job.run_dir / f"{count}.jsonl") as journal:
-            first = read_journal(reference / "journal.jsonl")[0]
-            for line in [first, *adopted[:count]]:
-                journal.append(line["kind"], **{name: line[name] for name in line if name not in CHAIN})
-            adopt_search(job, journal)
-            assert [line["hash"] for line in journal.lines[1:]] == [line["hash"] for line in adopted]
-    with Journal.open(job.run_dir / "other.jsonl") as journal:
-        journal.append("run", **{name: first[name] for name in first if name not in CHAIN})
-        journal.append("pretrain", file="initial.safetensors", sha256="0")
-        with pytest.raises(ResumeError, match="has decisions that are not those of search_run"):
-            adopt_search(job, journal)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("search.step=0.2", "search.step is 0.4 there and 0.2 here"),
-        ("seed=2", "seed is 1 there and 2 here"),
-        ("search_run=/nowhere", "found no /nowhere/journal.jsonl"),
-    ],
-)
-def test_another_search_is_not_adopted(setting: str, message: str, reference: Path, job_file: Path) -> None:
-    job = load_job(job_file, [f"search_run={reference}", setting])
-    job.run_dir.mkdir()
-    with Journal.open(job.run_dir / "journal.jsonl") as journal:
-        first = read_journal(reference / "journal.jsonl")[0]
-        journal.append("run", **{name: first[name] for name in first if name not in CHAIN})
-        with pytest.raises(JobError, match=message):
-            adopt_search(job, journal)
-
-
-def test_a_run_of_two_threads_holds_two_cores(job_file: Path, ekgsearch: RunCommand, reference: Path) -> None:
-    settings = ("--set", f"search_run={reference}", "--set", "cluster.threads_per_worker=2")
-    finished = ekgsearch("run", job_file, *settings)
+    shutil.copytree(reference, run)
+    shutil.copy(reference.parent / "job.yaml", job_file)
+    found = json.loads((run / "provenance.json").read_text())
+    found["packages"]["torch"] = "1.0"
+    (run / "provenance.json").write_text(json.dumps(found))
+    settings = ("--set", f"output={run}")
+    refused = ekgsearch("run", job_file, *settings)
+    assert refused.returncode == 2
+    assert 'torch was "1.0"' in refused.stderr
+    finished = ekgsearch("run", job_file, *settings, "--resume")
     assert finished.returncode == 0, finished.stderr
-    hours = pd.read_parquet(job_file.parent / "run" / "tables" / "device_hours.parquet").set_index("phase")
-    for phase in ("bank", "finetune"):
-        row = hours.loc[phase]
-        assert row.num_devices == 2, phase
-        assert row.device_hours == pytest.approx(2 * row.wall_seconds / 3600)
-        assert row.wall_seconds < row.busy_seconds <= 2 * row.wall_seconds
+    assert 'continuing although torch was "1.0"' in finished.stderr
 
 
 @pytest.mark.ray
