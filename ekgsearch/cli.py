@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ekgsearch import __version__
-from ekgsearch.errors import EkgError
+from ekgsearch.errors import OUT_OF_MEMORY, EkgError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +250,8 @@ def replay(
     if data is None:
         raise click.UsageError("give the folder of the images: --data FOLDER, or set EKGSEARCH_DATA")
     opened, chosen, broken = open_replay(oracle, weights, data, reduction), sorted(set(iterations)) or None, 0
+    if opened.oracle.incomplete:
+        click.echo(f"{len(opened.oracle.incomplete)} recorded iterations have no arrays and are not compared")
     for report in opened.run(chosen):
         click.echo(iteration_text(report))
         broken += bool(report.breaks)
@@ -293,6 +295,10 @@ def main() -> None:
         _fail("interrupted; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
     except EkgError as error:
         _fail(f"error: {error}", EXIT_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _fail(f"error: {OUT_OF_MEMORY} ({str(error).strip().splitlines()[0][:200]})", EXIT_ERROR)
 
 
 def _fail(message: str, status: int) -> None:

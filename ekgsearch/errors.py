@@ -35,3 +35,15 @@ class NumericsError(EkgError):
 
 class WorkerError(EkgError):
     """A worker died or hung more often than the job allows."""
+
+
+OUT_OF_MEMORY = (
+    "out of memory; what is in the journal is kept and the same command continues, on a machine or device with more "
+    "memory, with fewer workers on this one, or with a smaller finetune.batch_size / more finetune.accumulate"
+)
+"""What to do when memory runs out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, of torch on a CPU or of torch on a GPU says that memory has run out."""
+    return type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "not enough memory" in str(error)

@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,14 @@ from ekgsearch.sections import (
 
 class Job(Section):
     """One run: what to shrink, on which images, how, and where to write."""
+
+    UNHASHED: ClassVar[dict[str, Any]] = {
+        "output": True,
+        "search_run": True,
+        "cluster": True,
+        "bank": {"uri", "cache", "resident"},
+    }
+    """Fields that change no result."""
 
     output: str = Field(description="run directory; $VARIABLES are expanded")
     seed: int = Field(1, ge=0, description="seed of every random choice that is not a method's constant")
@@ -82,10 +90,7 @@ class Job(Section):
         Several fine-tuning workers without `synchronised_norm` have batch statistics of their own, each over its share
         of a batch; then their number is part of the result and of the hash.
         """
-        fields = self.model_dump(
-            mode="json",
-            exclude={"output": True, "search_run": True, "cluster": True, "bank": {"uri", "cache", "resident"}},
-        )
+        fields = self.model_dump(mode="json", exclude=self.UNHASHED)
         fields["threads_per_worker"] = self.cluster.threads_per_worker
         del fields["data"]["loader_threads"], fields["finetune"]["checkpoint_every_steps"]
         if self.finetune.workers == 1 or self.finetune.synchronised_norm:

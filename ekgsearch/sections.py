@@ -146,6 +146,22 @@ class SearchSection(Section):
         "which one decision may lose the best candidate, e.g. 0.05. null: every candidate sees all images (exact)",
     )
 
+    @model_validator(mode="after")
+    def _has_one_arithmetic(self) -> "SearchSection":
+        faster = [name for name in ("channels_last", "compile") if getattr(self, name)]
+        faster += [f"precision {self.precision}"] if self.precision != "fp32" else []
+        if self.evaluation == "naive" and faster:
+            raise ValueError(
+                f"search.evaluation naive is the plain network in 32-bit floats, so search.{faster[0]} does nothing; "
+                "leave one of them out"
+            )
+        if "sequential_statistics" in self.quirks and faster:
+            raise ValueError(
+                f"search.{faster[0]} rounds otherwise than the quirk sequential_statistics, which is there to round as "
+                "the published program does; leave one of them out"
+            )
+        return self
+
 
 class BankSection(Section):
     """The memory bank of the teachers' outputs."""

@@ -123,6 +123,15 @@ def test_reference_stands_for_all_quirks_their_counter_and_padding(tmp_path: Pat
     assert (job.search.counter, job.net.padding) == ("ekg", "tf_same")
     assert load_job(write(tmp_path, fields_text(job))) == job
     assert load_job(write(tmp_path, text), ["net.weights=trained.safetensors"]).net.padding is None
+    assert load_job(write(tmp_path, text), ["net=null"]).net.padding == "tf_same"
+    assert load_job(write(tmp_path, text), ["net.padding=null"]).net.padding == "tf_same"
+    with pytest.raises(JobError, match=r"net.padding = torch, but search.quirks reference pads as tf_same"):
+        load_job(write(tmp_path, text), ["net.padding=torch"])
+    for faster in ("precision=bf16", "compile=true", "channels_last=true"):
+        with pytest.raises(JobError, match=r"rounds otherwise than the quirk sequential_statistics"):
+            load_job(write(tmp_path, text), [f"search.{faster}"])
+        with pytest.raises(JobError, match=r"search.evaluation naive is the plain network"):
+            load_job(write(tmp_path, GOOD), [f"search.{faster}", "search.evaluation=naive"])
     with pytest.raises(JobError, match=r"search\.counter = macs, but search\.quirks reference counts with `ekg`"):
         load_job(write(tmp_path, text), ["search.counter=macs"])
 

@@ -23,20 +23,20 @@ class SearchMemory:
 
     Attributes:
         network: weights and running statistics.
-        pixels: uint8 images of all its batches.
+        subset: uint8 images of all its batches, and the ensemble knowledge about them in float64.
         scores: feature maps of one batch while channels are scored, kept for the backward pass.
         candidates: feature maps of one batch while candidates branch off.
     """
 
     network: int
-    pixels: int
+    subset: int
     scores: int
     candidates: int
 
     @property
     def peak(self) -> int:
         """The most that is held at a time."""
-        return self.network + self.pixels + max(self.scores, self.candidates)
+        return self.network + self.subset + max(self.scores, self.candidates)
 
 
 def search_memory(
@@ -44,6 +44,7 @@ def search_memory(
     *,
     images: int,
     batch_size: int,
+    num_classes: int,
     number_bytes: int = 4,
     masked_groups: frozenset[str] = frozenset(),
 ) -> SearchMemory:
@@ -56,6 +57,7 @@ def search_memory(
         graph: analysed network.
         images: images of all batches that the worker owns.
         batch_size: images of its largest batch.
+        num_classes: logits per image.
         number_bytes: bytes of one number of a feature map.
         masked_groups: channel groups that will be masked rather than sliced for a while; their masked feature maps are
             held beside the unmasked ones.
@@ -69,7 +71,7 @@ def search_memory(
     parameters = [*graph.network.parameters(), *graph.network.buffers()]
     return SearchMemory(
         network=sum(tensor.numel() * tensor.element_size() for tensor in parameters),
-        pixels=images * math.prod(graph.input_shape),
+        subset=images * (math.prod(graph.input_shape) + 8 * num_classes),
         scores=_saved(graph, sizes, number_bytes, masked_groups) + _WORKSPACE * largest,
         candidates=_walked(graph, sizes) + _WORKSPACE * largest,
     )

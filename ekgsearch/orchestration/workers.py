@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ekgsearch.errors import EkgError, WorkerError
+from ekgsearch.errors import OUT_OF_MEMORY, EkgError, WorkerError, is_out_of_memory
 from ekgsearch.orchestration.member import Member, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
@@ -242,4 +242,6 @@ def _own_error(error: RayTaskError, worker: int) -> EkgError:
     cause = error.cause
     if isinstance(cause, EkgError):
         return cause
+    if is_out_of_memory(cause):
+        return WorkerError(f"search worker {worker}: {OUT_OF_MEMORY}")
     return WorkerError(f"search worker {worker} failed: {type(cause).__name__}: {cause}")

@@ -53,7 +53,9 @@ def find_search(setup: Setup) -> FoundSearch:
         raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
     first, *lines = read_journal(path) or [{}]
     if not any(line["kind"] == "search" for line in lines):
-        raise JobError(f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml")
+        raise JobError(
+            f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml"
+        )
     found = FoundSearch(source, tuple(line for line in lines if line["kind"] in ADOPTED_KINDS))
     differences = _differences(setup, found, first)
     if differences:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.slim import slim
 from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
 from ekgsearch.finetune.config import FinetuneConfig, Objective, TrainData
@@ -94,12 +95,13 @@ def finetuning_tasks(state: RunState) -> tuple[TrainingTask, ...]:
     if "uniform" in section.baselines and setup.job.search.method != "uniform":
         students.append(("uniform", "plain", uniform_width(state.open_graph(), setup.budget)))
     return tuple(
-        TrainingTask(name=name, config=_config(state, objective), subnetwork=subnetwork, ids=ids, evaluate=True)
+        TrainingTask(name=name, config=finetune_config(state, objective), subnetwork=subnetwork, ids=ids, evaluate=True)
         for name, objective, subnetwork in students
     )
 
 
-def _config(state: RunState, objective: Objective) -> FinetuneConfig:
+def finetune_config(state: RunState, objective: Objective) -> FinetuneConfig:
+    """How the section `finetune` of the job trains a network with an objective."""
     setup, section = state.setup, state.setup.job.finetune
     config = training_config(
         section,
@@ -127,6 +129,7 @@ def evaluate_and_write_tables(state: RunState) -> None:
 
 def _measure(state: RunState, device: torch.device) -> tuple[dict[str, int], dict[str, float]]:
     """Correct test images of every network, and the latencies of the full and the final one."""
+    EXACT.set_backends()  # a search in this process may have asked for another arithmetic
     setup = state.setup
     subnetwork = final_subnetwork(state)
     full = setup.workload(state.committed("pretrain") or state.start_weights).open_network()

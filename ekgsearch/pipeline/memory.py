@@ -18,6 +18,8 @@ _GIGABYTE = 1e9
 def state_memory(setup: Setup, num_workers: int) -> None:
     """Log the most memory that one search worker will hold, and warn where this machine has less to give.
 
+    The naive evaluation and the quirk `sequential_statistics`, which are there to compare with, hold more than is said.
+
     Args:
         setup: the opened job.
         num_workers: workers among which the batches of the search subset are shared.
@@ -30,13 +32,15 @@ def state_memory(setup: Setup, num_workers: int) -> None:
         memory.scores / _GIGABYTE,
         setup.job.search.batch_size,
         memory.candidates / _GIGABYTE,
-        (memory.network + memory.pixels) / _GIGABYTE,
+        (memory.network + memory.subset) / _GIGABYTE,
         free / _GIGABYTE,
     )
-    if memory.peak > free and setup.job.cluster.address is None:
+    if memory.peak * num_workers > free and setup.job.cluster.address is None:
         log.warning(
-            "that is more than is free here: take a machine or a device with more memory, or search.precision bf16; a "
-            "smaller search.batch_size needs less, but changes the result: batch norms use the statistics of a batch"
+            "that is more than is free here for %d workers: take a machine or a device with more memory, or "
+            "search.precision bf16; a smaller search.batch_size needs less, but changes the result, since batch norms "
+            "use the statistics of a batch",
+            num_workers,
         )
 
 
@@ -54,6 +58,7 @@ def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
         setup.graph,
         images=min(sum(sizes), -(-sum(sizes) // num_workers) + batch),
         batch_size=batch,
+        num_classes=setup.net.num_classes,
         number_bytes=2 if section.precision == "bf16" else 4,
         masked_groups=masked,
     )

@@ -25,7 +25,7 @@ from ekgsearch.storage.journal import Journal
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_FACTS = ("python", "cpu", "gpus")
-ELSEWHERE = ("output", "search_run", "bank.uri", "bank.cache", "bank.resident")
+ELSEWHERE = ("output", "search_run", "bank.uri", "bank.cache", "bank.resident", "study.condition")
 THREADS = "cluster.threads_per_worker"
 
 

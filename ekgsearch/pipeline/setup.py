@@ -18,7 +18,7 @@ from ekgsearch.data.datasets import Dataset
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError, NetworkError
 from ekgsearch.experiment import Job, expand_path
-from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.worker import SearchPlan
@@ -28,6 +28,7 @@ from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget, set_budget
 from ekgsearch.search.criteria import Rules
+from ekgsearch.search.steps import QUIRKS
 from ekgsearch.sections import NetSection
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,8 @@ def set_up(job: Job) -> Setup:
         warmup_per_class=job.warmup.images_per_class if job.warmup.epochs else 0,
     )
     sidecar = _sidecar(job.net)
-    net = net_spec(job.net, sidecar, dataset.num_classes, dataset.image_shape)
+    padding: Padding = "tf_same" if set(QUIRKS) <= set(job.search.quirks) else "torch"
+    net = net_spec(job.net, sidecar, dataset.num_classes, dataset.image_shape, padding)
     network = build(net, seed=sub_seed(job.seed, "network"))
     if job.net.weights is not None:
         load_weights(network, _weights_path(job.net))
@@ -192,8 +194,21 @@ def data_request(job: Job) -> DataRequest:
     )
 
 
-def net_spec(section: NetSection, sidecar: Sidecar | None, num_classes: int, image_shape: Sequence[int]) -> NetSpec:
+def net_spec(
+    section: NetSection,
+    sidecar: Sidecar | None,
+    num_classes: int,
+    image_shape: Sequence[int],
+    padding: Padding = "torch",
+) -> NetSpec:
     """The network of a job: what the job says, else what the weights' sidecar says, else the defaults.
+
+    Args:
+        section: what the job says.
+        sidecar: of the given weights, if there is one.
+        num_classes: number of logits.
+        image_shape: (channels, height, width).
+        padding: where neither job nor sidecar says one.
 
     Raises:
         NetworkError: the job and the sidecar name different networks.
@@ -216,7 +231,7 @@ def net_spec(section: NetSection, sidecar: Sidecar | None, num_classes: int, ima
         num_classes=num_classes,
         input_shape=(image_shape[0], image_shape[1], image_shape[2]),
         shortcut=section.shortcut or (known.shortcut if known else "projection"),
-        padding=section.padding or (known.padding if known else "torch"),
+        padding=section.padding or (known.padding if known else padding),
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,10 +14,10 @@ from ekgsearch.data.subset import batches
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
-from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.backend import Backend
+from ekgsearch.pipeline.finishing import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
-from ekgsearch.pipeline.preparing import pretrain, training_config, warm_up
+from ekgsearch.pipeline.preparing import pretrain, warm_up
 from ekgsearch.pipeline.run import start_or_check
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.pipeline.state import RunState
@@ -44,7 +44,7 @@ class StudySection(Section):
 
     subnetworks: int = Field(50, ge=3, description="random sub-networks")
     by_l1: int = Field(10, ge=0, description="how many of them lose channels of small L1 norm, not random ones")
-    points: Positive = Field(21, description="points along the gradient at which the curvature is measured")
+    points: int = Field(21, ge=2, description="points along the gradient at which the curvature is measured")
     radius: float = Field(0.1, gt=0, description="farthest of these points, as a multiple of the gradient")
     lanczos_iterations: Positive = Field(30, description="Hessian-vector products at each point")
     condition: Condition = Field(
@@ -63,6 +63,8 @@ class StudySection(Section):
 class StudyJob(Job):
     """A job whose search is by lot, many times over."""
 
+    UNHASHED: ClassVar[dict[str, Any]] = {**Job.UNHASHED, "study": {"condition"}}
+
     study: StudySection = Field(default_factory=StudySection)
 
     @model_validator(mode="after")
@@ -71,6 +73,10 @@ class StudyJob(Job):
             raise ValueError(
                 f"finetune.objective = {self.finetune.objective}: the study fine-tunes by cross-entropy alone; "
                 "use plain"
+            )
+        if self.search_run is not None or self.search.racing is not None:
+            raise ValueError(
+                "search_run and search.racing do nothing in a study, which does not search; leave them out"
             )
         return self
 
@@ -153,20 +159,17 @@ def _landscape(state: RunState, job: StudyJob, graph: ChannelGraph, subnetwork: 
 def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: int) -> Path:
     """Weights of a sub-network after plain fine-tuning."""
     setup, section = state.setup, job.finetune
-    config = training_config(
-        section,
-        objective="plain",
-        augmentation=finetune_augmentation(job),
-        seed=sub_seed(job.seed, "finetune"),
-        num_evaluations=1,
-    )
     ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
     name = f"study{index:03d}"
     plan = TrainingPlan(
         run=job.run_name,
         phase=Phase.FINETUNE,
         workload=state.workload,
-        tasks=(TrainingTask(name=name, config=config, subnetwork=subnetwork, ids=ids, evaluate=False),),
+        tasks=(
+            TrainingTask(
+                name=name, config=finetune_config(state, "plain"), subnetwork=subnetwork, ids=ids, evaluate=False
+            ),
+        ),
         bank=None,
         threads=job.cluster.threads_per_worker,
     )

@@ -13,6 +13,7 @@ from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
@@ -171,6 +172,7 @@ def run_plan(
         port_of: where the checkpoints of a training go; None for a folder below `folder`.
     """
     torch.set_num_threads(plan.threads)
+    EXACT.set_backends()  # a search in this process may have asked for another arithmetic
     world = World.current(torch.device(device or plan.workload.device))
     dataset = plan.workload.data.open()
     bank = None

@@ -248,8 +248,8 @@ def _require_numbers(scores: GroupScores, iteration: int) -> None:
         if not np.isfinite(importance).all():
             raise NumericsError(
                 f"iteration {iteration}: expected finite importance of every channel of {name}, found "
-                f"{np.count_nonzero(~np.isfinite(importance))} of {len(importance)} that are not; check the weights and "
-                "the input normalisation, or use search.precision fp32"
+                f"{np.count_nonzero(~np.isfinite(importance))} of {len(importance)} that are not; check the weights "
+                "and the input normalisation, or use search.precision fp32"
             )
 
 

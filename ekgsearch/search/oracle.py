@@ -89,6 +89,7 @@ class Oracle:
         full_macs: cost of the unpruned network under the counter `ekg`.
         full_params: its parameters under the same counter.
         iterations: iterations whose record is complete, ascending: trace, arrays, and the arrays of the one before.
+        incomplete: iterations of the trace that lack arrays and so cannot be compared.
     """
 
     folder: Path
@@ -96,6 +97,7 @@ class Oracle:
     full_macs: int
     full_params: int
     iterations: tuple[int, ...]
+    incomplete: tuple[int, ...]
     _trace: Mapping[int, Mapping[str, Any]]
 
     @classmethod
@@ -116,13 +118,16 @@ class Oracle:
                 f"{folder}: expected `d_val` (image ids) in {INDICES}, `flops` and `params` in {INITIAL}; "
                 f"missing or not a number: {error}"
             ) from error
+        if not search_ids:
+            raise DataError(f"{folder}: expected image ids of the search subset in `d_val` of {INDICES}, found none")
         complete = [number for number in sorted(trace) if all(path.is_file() for path in _files(folder, number))]
         if not complete:
             raise DataError(
                 f"{folder}: expected at least one iteration n with a line in {TRACE}, iters/iter_n.npz and the arrays "
                 f"of the iteration before ({INITIAL_LOGITS} for n = 1); the trace has the iterations {sorted(trace)}"
             )
-        return cls(folder, search_ids, full_macs, full_params, tuple(complete), trace)
+        incomplete = tuple(sorted(trace.keys() - set(complete)))
+        return cls(folder, search_ids, full_macs, full_params, tuple(complete), incomplete, trace)
 
     def iteration(self, number: int, graph: ChannelGraph) -> RecordedIteration:
         """Read one iteration.
@@ -184,6 +189,10 @@ class Oracle:
         path = _files(self.folder, number)[1]
         if number == 1:
             values = list(_load(path).values())
+            if not values:
+                raise DataError(
+                    f"{path}: expected the logits of the unpruned network on the search subset, found no array"
+                )
             state = RecordedState(graph.full(), dict.fromkeys(names, Fraction(1)), values[0])
         else:
             arrays = _arrays(path, graph)

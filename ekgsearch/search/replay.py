@@ -39,6 +39,9 @@ from ekgsearch.search.steps import QUIRKS
 
 NOMINAL_BATCH = 256
 
+TINY = 1e-30
+"""What a deviation is divided by where the recorded number is 0."""
+
 ROUNDING_DRAWS = 16
 """Times that scores are computed anew from images that differ by a rounding error; see `Replay`."""
 
@@ -157,7 +160,7 @@ class Replay:
         if sums > IMPORTANCE_TOLERANCE:
             breaks.append(f"the sum of a channel group's importance is off by {sums:.1e}")
         decision = self.decide(record, used)
-        threshold = abs((decision.threshold or 0.0) - record.threshold) / record.threshold
+        threshold = abs((decision.threshold or 0.0) - record.threshold) / max(record.threshold, TINY)
         if threshold > IMPORTANCE_TOLERANCE:
             breaks.append(f"the threshold is {decision.threshold}, recorded {record.threshold}")
         loss, score, differences = compare_candidates(decision, record)

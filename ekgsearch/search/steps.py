@@ -42,10 +42,11 @@ REFERENCE = "reference"
 def expand_reference(fields: Any) -> Any:
     """Write out ``search.quirks: reference`` in the fields of a job: all quirks, and what goes with them.
 
-    Costs are counted by the counter `ekg`, and a network without given weights is padded as `tf_same`.
+    Costs are counted by the counter `ekg`, and networks are padded as `tf_same`, unless the sidecar of given weights
+    says what they need.
 
     Raises:
-        ValueError: the fields name another counter.
+        ValueError: the fields name another counter or padding.
     """
     match fields:
         case {"search": {"quirks": quirks, **search}} if quirks == REFERENCE:
@@ -58,9 +59,14 @@ def expand_reference(fields: Any) -> Any:
             "out, or list the quirks that you want one by one"
         )
     fields = {**fields, "search": {**search, "quirks": QUIRKS}}
-    net = fields.get("net")
+    net = fields.get("net") or {}
+    if isinstance(net, dict) and net.get("padding") not in (None, "tf_same"):
+        raise ValueError(
+            f"net.padding = {net['padding']}, but search.quirks reference pads as tf_same; leave the padding out, or "
+            "list the quirks that you want one by one"
+        )
     if isinstance(net, dict) and net.get("weights") is None:
-        fields["net"] = {"padding": "tf_same", **net}
+        fields["net"] = {**net, "padding": "tf_same"}
     return fields
 
 

@@ -60,7 +60,7 @@ print(json.dumps({"candidates": after_candidates - before, "scores": peak() - be
 )
 def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int, batch: int) -> None:
     graph = analyse(build(NetSpec(name, 10, (3, side, side))).eval(), (3, side, side))
-    stated = search_memory(graph, images=0, batch_size=batch)
+    stated = search_memory(graph, images=0, batch_size=batch, num_classes=10)
     command = [sys.executable, "-c", WORKER, name, str(side), str(batch)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
     images = 4 * batch * 3 * side * side
@@ -70,10 +70,12 @@ def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int
 
 def test_memory_grows_with_the_batch_and_with_masked_channel_groups() -> None:
     graph = analyse(build(NetSpec("resnet20", 10, (3, 32, 32))).eval(), (3, 32, 32))
-    small = search_memory(graph, images=320, batch_size=64)
-    large = search_memory(graph, images=320, batch_size=256)
+    small = search_memory(graph, images=320, batch_size=64, num_classes=10)
+    large = search_memory(graph, images=320, batch_size=256, num_classes=10)
     assert (large.scores, large.candidates) == (4 * small.scores, 4 * small.candidates)
-    assert large.pixels == 320 * 3 * 32 * 32
-    masked = search_memory(graph, images=320, batch_size=64, masked_groups=frozenset({graph.groups[0].name}))
+    assert large.subset == 320 * (3 * 32 * 32 + 10 * 8)
+    masked = search_memory(
+        graph, images=320, batch_size=64, num_classes=10, masked_groups=frozenset({graph.groups[0].name})
+    )
     assert masked.scores - small.scores == 4 * 4 * 64 * 16 * 32 * 32
-    assert small.peak == small.network + small.pixels + small.scores
+    assert small.peak == small.network + small.subset + small.scores

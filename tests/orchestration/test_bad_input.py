@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,28 @@ def refused(finished: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert "Traceback" not in finished.stderr
     for part in parts:
         assert part in finished.stderr
+
+
+CRAMPED = """
+import resource, sys, torch
+from pathlib import Path
+from ekgsearch.cli import main
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 600_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space of a process")
+def test_too_little_memory_is_one_message(job_file: Path) -> None:
+    settings = ["data.image_size=64", "pretrain.batch_size=1000", "cluster.device=cpu"]
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    command = [sys.executable, "-c", CRAMPED, "run", str(job_file), *arguments]
+    stopped = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, check=False)
+    assert stopped.returncode == 2, stopped.stderr
+    assert "error: out of memory; what is in the journal is kept" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
 
 
 def test_a_missing_data_folder_is_named(job_file: Path, ekgsearch: RunCommand, tmp_path: Path) -> None:

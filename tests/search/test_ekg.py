@@ -237,6 +237,16 @@ def test_near_ties_are_settled_by_the_masked_network(graph: ChannelGraph, batche
     assert untouched.group == untouched.candidates[0].group
     assert len(asked) == 1
 
+    class Coarse(Rounding):
+        """An approximate evaluation that lies below the masked network's throughout."""
+
+        def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
+            scores = [1.0, 1.0] + [1.5] * (len(candidates) - 2)
+            return [Evaluation(1.0, score, 9, 41) for score in scores]
+
+    decision = next(itertools.islice(EkgSearch(graph, Coarse(parts), budget_of(graph), settings).run(), 1, None))
+    assert decision.group == decision.candidates[1].group, "1.5 is not lower than what the masked network says"
+
 
 def test_a_worker_that_missed_an_iteration_says_so(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
     evaluator = batch_evaluator(FastNetworks(graph), batches)
@@ -330,6 +340,8 @@ def test_candidates_that_are_not_finite_are_recorded_and_cannot_win(
     graph: ChannelGraph, batches: list[SearchBatch]
 ) -> None:
     class Poisoned(LocalEvaluator):
+        """The first candidate has no finite loss."""
+
         def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
             found = super().evaluate(current, candidates)
             return [Evaluation(float("nan"), float("nan"), 0, 41), *found[1:]]
@@ -348,6 +360,13 @@ def test_candidates_that_are_not_finite_are_recorded_and_cannot_win(
     broken = AllPoisoned(evaluator_of(graph, batches, [[0, 1, 2]]).parts)
     with pytest.raises(NumericsError, match="iteration 1"):
         list(EkgSearch(graph, broken, budget_of(graph), SETTINGS).run())
+
+    class NoScores(LocalEvaluator):
+        def scores(self, current: Subnetwork, count: int) -> GroupScores:
+            return {name: found * np.nan for name, found in super().scores(current, count).items()}
+
+    with pytest.raises(NumericsError, match="expected finite importance of every channel of"):
+        list(EkgSearch(graph, NoScores(broken.parts), budget_of(graph), SETTINGS).run())
 
 
 @pytest.mark.parametrize("quirk", QUIRKS)
