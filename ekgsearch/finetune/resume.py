@@ -112,10 +112,18 @@ def read_checkpoint(state: TrainState, facts: Facts, folder: Path, config: Finet
         ) from error
     groups = state.optimizer.state_dict()["param_groups"]
     state.optimizer.load_state_dict({"state": saved["optimizer"], "param_groups": groups})
+    _lay_out_like_parameters(state.optimizer)
     state.history[:] = [EpochMetrics.from_dict(values) for values in saved["history"]]
     state.skipped_in_a_row = saved["skipped_in_a_row"]
     state.running = Running(sums=Running.begin(world).sums, **saved["running"])
     _restore_own(state, saved["own"], config, world)
+
+
+def _lay_out_like_parameters(optimizer: torch.optim.SGD) -> None:
+    """Give momentum the memory layout of its parameters, which fused SGD asks for; a file has only one layout."""
+    for parameter, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            buffers[name] = torch.empty_like(parameter).copy_(buffer)
 
 
 def _gather_own(state: TrainState, world: World) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import StepReport, TrainResult
+from ekgsearch.finetune.resume import read_checkpoint, save_checkpoint
+from ekgsearch.finetune.state import start
 from ekgsearch.finetune.world import World
 from ekgsearch.storage.tensors import load_tensors
 
@@ -118,6 +120,26 @@ def test_no_result_depends_on_how_often_checkpoints_are_made(
         place = FolderCheckpoints(tmp_path / str(every))
         train(network, data, small, world=ALONE, bank=bank, checkpoint=place, checkpoint_every_steps=every)
     assert same(*networks)
+
+
+def test_momentum_keeps_the_memory_layout_of_its_parameter(
+    small: FinetuneConfig, make_network: Make, tmp_path: Path
+) -> None:
+    config, place = replace(small, objective="plain", channels_last=True), FolderCheckpoints(tmp_path)
+    before, after = (start(make_network(), config, ALONE) for _ in range(2))
+    for parameter in before.model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before.optimizer.step()
+    with torch.random.fork_rng():
+        save_checkpoint(place, before, {}, ALONE)
+        latest = place.latest()
+        assert latest is not None
+        read_checkpoint(after, {}, latest, config, ALONE)
+    for old, new in zip(before.model.parameters(), after.model.parameters(), strict=True):
+        momentum = after.optimizer.state[new]["momentum_buffer"]
+        assert momentum.stride() == new.stride() == old.stride()
+        assert torch.equal(momentum, before.optimizer.state[old]["momentum_buffer"])
+    assert not after.model[0].weight.is_contiguous()  # type: ignore[index]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
