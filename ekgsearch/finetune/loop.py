@@ -177,7 +177,8 @@ def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
         if training.checkpoint is not None and due and running.step < num_steps:
             save_checkpoint(training.checkpoint, state, training.facts, world)
     if not config.synchronised_norm:
-        world.average_statistics(state.model)
+        for network in state.following:
+            world.average_statistics(network)
     return _measure(state, training, begin)
 
 

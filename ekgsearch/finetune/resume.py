@@ -43,7 +43,7 @@ def write_checkpoint(state: TrainState, facts: Facts, own: Mapping[str, Tensor],
     """Write the state of all processes.
 
     Args:
-        state: of this process; network, heads, optimiser and averages are the same on all.
+        state: of this process; but for running statistics, network, heads, optimiser and averages are the same on all.
         facts: what the training depends on.
         own: what each process has for itself, one row per process.
         folder: an existing folder.
@@ -129,13 +129,14 @@ def _lay_out_like_parameters(optimizer: torch.optim.SGD) -> None:
 def _gather_own(state: TrainState, world: World) -> dict[str, Tensor]:
     """Collect what is not the same on all processes; one row per process.
 
-    Running statistics differ within an epoch where each process has its own batch statistics.
+    Running statistics, those of a moving average included, differ within an epoch where each process has its own batch
+    statistics.
     """
     own = {"sums": world.gather(state.running.sums), "random": world.gather(torch.get_rng_state())}
     if world.device.type == "cuda":
         own["random_cuda"] = world.gather(torch.cuda.get_rng_state(world.device))
     if world.size > 1:
-        own["statistics"] = world.gather(torch.cat([buffer.flatten() for buffer in _statistics(state.model)]))
+        own["statistics"] = world.gather(torch.cat([buffer.flatten() for buffer in _statistics(state)]))
     return own
 
 
@@ -155,7 +156,7 @@ def _restore_own(state: TrainState, own: Mapping[str, Tensor], config: FinetuneC
         if world.rank == 0:
             _say_what_changes(state.model, config, size, world.size)
     if statistics is not None:
-        buffers = _statistics(state.model)
+        buffers = _statistics(state)
         parts = torch.split(statistics, [buffer.numel() for buffer in buffers])
         for buffer, part in zip(buffers, parts, strict=True):
             buffer.copy_(part.view_as(buffer))
@@ -173,8 +174,9 @@ def _say_what_changes(model: nn.Module, config: FinetuneConfig, before: int, now
     logger.warning("continuing on %d processes what %d began: %s", now, before, effect)
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()] or [torch.zeros(0)]
+def _statistics(state: TrainState) -> list[Tensor]:
+    buffers = [buffer for network in state.following for buffer in network.buffers() if buffer.is_floating_point()]
+    return buffers or [torch.zeros(0)]
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

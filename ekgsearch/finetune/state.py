@@ -76,6 +76,11 @@ class TrainState:
         """The epoch under way, from 1."""
         return len(self.history) + 1
 
+    @property
+    def following(self) -> list[nn.Module]:
+        """The networks whose running statistics move in every step: the network itself and its moving average."""
+        return [self.model, self.averages["ema"].network] if "ema" in self.averages else [self.model]
+
     def release(self) -> None:
         """Leave the network as a plain one in evaluation mode: without hooks, with its own batch norms."""
         for undo in reversed(self._undo):

@@ -59,6 +59,7 @@ def main(rank: int, folder: Path, *, wait: bool) -> None:
         for name in ("wall_seconds", "wait_seconds", "averaged_top1"):
             del row[name]
     (folder / f"{rank}.json").write_text(json.dumps({"epochs": rows, "steps": steps}))
+    save_tensors(folder / f"ema-{rank}.safetensors", result.averages["ema"].state_dict())
     if rank == 0:
         save_tensors(folder / "final.safetensors", model.state_dict())
 

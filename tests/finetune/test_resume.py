@@ -294,8 +294,11 @@ def test_a_rank_killed_within_an_epoch_loses_time_only(tmp_path: Path, rank: int
         assert found["epochs"] == expected["epochs"]
         assert found["steps"] == expected["steps"][-len(found["steps"]) :]
         assert 0 < len(found["steps"]) < len(expected["steps"])
-    expected, found = (load_tensors(tmp_path / name / "final.safetensors")[0] for name in ("whole", "broken"))
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    for file in ("final", "ema-0", "ema-1"):
+        expected, found = (load_tensors(tmp_path / name / f"{file}.safetensors")[0] for name in ("whole", "broken"))
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    first, second = (load_tensors(tmp_path / "whole" / f"ema-{number}.safetensors")[0] for number in range(2))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def run_world(folder: Path, kill: int | None = None) -> list[int]:
