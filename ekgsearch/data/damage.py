@@ -1,4 +1,4 @@
-"""What happens when a picture that was sound turns out damaged in the middle of an epoch."""
+"""What happens when a picture that was sound turns out damaged in the middle of a run."""
 
 import bisect
 import logging
@@ -11,7 +11,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ekgsearch.data.decode import open_picture, square_pixels
 from ekgsearch.data.encoded import DamagedImageError, EncodedImages
+from ekgsearch.data.images import ImageSet
 from ekgsearch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -37,9 +39,7 @@ class StandIns:
         """
         self._images = images
         self._allowed = math.ceil(max_share * len(ids))
-        ordered = ids.cpu().sort().values
-        labels = images.labels[ordered]
-        self._class_members = {label: ordered[labels == label].tolist() for label in set(labels.tolist())}
+        self._ids = ids.cpu().sort().values
         self._damaged: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -74,19 +74,37 @@ class StandIns:
         pairs = list(pool.map(read_one, range(len(ids)), ids.tolist()))
         return torch.tensor([found for found, _ in pairs], dtype=torch.int64), [made for _, made in pairs]
 
+    def read_squares(self, ids: Tensor, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor]:
+        """Read pictures as `EncodedImages.read` does; see `read`.
+
+        Returns:
+            Ids (B,), int64, of the pictures that were read, and their pixels (B, 3, size, size), uint8.
+        """
+        size = self._images.image_size
+        pixels = torch.empty(len(ids), 3, size, size, dtype=torch.uint8)
+
+        def decode(position: int, image_id: int, data: bytes) -> None:
+            pixels[position] = torch.from_numpy(square_pixels(open_picture(data), size))
+
+        found, _ = self.read(ids, decode, pool)
+        return found, pixels
+
     def _read_sound(self, image_id: int) -> tuple[int, bytes]:
         """Read a picture, or the first sound one after it in its class."""
         data = self._try(image_id)
         if data is not None:
             return image_id, data
-        members = self._class_members[int(self._images.labels[image_id])]
+        labels = self._images.labels
+        members = self._ids[labels[self._ids] == labels[image_id]].tolist()
         position = bisect.bisect_left(members, image_id)
         for candidate in members[position + 1 :] + members[:position]:
             data = self._try(candidate)
             if data is not None:
                 return candidate, data
-        where, label = self._images.source.where(self._images.images[image_id]), int(self._images.labels[image_id])
-        raise DataError(f"class {label} has no sound picture left that could stand in for {where}; restore it")
+        where = self._images.source.where(self._images.images[image_id])
+        raise DataError(
+            f"class {int(labels[image_id])} has no sound picture left that could stand in for {where}; restore it"
+        )
 
     def _try(self, image_id: int) -> bytes | None:
         """Read a picture; None where it is damaged."""
@@ -116,3 +134,26 @@ class StandIns:
             self._allowed,
             error,
         )
+
+
+def sound_reader(images: ImageSet, ids: Tensor | None = None, *, max_share: float) -> Callable[[Tensor], Tensor]:
+    """Let whatever needs un-augmented training images outside a loader survive damage by the rule of the loader.
+
+    Args:
+        images: the images; those in memory have no damage.
+        ids: ids in use (M,), int64; None for all.
+        max_share: see `StandIns`.
+
+    Returns:
+        Reads the pixels (B, 3, H, W), uint8, of image ids (B,), int64, or of what stands in for them. It raises a
+        DataError where more pictures are damaged than allowed, or a class has no sound one.
+    """
+    if not isinstance(images, EncodedImages):
+        return images.read
+    stand_ins = StandIns(images, torch.arange(len(images)) if ids is None else ids, max_share=max_share)
+
+    def read(batch: Tensor) -> Tensor:
+        with ThreadPoolExecutor(images.num_threads, thread_name_prefix="decode") as pool:
+            return stand_ins.read_squares(batch, pool)[1]
+
+    return read

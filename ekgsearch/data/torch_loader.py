@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ekgsearch.data.batching import LoaderSettings, ReadBatch, ReadingLoader, to_device
 from ekgsearch.data.damage import StandIns
-from ekgsearch.data.decode import open_picture, square_pixels
+from ekgsearch.data.decode import open_picture
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.picture_views import PictureViews
@@ -73,13 +73,9 @@ def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor
     stand_ins = StandIns(images, ids, max_share=settings.max_damaged)
     pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
 
-    def square(position: int, image_id: int, data: bytes) -> Tensor:
-        return torch.from_numpy(square_pixels(open_picture(data), images.image_size))
-
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
-        found, squares = stand_ins.read(batch, square, pool)
-        replaced = int((found != batch).sum())
-        return moved(found, images.labels[found], torch.stack(squares), settings.device, replaced)
+        found, squares = stand_ins.read_squares(batch, pool)
+        return moved(found, images.labels[found], squares, settings.device, int((found != batch).sum()))
 
     return ReadingLoader(
         settings, ids, read=read, render=square_views(settings), render_ahead=False, stand_ins=stand_ins

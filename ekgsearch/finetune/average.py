@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ekgsearch.channels.norm import recalibrate
+from ekgsearch.data.damage import sound_reader
 from ekgsearch.data.subset import permutation
 from ekgsearch.finetune.config import TrainData
 
@@ -57,11 +58,15 @@ def recalibrate_on(network: nn.Module, data: TrainData, *, images: int, seed: in
 
     Args:
         network: changed in place.
-        data: names the images and the normalisation.
+        data: names the images and the normalisation, and how many damaged pictures are replaced.
         images: how many of the training images are read, at most.
         seed: of their order.
+
+    Raises:
+        DataError: more pictures are damaged than allowed.
     """
     device = next(network.parameters()).device
     ids = torch.arange(len(data.train)) if data.ids is None else data.ids.cpu()
     chosen = ids[permutation(len(ids), seed, 0)[:images]]
-    recalibrate(network, (data.normalisation(data.train.read(part).to(device)) for part in torch.split(chosen, _BATCH)))
+    read = sound_reader(data.train, ids, max_share=data.max_damaged)
+    recalibrate(network, (data.normalisation(read(part).to(device)) for part in torch.split(chosen, _BATCH)))

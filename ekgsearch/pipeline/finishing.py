@@ -159,5 +159,5 @@ def _measure(state: RunState, device: torch.device) -> tuple[dict[str, int], dic
 def _recalibrate(state: RunState, network: nn.Module, device: torch.device) -> None:
     """Average the running statistics anew over training images, un-augmented, in a fixed random order."""
     setup = state.setup
-    data = TrainData(setup.dataset.train, state.workload.normalisation)
+    data = TrainData(setup.dataset.train, state.workload.normalisation, max_damaged=setup.data.max_damaged)
     recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed)

@@ -13,6 +13,7 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.head import classifier
+from ekgsearch.data.damage import sound_reader
 from ekgsearch.pipeline.reports import Answer, Question, Value
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import NormMode, Subnetwork
@@ -90,14 +91,15 @@ class Worker:
         self._attempt = attempt
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
-        self._dataset = workload.data.open()
+        train = workload.data.open().train
+        self._read_sound = sound_reader(train, max_share=workload.data.max_damaged)
         self._normalisation = workload.normalisation
         network = workload.open_network()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         graph = analyse(network, workload.net.input_shape)
         batches = [
-            SearchBatch(index, self._pixels(torch.tensor(ids)), self._dataset.train.labels[list(ids)].to(self._device))
+            SearchBatch(index, train.read(torch.tensor(ids)).to(self._device), train.labels[list(ids)].to(self._device))
             for index, ids in plan.batches
             if index in owned
         ]
@@ -129,7 +131,11 @@ class Worker:
         return {batch: list(found) if isinstance(found, list) else [found] for batch, found in results.items()}
 
     def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[int]:
-        """Run all teachers over one block of training images and store it; returns the number of images."""
+        """Run all teachers over one block of training images and store it; returns the number of images.
+
+        Raises:
+            DataError: more pictures are damaged than allowed; the search itself, unlike the bank, replaces none.
+        """
         return _timed(lambda: self._build_block(spec, teachers, block, uri))
 
     def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> int:
@@ -146,14 +152,11 @@ class Worker:
 
         def batches() -> Iterator[Tensor]:
             for part in torch.split(ids, spec.batch_size):
-                yield self._normalisation(self._pixels(part))
+                yield self._normalisation(self._read_sound(part).to(self._device))
 
         rows = build_block(forward, batches(), teachers)
         write_block(open_store(uri), spec, block, rows)
         return len(ids)
-
-    def _pixels(self, ids: Tensor) -> Tensor:
-        return self._dataset.train.read(ids).to(self._device)
 
 
 def _timed(work: Callable[[], T]) -> Timed[T]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from data.loading import RESIZED, by_id, encoded, photograph, picture_folder, settings
+from data.loading import RESIZED, arrays, by_id, encoded, photograph, picture_folder, settings
 
 from ekgsearch.data.batching import LoaderSettings
+from ekgsearch.data.damage import sound_reader
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.loader import open_loader
@@ -120,6 +121,22 @@ def test_known_bad_files_are_left_out_before_the_epoch(tmp_path: Path, make: Cal
     loader = open_loader(images, make(drop_last=False))
     assert sum(batch.replaced for batch in loader.epoch(1)) == 0
     assert loader.damaged == {}
+
+
+def test_readers_outside_a_loader_follow_its_rule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = opened(picture_folder(tmp_path, train=4))
+    expected = images.read(torch.tensor([0, 3, 3, 6]))
+    spoil(images, 2, b"")
+    spoil(images, 5, None)
+    ids, read = torch.tensor([0, 2, 3, 5]), sound_reader(images, max_share=0.25)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(read(ids), expected)
+        assert torch.equal(read(ids), expected)
+    assert sum("the next sound one of its class stands in" in line for line in caplog.messages) == 2
+    assert torch.equal(sound_reader(images, torch.tensor([2, 0, 7]), max_share=1.0)(ids[1:2]), expected[:1])
+    with pytest.raises(DataError, match="expected at most 1 damaged pictures, found 2"):
+        sound_reader(images, max_share=0.0001)(ids)
+    assert torch.equal(sound_reader(arrays(8), max_share=0.0)(ids), arrays(8).read(ids))
 
 
 @pytest.mark.slow

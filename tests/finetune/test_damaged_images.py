@@ -1,6 +1,7 @@
 """Training goes on when pictures turn bad, with the labels and bank rows of those that stand in, and counts them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ from finetune.conftest import CLASSES, TensorBank
 from torch import Tensor, nn
 
 from ekgsearch.bank.rows import BankRows
+from ekgsearch.channels.norm import recalibrate
 from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.subset import permutation
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError
+from ekgsearch.finetune.average import recalibrate_on
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.world import World
@@ -57,6 +61,17 @@ def test_damaged_images_are_replaced_and_counted(
     assert [epoch.images for epoch in result.epochs] == [16, 16]
     for asked in (bank.asked[:16], bank.asked[16:]):
         assert sorted(asked) == sorted([*({*range(16)} - {2, 15}), 3, 8])
+
+
+def test_recalibration_reads_what_stands_in(data: TrainData, make_network: Callable[[], nn.Module]) -> None:
+    found, expected = make_network(), make_network()
+    recalibrate_on(found, data, images=16, seed=1)
+    order = permutation(16, 1, 0)
+    sound = torch.where(order == 2, 3, torch.where(order == 15, 8, order))
+    recalibrate(expected, [data.normalisation(data.train.read(sound))])
+    assert torch.equal(found[1].running_mean, expected[1].running_mean)  # type: ignore[index]
+    with pytest.raises(DataError, match="expected at most 0 damaged pictures, found 1"):
+        recalibrate_on(found, replace(data, max_damaged=0.0), images=16, seed=1)
 
 
 def test_too_many_damaged_images_stop_the_training(data: TrainData, make_network: Callable[[], nn.Module]) -> None:

@@ -1,0 +1,63 @@
+"""Pictures that turn bad after a run has opened them: the bank and the evaluation survive them like the loader."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from data.loading import picture_folder
+
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.channels.graph import analyse
+from ekgsearch.channels.norm import recalibrate
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.finishing import _recalibrate
+from ekgsearch.pipeline.worker import SearchPlan, Worker
+from ekgsearch.pipeline.workload import DataRequest, Workload
+from ekgsearch.storage.objects import open_store
+from ekgsearch.storage.tensors import save_tensors
+
+PLAN = SearchPlan(run="run", batches=((0, (0, 7)),), nominal_batch=None)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight pictures of two classes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return picture_folder(tmp_path / "pictures", train=4)
+
+
+@pytest.fixture
+def workload(root: Path, tmp_path: Path) -> Workload:
+    request = DataRequest(name="image_folder", root=root, image_size=8, threads=1, max_damaged=0.25)
+    net, path = NetSpec("resnet20", 2, (3, 8, 8)), tmp_path / "weights.safetensors"
+    save_tensors(path, build(net, seed=3).state_dict(), {})
+    mean, std = (120.0,) * 3, (60.0,) * 3
+    return Workload(net=net, weights=path, data=request, mean=mean, std=std, device="cpu", threads=1)
+
+
+def test_a_block_of_the_bank_holds_what_stands_in(workload: Workload, root: Path, tmp_path: Path) -> None:
+    teacher = analyse(workload.open_network(), workload.net.input_shape).full()
+    hashes = {"dataset_hash": "d", "weights_hash": "w", "teachers": (teacher.sha256,)}
+    spec = BankSpec(num_images=8, num_classes=2, batch_size=8, dtype="float32", **hashes)  # type: ignore[arg-type]
+    files = root / "train" / "cat"
+    worker = Worker(workload, PLAN, [0])
+    (files / "01.jpg").write_bytes(b"")
+    worker.build_block(spec, [teacher], 0, str(tmp_path / "damaged"))
+    (files / "01.jpg").write_bytes((files / "02.jpg").read_bytes())
+    Worker(workload, PLAN, [0]).build_block(spec, [teacher], 0, str(tmp_path / "copied"))
+    damaged, copied = (open_store(str(tmp_path / name)).list("bank/") for name in ("damaged", "copied"))
+    assert list(damaged) == list(copied), "the key of a block ends in the checksum of its rows"
+
+
+def test_the_evaluation_recalibrates_on_what_stands_in(workload: Workload, root: Path) -> None:
+    dataset = workload.data.open()
+    (root / "train" / "cat" / "01.jpg").write_bytes(b"")
+    (root / "train" / "dog" / "03.jpg").unlink()
+    setup = SimpleNamespace(dataset=dataset, data=workload.data, job=SimpleNamespace(seed=1))
+    found, expected = workload.open_network(), workload.open_network()
+    _recalibrate(SimpleNamespace(setup=setup, workload=workload), found, torch.device("cpu"))  # type: ignore[arg-type]
+    images = dataset.train.read(torch.tensor([0, 2, 2, 3, 4, 5, 6, 4]))
+    recalibrate(expected, [workload.normalisation(images)])
+    torch.testing.assert_close(found.bn1.running_mean, expected.bn1.running_mean)
