@@ -42,7 +42,7 @@ class Setup:
 
     Attributes:
         job: the job.
-        data: how any process opens the images.
+        data: how any process opens the same images.
         dataset: the images, opened in this process.
         train_ids: training images in use; None for all.
         search_ids, warmup_ids: the two subsets, image ids in their fixed order.
@@ -136,7 +136,7 @@ def set_up(job: Job) -> Setup:
     """
     data = data_request(job)
     dataset = data.open()
-    data = dataclasses.replace(data, download=False)
+    data = dataclasses.replace(data, download=False, content_hash=dataset.content_hash)
     train_ids = _first_of_each_class(dataset.train.labels, job.data.train_images)
     _check_batch_sizes(job, len(dataset.train) if train_ids is None else len(train_ids))
     search_ids, warmup_ids = split_search_subset(

@@ -9,6 +9,7 @@ from torch import nn
 from ekgsearch.data.datasets import Dataset, open_dataset
 from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Normalisation
+from ekgsearch.errors import DataError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
@@ -28,6 +29,7 @@ class DataRequest:
         loader: who makes the views of training images.
         threads: pictures decoded at once by one process; None for one per core, at most 16.
         max_damaged: share of the training images that may turn out damaged later and be replaced.
+        content_hash: `Dataset.content_hash` of the images that are expected; None for whatever is there.
     """
 
     name: str
@@ -38,14 +40,15 @@ class DataRequest:
     loader: LoaderName = "auto"
     threads: int | None = None
     max_damaged: float = 1e-4
+    content_hash: str | None = None
 
     def open(self) -> Dataset:
         """Open the images.
 
         Raises:
-            DataError: they are missing or damaged.
+            DataError: they are missing, damaged or others than expected.
         """
-        return open_dataset(
+        dataset = open_dataset(
             self.name,
             self.root,
             image_size=self.image_size,
@@ -53,6 +56,13 @@ class DataRequest:
             max_bad=self.max_bad,
             num_threads=self.num_threads,
         )
+        if self.content_hash is not None and (found := dataset.content_hash) != self.content_hash:
+            raise DataError(
+                f"{self.name} in {self.root}: expected images of SHA-256 {self.content_hash}, as when the run was "
+                f"opened, found {found}, {len(dataset.train)} for training; files were added, removed or changed: "
+                "restore them, or start a new run"
+            )
+        return dataset
 
     @property
     def num_threads(self) -> int:

@@ -1,18 +1,23 @@
 """Pictures that turn bad after a run has opened them: the bank and the evaluation survive them like the loader."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import JOB
 from data.loading import picture_folder
 
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.norm import recalibrate
+from ekgsearch.errors import DataError
+from ekgsearch.jobfile import load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.finishing import _recalibrate
+from ekgsearch.pipeline.setup import set_up
 from ekgsearch.pipeline.worker import SearchPlan, Worker
 from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.storage.objects import open_store
@@ -61,3 +66,17 @@ def test_the_evaluation_recalibrates_on_what_stands_in(workload: Workload, root:
     images = dataset.train.read(torch.tensor([0, 2, 2, 3, 4, 5, 6, 4]))
     recalibrate(expected, [workload.normalisation(images)])
     torch.testing.assert_close(found.bn1.running_mean, expected.bn1.running_mean)
+
+
+def test_a_process_that_opens_other_images_than_the_run_is_told(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
+    settings = ["data.name=image_folder", f"data.root={root}", "data.image_size=8", "search.images_per_class=2"]
+    settings += [f"{name}.batch_size=4" for name in ("pretrain", "finetune")]
+    setup = set_up(load_job(tmp_path / "job.yaml", [*settings, "warmup.epochs=0", "data.max_bad_images=1"]))
+    assert setup.data.open().content_hash == setup.dataset.content_hash == setup.data.content_hash
+    (root / "train" / "cat" / "01.jpg").write_bytes(b"")
+    message = f"expected images of SHA-256 {setup.data.content_hash}.*, found .*, 7 for training.*restore them"
+    with pytest.raises(DataError, match=message):
+        setup.data.open()
+    with pytest.raises(DataError, match=r"01\.jpg: .*at most 0 are allowed"):
+        replace(setup.data, max_bad=0).open()
