@@ -1,5 +1,6 @@
 """The batches of an epoch: views from the loader, and beside them the rows of the memory bank."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ class Batch:
         rows: rows of the memory bank, or None.
         global_size: images of the whole batch over all processes.
         replaced: images of this part that were damaged and that others stand in for.
-        wait_seconds: how long the computation waited for it.
+        wait_seconds: how long the computation waited for it, views and rows together.
     """
 
     labels: Tensor
@@ -95,11 +96,14 @@ def read_epoch(loader: Loader, epoch: int, *, bank: MemoryBank | None, start: in
         for batch in batches:
             rows = reader.submit(bank.read, batch.ids)
             if waiting is not None:
-                yield _together(waiting[0], waiting[1].result())
+                yield _together(*waiting)
             waiting = batch, rows
         if waiting is not None:
-            yield _together(waiting[0], waiting[1].result())
+            yield _together(*waiting)
 
 
-def _together(batch: LoadedBatch, rows: BankRows | None) -> Batch:
-    return Batch(batch.labels, batch.views, rows, batch.global_size, batch.replaced, batch.wait_seconds)
+def _together(batch: LoadedBatch, rows: Future[BankRows] | None) -> Batch:
+    begin = time.monotonic()
+    found = None if rows is None else rows.result()
+    waited = batch.wait_seconds + time.monotonic() - begin
+    return Batch(batch.labels, batch.views, found, batch.global_size, batch.replaced, waited)

@@ -31,7 +31,7 @@ class EpochMetrics:
         replaced_images: of the training images seen, those that stood in for a damaged one.
         images: training images seen; views are not counted twice.
         wall_seconds: wall time of the epoch, evaluation included.
-        wait_seconds: part of it in which this process waited for data.
+        wait_seconds: part of it in which this process waited for views and rows of the memory bank.
     """
 
     epoch: int
@@ -64,9 +64,7 @@ class EpochMetrics:
 
     def row(self, *, run: str, phase: str, network: str, objective: str) -> EpochRow:
         """Make the row of the table of epochs."""
-        values = asdict(self)
-        del values["wait_seconds"]
-        return EpochRow(run=run, phase=phase, network=network, objective=objective, **values)
+        return EpochRow(run=run, phase=phase, network=network, objective=objective, **asdict(self))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Running:
         step: steps that are done.
         skipped: of them, those without a finite loss and gradient.
         seconds: wall time so far, seconds; that before a resume included.
-        waited: part of it in which this process waited for data.
+        waited: part of it in which this process waited for views and rows of the memory bank.
         learning_rate: rate of the last step.
     """
 

@@ -1,14 +1,17 @@
 """The loop learns, resumes to the bit, and stops before it does harm."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from finetune.conftest import TensorBank
 from torch import Tensor, nn
 
+from ekgsearch.bank.rows import BankRows
 from ekgsearch.data.datasets import ArrayImages
 from ekgsearch.errors import EkgError, JobError, NetworkError, ResumeError, StorageError
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
@@ -190,6 +193,21 @@ def test_evaluation_every_few_epochs_always_includes_the_last(
     config = replace(config, objective="plain", evaluate_every=3)
     result = train(make_network(), data, config, world=ALONE)
     assert [math.isnan(metrics.test_top1) for metrics in result.epochs] == [True, True, False, False]
+
+
+def test_waiting_for_the_memory_bank_counts_and_reaches_the_table(
+    data: TrainData, config: FinetuneConfig, make_network: Make, bank
+) -> None:
+    class SlowBank(TensorBank):
+        def read(self, ids: torch.Tensor) -> BankRows:
+            time.sleep(0.2)
+            return super().read(ids)
+
+    slow, once = SlowBank(bank.rows, bank.embeddings), replace(config, epochs=1, milestones=())
+    (metrics,) = train(make_network(), data, once, world=ALONE, bank=slow).epochs
+    assert 0.2 <= metrics.wait_seconds <= metrics.wall_seconds
+    row = metrics.row(run="run", phase="finetune", network="slim", objective="ekg")
+    assert row.wait_seconds == metrics.wait_seconds
 
 
 def test_the_earliest_of_equally_good_epochs_is_the_best() -> None:
