@@ -186,7 +186,8 @@ class BankSection(Section):
         "$VARIABLES are expanded",
     )
     resident: bool = Field(
-        False, description="hold the bank in the memory of the device if half of what is free there suffices"
+        False,
+        description="hold the bank in the memory of a GPU if half of what is free there suffices; no effect on CPUs",
     )
 
     @field_validator("dtype", mode="before")

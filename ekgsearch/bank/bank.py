@@ -1,7 +1,6 @@
 """Read a memory bank: the stored outputs of all teachers, by image id."""
 
 import logging
-import os
 import time
 import weakref
 from pathlib import Path
@@ -63,7 +62,8 @@ class MemoryBank:
             expected: the bank that the caller needs; any difference is refused.
             cache_dir: local folder for the file; what is there already is verified and used.
             device: where `read` puts the rows; they travel there in the stored dtype.
-            resident: wait for the whole bank and hold it in the memory of the device, if half of what is free suffices.
+            resident: wait for the whole bank and hold it in the memory of a GPU, if half of what is free suffices. On
+                a CPU the file stays the only copy: the system keeps it in memory, once for all processes.
 
         Raises:
             StorageError: no such bank, a bank of other images, teachers, weights or batches, or no space for the file.
@@ -92,7 +92,7 @@ class MemoryBank:
 
     @property
     def is_resident(self) -> bool:
-        """Whether the whole bank lies in the memory of the device."""
+        """Whether the whole bank lies in the memory of the GPU."""
         return self._resident is not None
 
     def read(self, ids: Tensor) -> BankRows:
@@ -155,8 +155,11 @@ class MemoryBank:
         self._is_full = bool(is_there.all())
 
     def _load(self) -> None:
-        """Copy the whole bank into the memory of the device, where it fits."""
-        free = _free_bytes(self._device)
+        """Copy the whole bank into the memory of the GPU, where it fits."""
+        if self._device.type == "cpu":
+            logger.info("the memory bank stays in its file, which all processes share: there is no GPU to hold it")
+            return
+        free = int(torch.cuda.mem_get_info(self._device)[0])
         if self.spec.num_bytes > free / 2:
             logger.info(
                 "the memory bank stays in its file: it takes %d bytes, %s has %d free and half of that is for it",
@@ -170,12 +173,6 @@ class MemoryBank:
         for ids in bank_layout(self.spec):
             resident[ids.to(self._device)] = self._rows.gather(self._position_of[ids.numpy()]).to(self._device)
         self._resident = resident
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def read_manifest(store: ObjectStore, expected: BankSpec) -> BankManifest:

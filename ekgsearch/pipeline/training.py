@@ -42,7 +42,7 @@ class BankAddress:
         spec: what it is made of.
         uri: where it lives.
         cache_dir: folder of the machine for its copy.
-        resident: whether it is held in the memory of the device, if it fits.
+        resident: whether it is held in the memory of a GPU, if it fits.
     """
 
     spec: BankSpec

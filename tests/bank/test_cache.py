@@ -181,15 +181,26 @@ def test_no_room_for_the_file_is_said_at_once(filled: WatchedStore, bank_spec: B
         MemoryBank.open(filled, bank_spec, cache_dir=tmp_path / "file")
 
 
+@pytest.mark.gpu
 def test_a_resident_bank_reads_the_same_without_its_file(
     filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
 ) -> None:
-    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, resident=True)
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, device="cuda", resident=True)
     assert bank.is_resident
     os.truncate(rows_file(tmp_path), 0)
-    assert_whole(bank)
+    assert torch.equal(bank.read(EVERY).logits.cpu(), logits_of(EVERY))
     with pytest.raises(StorageError, match="expected image ids"):
         bank.read(torch.tensor([IMAGES]))
+
+
+def test_processes_on_cpus_share_the_file_and_copy_nothing(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, resident=True)
+    assert not bank.is_resident
+    assert sum("stays in its file, which all processes share" in message for message in caplog.messages) == 1
+    assert_whole(bank)
 
 
 def test_a_bank_too_large_for_the_device_stays_in_its_file(
@@ -199,11 +210,11 @@ def test_a_bank_too_large_for_the_device_stays_in_its_file(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("ekgsearch.bank.bank._free_bytes", lambda device: 2 * bank_spec.num_bytes - 1)
-    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, resident=True)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * bank_spec.num_bytes - 1, 0))
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path, device="cuda", resident=True)
     assert not bank.is_resident
-    assert f"takes {bank_spec.num_bytes} bytes, cpu has" in caplog.text
-    assert_whole(bank)
+    assert f"takes {bank_spec.num_bytes} bytes, cuda has" in caplog.text
 
 
 @pytest.mark.gpu
