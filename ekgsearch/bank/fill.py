@@ -8,7 +8,7 @@ import numpy as np
 from ekgsearch.bank.build import read_shard
 from ekgsearch.bank.cache import BankCache
 from ekgsearch.bank.manifest import BankManifest
-from ekgsearch.errors import EkgError
+from ekgsearch.errors import EkgError, StorageError
 from ekgsearch.storage.files import write_error
 from ekgsearch.storage.objects import ObjectStore
 
@@ -73,6 +73,13 @@ class Filler:
             self._fail(error)
         except OSError as error:
             self._fail(write_error(self._cache.path, error, self._manifest.spec.num_bytes))
+        except Exception as error:  # of whatever kind: readers wait for this thread
+            failure = StorageError(
+                f"{self._cache.path}: expected the shards of {self._store.uri}, found {type(error).__name__}: {error}; "
+                "run the same command again, and report it if it stays"
+            )
+            failure.__cause__ = error
+            self._fail(failure)
 
     def _fail(self, error: EkgError) -> None:
         self._error = error

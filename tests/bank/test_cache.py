@@ -193,6 +193,19 @@ def test_a_resident_bank_reads_the_same_without_its_file(
         bank.read(torch.tensor([IMAGES]))
 
 
+def test_an_error_of_any_kind_reaches_whoever_waits(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setattr("ekgsearch.bank.fill.read_shard", fail)
+    bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
+    with pytest.raises(StorageError, match=r"rows: expected the shards of .*, found ZeroDivisionError: of a") as raised:
+        bank.wait()
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
 def test_processes_on_cpus_share_the_file_and_copy_nothing(
     filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
