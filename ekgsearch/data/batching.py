@@ -83,7 +83,7 @@ class LoaderSettings:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """The part of one global batch that belongs to one process.
+    """The part of one global batch that belongs to one process; empty where there are fewer images than processes.
 
     Attributes:
         ids: ids (B,), int64, of the images whose views these are.
@@ -159,6 +159,7 @@ class ReadingLoader(Generic[Pixels]):
         read: Callable[[Tensor, int], ReadBatch[Pixels]],
         render: Callable[[ReadBatch[Pixels], int], Tensor],
         render_ahead: bool,
+        size: tuple[int, int],
         stand_ins: StandIns | None = None,
     ) -> None:
         """Put a loader together.
@@ -167,8 +168,9 @@ class ReadingLoader(Generic[Pixels]):
             settings: what decides the batches.
             ids: image ids in use (M,), int64.
             read: called in a thread of its own with the ids of one batch and the epoch.
-            render: makes views (B, V, 3, H, W) of one epoch of what was read.
+            render: makes views (B, V, 3, H, W) of one epoch of what was read, which is something.
             render_ahead: whether `render`, too, is called in a thread of its own, rather than in the consumer's.
+            size: height and width of a view, pixels.
             stand_ins: where damaged images are counted.
         """
         self._settings = settings
@@ -176,6 +178,7 @@ class ReadingLoader(Generic[Pixels]):
         self._read = read
         self._render = render
         self._render_ahead = render_ahead
+        self._size = size
         self._stand_ins = stand_ins
 
     def __len__(self) -> int:
@@ -196,7 +199,7 @@ class ReadingLoader(Generic[Pixels]):
 
             def rendered(read: Future[ReadBatch[Pixels]]) -> tuple[ReadBatch[Pixels], Tensor | None]:
                 batch = read.result()
-                return batch, self._render(batch, epoch) if self._render_ahead else None
+                return batch, self._views(batch, epoch) if self._render_ahead else None
 
             try:
                 for batch in epoch_order(self._ids, self._settings, epoch)[start:]:
@@ -217,11 +220,16 @@ class ReadingLoader(Generic[Pixels]):
         batch, views = future.result()
         waited = time.monotonic() - begin
         if views is None:
-            views = self._render(batch, epoch)
+            views = self._views(batch, epoch)
         if views.is_cuda:  # made on another stream: its memory must not be used again before this one is done with it
             views.record_stream(torch.cuda.current_stream(views.device))
         ids, labels = (to_device(values, self._settings.device) for values in (batch.ids, batch.labels))
         return LoadedBatch(ids, labels, views, global_size, batch.replaced, waited)
+
+    def _views(self, batch: ReadBatch[Pixels], epoch: int) -> Tensor:
+        if not len(batch.ids):
+            return torch.empty(0, self._settings.views, 3, *self._size, device=self._settings.device)
+        return self._render(batch, epoch)
 
 
 def epoch_order(ids: Tensor, settings: LoaderSettings, epoch: int) -> list[Tensor]:

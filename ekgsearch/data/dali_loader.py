@@ -61,7 +61,8 @@ def dali_loader(
     else:
         render = _pictures(images, settings, decoder, pool)
     render = _on_stream(render, settings.device)
-    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=True, stand_ins=stand_ins)
+    size = (images.image_size, images.image_size)
+    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=True, size=size, stand_ins=stand_ins)
 
 
 def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -75,7 +76,8 @@ def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Rea
         ids: image ids in use (M,), int64.
     """
     height, width = images.read(ids[:1]).shape[2:]
-    views = ArrayViews(settings, _share(settings, ids), (height, width))
+    size = (height, width)
+    views = ArrayViews(settings, _share(settings, ids), size)
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
         return ReadBatch(batch, images.labels[batch], images.read(batch))
@@ -83,7 +85,8 @@ def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Rea
     def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return views.run(batch.pixels, batch.ids, epoch)
 
-    return ReadingLoader(settings, ids, read=read, render=_on_stream(render, settings.device), render_ahead=True)
+    render_views = _on_stream(render, settings.device)
+    return ReadingLoader(settings, ids, read=read, render=render_views, render_ahead=True, size=size)
 
 
 def _share(settings: LoaderSettings, ids: Tensor) -> int:

@@ -66,7 +66,7 @@ class PictureViews:
         mirrored = choices.mirrored(draws) & settings.augmentation.flip
         changes = settings.augmentation.changes_colour
         colours = ColourMap.chosen(draws, settings.augmentation) if changes else None
-        return ViewPlan(boxes.view(count, -1, 4), mirrored.view(count, -1), colours)
+        return ViewPlan(boxes.view(count, settings.views, 4), mirrored.view(count, settings.views), colours)
 
     def render(self, picture: Tensor, plan: ViewPlan, position: int, out: Tensor) -> None:
         """Make the views of one picture.

@@ -24,11 +24,13 @@ def tensor_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Re
         settings: what decides the batches.
         ids: image ids in use (M,), int64.
     """
+    height, width = images.read(ids[:1]).shape[2:]
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
         return moved(batch, images.labels[batch], images.read(batch), settings.device)
 
-    return ReadingLoader(settings, ids, read=read, render=square_views(settings), render_ahead=False)
+    render = square_views(settings)
+    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, size=(height, width))
 
 
 def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -65,7 +67,8 @@ def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor)
     def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return batch.pixels
 
-    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, stand_ins=stand_ins)
+    size = (images.image_size, images.image_size)
+    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, size=size, stand_ins=stand_ins)
 
 
 def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -77,9 +80,8 @@ def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor
         found, squares = stand_ins.read_squares(batch, pool)
         return moved(found, images.labels[found], squares, settings.device, int((found != batch).sum()))
 
-    return ReadingLoader(
-        settings, ids, read=read, render=square_views(settings), render_ahead=False, stand_ins=stand_ins
-    )
+    size, render = (images.image_size, images.image_size), square_views(settings)
+    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, size=size, stand_ins=stand_ins)
 
 
 def moved(ids: Tensor, labels: Tensor, pixels: Tensor, device: torch.device, replaced: int = 0) -> ReadBatch[Tensor]:

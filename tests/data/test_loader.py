@@ -104,6 +104,19 @@ def test_ranks_share_each_batch_in_order(images: ImageSet, make: Callable[..., L
         assert torch.equal(torch.cat([share.views for share in shares]), batch.views)
 
 
+@pytest.mark.parametrize("augmentation", [PAD, RESIZED], ids=["pad", "resized"])
+def test_a_rank_may_have_no_image_of_a_short_batch(
+    images: ImageSet, make: Callable[..., LoaderSettings], augmentation: Augmentation
+) -> None:
+    some = torch.tensor([0, 4, 6, 9, 10])
+    for rank in range(3):
+        given = make(batch_size=4, drop_last=False, rank=rank, world_size=3, augmentation=augmentation)
+        last = list(open_loader(images, given, some).epoch(1))[1]
+        assert (len(last.ids), len(last.labels), last.global_size) == (int(rank == 2), int(rank == 2), 1)
+        assert (last.views.dtype, last.views.shape) == (torch.float32, (int(rank == 2), 2, 3, SIZE, SIZE))
+        assert (last.ids.dtype, last.labels.dtype) == (torch.int64, torch.int64)
+
+
 @pytest.mark.parametrize("augmentation", [PAD, RESIZED, Augmentation(pad=0, flip=False)], ids=["pad", "resized", "no"])
 def test_a_view_replays_whatever_the_batch(
     images: ImageSet, make: Callable[..., LoaderSettings], augmentation: Augmentation
