@@ -63,8 +63,8 @@ class DataSection(Section):
         1e-4,
         ge=0,
         le=1,
-        description="share of the training images that may turn out damaged in an epoch and be replaced by others of "
-        "their class (rounded up); the search replaces none",
+        description="share of the training images that may turn out damaged later and be replaced by others of their "
+        "class (rounded up); each process counts its own, anew from every start. The search replaces none",
     )
 
 

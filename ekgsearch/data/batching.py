@@ -41,7 +41,8 @@ class LoaderSettings:
         rank: index of this process, 0..world_size-1.
         world_size: processes that share each batch.
         device: where the batches go; DALI decodes there, too, if it is a GPU.
-        max_damaged: damaged pictures that are replaced before giving up, as a share of the images in use, rounded up.
+        max_damaged: damaged pictures that are replaced before giving up, as a share of the images in use, rounded up;
+            each loader counts those that it meets itself.
     """
 
     batch_size: int
