@@ -17,6 +17,7 @@ from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
+from ekgsearch.data.images import ArrayImages, ImageSet
 from ekgsearch.errors import StorageError
 from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
@@ -175,6 +176,7 @@ def run_plan(
     EXACT.set_backends()  # a search in this process may have asked for another arithmetic
     world = World.current(torch.device(device or plan.workload.device))
     dataset = plan.workload.data.open()
+    train_images, test_images = (_held(images, world.device) for images in (dataset.train, dataset.test))
     bank = None
     if plan.bank is not None:
         bank = MemoryBank.open(
@@ -188,16 +190,16 @@ def run_plan(
         network = plan.workload.open_network().to(world.device)
         model = _student(network, task, plan.workload)
         data = TrainData(
-            train=dataset.train,
+            train=train_images,
             normalisation=plan.workload.normalisation,
-            test=dataset.test if task.evaluate else None,
+            test=test_images if task.evaluate else None,
             ids=None if task.ids is None else torch.tensor(task.ids),
             loader=plan.workload.data.loader,
             threads=plan.workload.data.num_threads,
             max_damaged=plan.workload.data.max_damaged,
         )
         port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
-        with _progress(plan, task, len(dataset.train)) as progress:
+        with _progress(plan, task, len(train_images)) as progress:
             result = train(
                 model,
                 data,
@@ -218,6 +220,11 @@ def run_plan(
 def pending(tasks: Iterable[TrainingTask], folder: Path) -> list[TrainingTask]:
     """The tasks that have no record of having finished."""
     return [task for task in tasks if not outcome_path(folder, task.name).exists()]
+
+
+def _held(images: ImageSet, device: torch.device) -> ImageSet:
+    """Move images that are in memory to a GPU, once, so that batches are gathered and changed where they are used."""
+    return images.to(device) if device.type == "cuda" and isinstance(images, ArrayImages) else images
 
 
 def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.Module:

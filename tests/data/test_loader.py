@@ -167,6 +167,18 @@ def test_views_of_arrays_are_those_of_the_function(augmentation: Augmentation, b
             assert (batch.views[:, number] - expected).abs().max() <= tolerance
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("augmentation", [PAD, RESIZED], ids=["pad", "resized"])
+def test_images_held_on_a_gpu_give_the_views_of_those_on_the_cpu(augmentation: Augmentation) -> None:
+    images, given = arrays(60), settings(augmentation=augmentation, batch_size=16, device=torch.device("cuda"))
+    pairs = zip(*(open_loader(held, given).epoch(2) for held in (images, images.to("cuda"))), strict=True)
+    for expected, found in pairs:
+        assert found.views.device.type == found.ids.device.type == found.labels.device.type == "cuda"
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.views, expected.views)
+
+
 def test_auto_leaves_arrays_to_torch_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     loader._say_once.cache_clear()
     caplog.set_level("INFO")
