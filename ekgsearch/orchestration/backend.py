@@ -21,26 +21,30 @@ class RayBackend:
     def __init__(self, cluster: ClusterSection) -> None:
         self._cluster = cluster
         self._local = InProcessBackend()
-        self._num_devices = 1
+        self._crew: RayCrew | None = None
 
     @property
     def num_search_devices(self) -> int:
         """Devices (CPU: cores) that the workers of search and bank hold, while there is a team."""
-        return self._num_devices
+        return self._local.num_search_devices if self._crew is None else self._crew.num_devices
+
+    def enlist(self, num_blocks: int) -> None:
+        """Let the workers that have had no batch of the search join the team for blocks of the memory bank."""
+        if self._crew is not None:
+            self._crew.enlist(num_blocks)
 
     @contextmanager
     def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
         """Start the workers; they stop at the end of the context."""
         if self._cluster.search_workers == 0:
             with self._local.team(workload, plan) as team:
-                self._num_devices = self._local.num_search_devices
                 yield team
             return
-        crew = RayCrew(workload, plan, self._cluster)
-        self._num_devices = crew.num_devices
+        self._crew = crew = RayCrew(workload, plan, self._cluster)
         try:
             yield Team(crew, plan)
         finally:
+            self._crew = None
             crew.stop()
 
     def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:

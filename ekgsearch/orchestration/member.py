@@ -46,7 +46,7 @@ class Member:
 
     Attributes:
         index: its place, from 0.
-        owned: its batches.
+        owned: its batches; none where it only builds the memory bank.
         attempt: which process this is that owns them, from 1.
         actor: the process.
         opening: reference of the call that opens it; None once it is open.

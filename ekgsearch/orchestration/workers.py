@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 class RayCrew:
     """Workers on Ray, each of which owns whole batches for the length of the run.
 
+    Workers beyond the batches join for the memory bank (`enlist`); they own no batch and are asked nothing else.
+
     A worker that dies or does not answer in time is replaced by a new one, which recomputes the ensemble knowledge of
     its batches from the interim sub-networks and is asked the same again. What its predecessor says after that is
     dropped (`Inbox`). All workers of a question work at the same time, and all are watched at the same time.
@@ -46,7 +48,7 @@ class RayCrew:
         if len(shares) < cluster.search_workers:
             log.warning(
                 "cluster.search_workers = %d, but the search subset has %d batches of at most %d images, and a batch "
-                "is never split: using %d workers",
+                "is never split: it is searched by %d workers",
                 cluster.search_workers,
                 len(sizes),
                 max(sizes),
@@ -65,6 +67,14 @@ class RayCrew:
     def num_devices(self) -> int:
         """GPUs (CPU: cores) that the workers hold, rounded up."""
         return -int(-len(self.members) * self._request.devices // 1)
+
+    def enlist(self, num_blocks: int) -> None:
+        """Start the workers that have had no batch, as far as there are blocks of the memory bank and room for them."""
+        room = self._request.room(nodes_of_cluster())
+        wanted = min(self._cluster.search_workers, num_blocks, room)
+        for index in range(len(self.members), wanted):
+            self.members.append(Member(index, ()))
+            self._start(self.members[-1], ())
 
     def stop(self) -> None:
         """End all workers."""
@@ -104,21 +114,25 @@ class RayCrew:
                         inbox.take(key, value)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
-        """Build all blocks; every worker takes the next one as it becomes free."""
+        """Build all blocks; every worker takes the next one once it is open and free."""
         waiting = list(order.blocks)
         blocks: dict[Member, int] = {}
         calls: dict[Any, Member] = {}
-        while waiting or calls:
+        while waiting or blocks:
             for member in self.members:
-                if waiting and member not in blocks:
+                if member in calls.values():
+                    continue
+                if member.opening is not None:
+                    calls[member.opening] = member
+                elif waiting:
                     blocks[member] = waiting.pop(0)
                     calls[self._call(member, "build_block", order, blocks[member])] = member
             for member, answer in self._next(calls, ()):
+                block = blocks.pop(member, None)
                 if answer is not None:
-                    del blocks[member]
                     on_block(answer.value)
-                elif member in blocks:
-                    waiting.insert(0, blocks.pop(member))
+                elif block is not None:
+                    waiting.insert(0, block)
 
     def _call(self, member: Member, method: str, *arguments: Any) -> Any:
         """Call a method of a worker, or wait for its opening first; returns the reference to wait for."""
@@ -181,7 +195,7 @@ class RayCrew:
         has_started = member.opening is None
         what = ("did not answer" if has_started else "did not start") if isinstance(error, TimeoutError) else "died"
         shortage = no_room(self._request, len(self.members), nodes_of_cluster()) if what == "did not start" else None
-        if shortage and (member.attempt == 1 or len(self.members) == 1):
+        if shortage and member.owned and (member.attempt == 1 or len(self.members) == 1):
             raise WorkerError(
                 f"search worker {member.index} found no place in cluster.start_timeout_seconds = "
                 f"{self._cluster.start_timeout_seconds:g}: {shortage}. What is committed is kept: then run the same "
@@ -203,8 +217,11 @@ class RayCrew:
         return member
 
     def _hand_over(self, member: Member, shortage: str, history: Sequence[Subnetwork]) -> Member:
-        """Give the batches of a worker that has lost its place to the worker with the fewest batches."""
+        """Give the batches of a worker that has lost its place, if any, to the worker with the fewest batches."""
         self.members.remove(member)
+        if not member.owned:
+            log.warning("%s. Going on without search worker %d", shortage, member.index)
+            return member
         heir = min(self.members, key=lambda other: (len(other.owned), other.index))
         log.warning("%s. Going on without search worker %d: %d takes over", shortage, member.index, heir.index)
         heir.owned = tuple(sorted((*heir.owned, *member.owned)))

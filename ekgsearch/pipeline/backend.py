@@ -24,6 +24,10 @@ class Backend(Protocol):
         """Devices (CPU: cores) that the workers of search and bank hold, while there is a team."""
         ...
 
+    def enlist(self, num_blocks: int) -> None:
+        """Let further workers join the team, as many as the job asks for and so many blocks of the bank can feed."""
+        ...
+
     def team(self, workload: Workload, plan: SearchPlan) -> AbstractContextManager[Team]:
         """Start the workers; they stop at the end of the context."""
         ...
@@ -74,6 +78,9 @@ class InProcessBackend:
     def num_search_devices(self) -> int:
         """Devices (CPU: cores) that search and bank hold, while there is a team."""
         return self._num_devices
+
+    def enlist(self, num_blocks: int) -> None:
+        """Nobody joins: the one worker builds all blocks."""
 
     @contextmanager
     def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:

@@ -56,7 +56,7 @@ class Question:
 
     def concerns(self, owned: Iterable[int]) -> bool:
         """Whether it is about one of these batches."""
-        return self.batches is None or not set(self.batches).isdisjoint(owned)
+        return any(self.batches is None or batch in self.batches for batch in owned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

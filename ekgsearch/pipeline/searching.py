@@ -202,6 +202,7 @@ def _fill_bank(state: RunState, team: Team) -> None:
     blocks = missing_blocks(store, spec, verify=True)
     teachers = tuple(made[index].subnetwork for index in chosen)
     device = device_name(torch.device(state.setup.device))
+    state.backend.enlist(len(blocks))
     with (
         state.ledger.attempt(Phase.BANK, device, _devices(state)) as clock,
         Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,

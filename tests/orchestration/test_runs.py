@@ -113,13 +113,16 @@ def test_another_version_of_torch_is_noticed_and_the_flag_continues(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [*(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2)), 4])
 def test_the_journal_does_not_depend_on_the_number_of_workers(
     workers: int, reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:
     finished = ekgsearch("run", job_file, "--set", f"cluster.search_workers={workers}")
     assert finished.returncode == 0, finished.stderr
     assert journal_bytes(job_file.parent / "run") == journal_bytes(reference)
+    hours = pd.read_parquet(job_file.parent / "run" / "tables" / "device_hours.parquet").set_index("phase")
+    assert hours.num_devices["search"] == min(workers, 3)  # batches
+    assert hours.num_devices["bank"] == workers
 
 
 def test_the_journal_survives_kills_of_the_driver(reference: Path, job_file: Path, ekgsearch: RunCommand) -> None:

@@ -13,12 +13,19 @@ import ray
 from ray import cloudpickle
 from small_search import Saboteur, SmallSearch, worker_processes
 
+from ekgsearch.bank.build import commit
+from ekgsearch.bank.manifest import BankManifest, BankSpec
 from ekgsearch.errors import WorkerError
+from ekgsearch.orchestration.backend import RayBackend
+from ekgsearch.orchestration.member import Member
 from ekgsearch.orchestration.pieces import Pieces, pack, unpack
 from ekgsearch.orchestration.session import ray_session
+from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.reports import Answer
+from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.sections import ClusterSection
+from ekgsearch.storage.objects import open_store
 
 pytestmark = pytest.mark.ray
 
@@ -169,7 +176,61 @@ def test_more_workers_than_batches_are_said_and_not_started(
 ) -> None:
     with small.on_ray(12, cpus_per_worker=0.01) as (_, crew):
         assert len(crew.members) == 10
+    assert "it is searched by 10 workers" in caplog.text
     assert "search_workers = 12, but the search subset has 10 batches of at most 12 images" in caplog.text
+
+
+def build_bank(small: SmallSearch, team: Team, folder: Path) -> BankManifest:
+    """A bank of two teachers in 12 blocks."""
+    full = small.setup.graph.full()
+    name, kept = full.kept[0]
+    teachers = (full, full.replace(name, kept[1:]))
+    spec = BankSpec(
+        dataset_hash=small.setup.dataset.train.content_hash,
+        weights_hash="any",
+        teachers=tuple(teacher.sha256 for teacher in teachers),
+        num_images=len(small.setup.dataset.train),
+        num_classes=10,
+        batch_size=64,
+        batches_per_block=2,
+    )
+    blocks, images = tuple(range(spec.num_blocks)), []
+    team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=blocks, uri=str(folder)), images.append)
+    assert sum(images) == spec.num_images
+    return commit(open_store(str(folder)), spec)
+
+
+def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
+    session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = SmallSearch.make(tmp_path, ["search.batch_size=60"])
+    expected = small.undisturbed(tmp_path / "expected.jsonl")
+    with InProcessBackend().team(small.workload, small.setup.search_plan) as alone:
+        manifest = build_bank(small, alone, tmp_path / "alone")
+    backend = RayBackend(ClusterSection(search_workers=9, cpus_per_worker=0.5))
+    done: dict[str, set[int]] = {"answer": set(), "build_block": set()}
+    call = RayCrew._call
+
+    def watched(crew: RayCrew, member: Member, method: str, *arguments: object) -> object:
+        done[method].add(member.index)
+        return call(crew, member, method, *arguments)
+
+    monkeypatch.setattr(RayCrew, "_call", watched)
+    with backend.team(small.workload, small.setup.search_plan) as team:
+        crew = team._crew
+        assert small.run(team, tmp_path / "before.jsonl") == expected
+        assert (len(crew.members), backend.num_search_devices) == (2, 1)
+        backend.enlist(num_blocks=1)
+        assert len(crew.members) == 2
+        backend.enlist(num_blocks=12)
+        assert (len(crew.members), backend.num_search_devices) == (4, 2)  # for more there is no place
+        opening = [member.opening for member in crew.members[2:]]
+        ray.wait(opening, num_returns=2, timeout=60)
+        os.kill(ray.get(opening[0]).value[1], KILL)  # a worker without a batch is replaced as any other
+        assert build_bank(small, team, tmp_path / "together") == manifest
+        assert [member.attempt for member in crew.members] == [1, 1, 2, 1]
+        assert small.run(team, tmp_path / "after.jsonl") == expected
+    assert done == {"answer": {0, 1}, "build_block": {0, 1, 2, 3}}
 
 
 def test_workers_that_find_no_place_are_refused_with_what_there_is(small: SmallSearch) -> None:
