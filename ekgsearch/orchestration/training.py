@@ -26,9 +26,10 @@ BUSY_FILE = "busy-{rank}.txt"
 
 
 def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:
-    """Train the networks of a plan in one Ray Train run on `workers` processes.
+    """Train the networks of a plan with Ray Train on `workers` processes.
 
-    The run lives under `folder`; the same call again continues after the last checkpoint.
+    The run lives under `folder`; the same call again continues after the last checkpoint. Processes that are lost are
+    started again here, not by Ray Train, which would do so after any error.
 
     Raises:
         WorkerError: the processes died more often than the job allows.
@@ -36,8 +37,28 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
     """
     if not pending(plan.tasks, folder):
         return
+    for restarts in range(cluster.max_restarts + 1):
+        try:
+            _fit_interruptibly(_trainer(plan, folder, workers, cluster))
+            return
+        except ray.train.TrainingFailedError as error:
+            _raise_own_error(error)
+            if restarts == cluster.max_restarts:
+                raise WorkerError(
+                    f"training stopped: its processes failed more than cluster.max_restarts = {cluster.max_restarts} "
+                    "times. The last checkpoint is kept and the same command continues. "
+                    f"Last words: {str(error).strip()[-400:]}"
+                ) from error
+            log.warning("training processes died; starting others (%d): %s", restarts + 1, str(error).strip()[-400:])
+        finally:
+            for path in folder.glob(BUSY_FILE.format(rank="*")):
+                clock.busy(float(path.read_text(encoding="utf-8")) * plan.devices_per_worker)
+                path.unlink()
+
+
+def _trainer(plan: TrainingPlan, folder: Path, workers: int, cluster: ClusterSection) -> TorchTrainer:
     use_gpu = plan.workload.device == "cuda"
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _train_loop,
         train_loop_config={"plan": plan, "folder": folder},
         scaling_config=ScalingConfig(
@@ -47,19 +68,11 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy follows the older class of the same name
             name="ray",
             storage_path=str(folder.absolute()),
-            failure_config=FailureConfig(max_failures=cluster.max_restarts),
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        _fit_interruptibly(trainer)
-    except ray.train.TrainingFailedError as error:
-        raise _own_error(error, cluster) from error
-    finally:
-        for path in folder.glob(BUSY_FILE.format(rank="*")):
-            clock.busy(float(path.read_text(encoding="utf-8")) * plan.devices_per_worker)
-            path.unlink()
 
 
 def _fit_interruptibly(trainer: TorchTrainer) -> None:
@@ -102,13 +115,9 @@ def _port(task: TrainingTask) -> RayCheckpoints:
     return RayCheckpoints(task.name)
 
 
-def _own_error(error: Exception, cluster: ClusterSection) -> EkgError:
-    causes = getattr(error, "worker_failures", None) or {}
-    for cause in causes.values():
+def _raise_own_error(error: Exception) -> None:
+    """Raise what a process raised on purpose, if one did: to train again would end alike."""
+    for cause in (getattr(error, "worker_failures", None) or {}).values():
         original = getattr(cause, "cause", cause)
         if isinstance(original, EkgError):
-            return original
-    return WorkerError(
-        f"training stopped: its processes failed more than cluster.max_restarts = {cluster.max_restarts} times. "
-        f"The last checkpoint is kept and the same command continues. Last words: {str(error).strip()[-400:]}"
-    )
+            raise original from error
