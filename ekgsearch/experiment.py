@@ -71,6 +71,13 @@ class Job(Section):
                 f"finetune.batch_size = {self.finetune.batch_size} does not divide over "
                 f"finetune.workers = {self.finetune.workers} x finetune.accumulate = {self.finetune.accumulate}"
             )
+        share = self.finetune.batch_size // (self.finetune.workers * self.finetune.accumulate)
+        if self.finetune.objective in ("contrastive", "byol") and share < 2:
+            raise ValueError(
+                f"finetune.objective {self.finetune.objective} compares images: expected at least 2 per process and "
+                f"micro-batch, found {share} (finetune.batch_size = {self.finetune.batch_size} over finetune.workers x "
+                "finetune.accumulate); raise finetune.batch_size"
+            )
         if self.finetune.average_last > self.finetune.epochs:
             raise ValueError(
                 f"finetune.average_last = {self.finetune.average_last}, but there are only "

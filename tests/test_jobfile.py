@@ -47,6 +47,10 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
         (GOOD + "  step: fast\n", ["job.yaml:7: search.step = 'fast'", "valid number"]),
         (GOOD + "  budget: 100\n", ["job.yaml: search: give exactly one of search.reduction"]),
         (GOOD + "finetune: {workers: 3}\n", ["finetune.batch_size = 128 does not divide", "workers = 3"]),
+        (
+            GOOD + "finetune: {objective: byol, batch_size: 8, workers: 2, accumulate: 4}\n",
+            ["finetune.objective byol compares images: expected at least 2 per process", "found 1", "batch_size = 8"],
+        ),
         (GOOD + "pretrain: {epochs: 0}\n", ["net.weights is null and pretrain.epochs is 0"]),
         (GOOD + "  method: uniform\n", ["finetune.objective ekg has no teachers"]),
         (GOOD.replace("digits", "image_folder"), ["data.root is null"]),

@@ -186,7 +186,8 @@ def _lightly() -> tuple[Any, Any]:
         from lightly.models import modules
     except ImportError as error:
         raise JobError(
-            f"the objectives contrastive and byol need lightly >= 1.6, found {error}; install it, or use ekg"
+            f"the objectives contrastive and byol need lightly >= 1.6, found {error}; install it "
+            "(pip install 'lightly>=1.6'), or use ekg"
         ) from error
     return loss, modules
 

@@ -1,6 +1,7 @@
 """Everything that can be checked before any expensive work: images, network, weights, channel groups, budget."""
 
 import dataclasses
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -134,6 +135,7 @@ def set_up(job: Job) -> Setup:
     Raises:
         JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
     """
+    _check_lightly(job)
     data = data_request(job)
     dataset = data.open()
     data = dataclasses.replace(data, download=False, content_hash=dataset.content_hash)
@@ -261,6 +263,15 @@ def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.
         rank_in_class[chosen] = torch.arange(int(chosen.sum()))
     order = torch.argsort(rank_in_class, stable=True)
     return order[:num_images].sort().values
+
+
+def _check_lightly(job: Job) -> None:
+    """Refuse an objective whose package is missing; it would be needed only after the search."""
+    if job.finetune.objective in ("contrastive", "byol") and importlib.util.find_spec("lightly") is None:
+        raise JobError(
+            "the objectives contrastive and byol need lightly >= 1.6, found none; install it "
+            "(pip install 'lightly>=1.6'), or use ekg"
+        )
 
 
 def _check_batch_sizes(job: Job, num_images: int) -> None:
