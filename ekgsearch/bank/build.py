@@ -245,20 +245,6 @@ def _is_complete(store: ObjectStore, key: str, made: BankManifest) -> bool:
     return there.spec == made.spec and all(sizes.get(shard.key) == shard.bytes for shard in there.shards)
 
 
-def check_space(store: ObjectStore, num_bytes: int) -> None:
-    """Compare the free space of a store with what a bank will take, before any work.
-
-    Raises:
-        StorageError: too little space, with both numbers. Stores that cannot tell are not checked.
-    """
-    free = store.free_bytes()
-    if free is not None and free < num_bytes:
-        raise StorageError(
-            f"{store.uri}: expected {num_bytes} free bytes for the memory bank, found {free}; free "
-            f"{num_bytes - free} bytes, choose another place, fewer teachers or dtype int8"
-        )
-
-
 def _block_prefix(spec: BankSpec, block: int) -> str:
     return f"{spec.prefix}/block-{block:06d}-"
 

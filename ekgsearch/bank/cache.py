@@ -19,6 +19,11 @@ from ekgsearch.storage.files import write_error
 _RECORD = np.dtype([("is_there", np.uint8), ("is_wanted", np.uint8), ("sha256", np.uint8, 32)])
 
 
+def cache_path(manifest: BankManifest, folder: Path) -> Path:
+    """File of this machine for the rows of a bank."""
+    return folder / f"bank-{manifest.sha256[:32]}-{platform.node()}.rows"
+
+
 class BankCache:
     """All rows in one file, block after block, and beside it one record per block: there, wanted, checksum of its rows.
 
@@ -44,7 +49,7 @@ class BankCache:
         spec = manifest.spec
         self._num_blocks = spec.num_blocks
         self._sizes = [block_rows(spec, block) * spec.row_format.row_bytes for block in (0, spec.num_blocks - 1)]
-        self.path = folder / f"bank-{manifest.sha256[:32]}-{platform.node()}.rows"
+        self.path = cache_path(manifest, folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._users = _opened(self.path.with_suffix(".users"))

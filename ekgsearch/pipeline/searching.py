@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from ekgsearch.bank.build import check_space, commit, missing_blocks
+from ekgsearch.bank.build import commit, missing_blocks
 from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.space import check_space
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.experiment import expand_path
@@ -67,13 +69,20 @@ def search_and_fill_bank(state: RunState) -> None:
 
 
 def check_bank_store(state: RunState) -> None:
-    """Find out before any work whether the memory bank can be stored, and what the store can do."""
+    """Find out before any work whether the memory bank and its local copy have room, and what the store can do.
+
+    Before the search nobody knows the teachers, so nothing counts as stored. On a cluster that was named, the local
+    copies are those of other machines.
+    """
     job = state.setup.job
-    if job.finetune.objective not in BANK_OBJECTIVES or state.line("bank"):
+    if job.finetune.objective not in BANK_OBJECTIVES or state.line("finetune"):
         return
-    spec = bank_spec(state, teachers=("?",) * job.bank.teachers, weights_hash="?")
+    if state.line("search"):
+        spec = bank_address(state).spec
+    else:
+        spec = bank_spec(state, teachers=("?",) * job.bank.teachers, weights_hash="?")
     store = open_store(bank_uri(state))
-    check_space(store, spec.num_bytes)
+    check_space(store, spec, _cache_dir(state) if job.cluster.address is None else None)
     log.info("memory bank in %s, create-once writes: %s", store.uri, "yes" if store.creates_once else "no")
 
 
@@ -91,9 +100,13 @@ def bank_address(state: RunState) -> BankAddress:
     chosen = teachers_of(state, made)
     teachers = tuple(made[index].subnetwork.sha256 for index in chosen)
     spec = bank_spec(state, teachers=teachers, weights_hash=file_sha256(state.start_weights))
-    section = state.setup.job.bank
-    cache_dir = expand_path(section.cache, "bank.cache").absolute() if section.cache else state.folder / "bank-cache"
-    return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=cache_dir, resident=section.resident)
+    resident = state.setup.job.bank.resident
+    return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=_cache_dir(state), resident=resident)
+
+
+def _cache_dir(state: RunState) -> Path:
+    folder = state.setup.job.bank.cache
+    return expand_path(folder, "bank.cache").absolute() if folder else state.folder / "bank-cache"
 
 
 def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) -> BankSpec:

@@ -13,7 +13,6 @@ from ekgsearch.bank.build import (
     Outputs,
     bank_layout,
     build_block,
-    check_space,
     commit,
     find_shards,
     manifest_key,
@@ -292,14 +291,6 @@ def test_logits_that_are_no_numbers_or_too_large_are_refused(store: ObjectStore,
     with pytest.raises(StorageError, match=r"teachers\) \(16, 3, 0, 3\), found \(16, 3, 4, 3\)"):
         write_block(store, spec, 0, block(replace(spec, embeddings=PIXELS), 0))
     assert find_shards(store, spec) == {}
-
-
-def test_too_little_space_is_noticed_before_the_work(store: ObjectStore) -> None:
-    free = store.free_bytes()
-    assert free is not None
-    check_space(store, 1)
-    with pytest.raises(StorageError, match="free bytes for the memory bank, found"):
-        check_space(store, 2 * free)
 
 
 def test_sizes_are_those_of_the_paper() -> None:
