@@ -5,24 +5,25 @@ one process of a process group of one, under DistributedDataParallel, with the s
 written out here as it usually is: forward, cross-entropy over both views, backward, step. The other side is what the
 training loop does in every step: reading ahead, rows of the memory bank, losses, check for finite numbers, metrics. The
 views of both come from the loader, so that making them costs both alike. Pairs are interleaved; the goal is a ratio of
-at most 1.10 for `ekg`. The rows of the bank are random numbers: their values do not change the work.
+at most 1.10 for `ekg`. The memory bank is a stored one with its local copy complete, so that gathering and decoding
+rows are part of the step; the rows are random numbers, whose values do not change the work.
 """
 
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as functional
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.build import bank_layout, commit, write_block
+from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.channels.graph import analyse
@@ -40,6 +41,10 @@ from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.uniform import uniform_width
+from ekgsearch.storage.objects import open_store
+
+BANK_IMAGES = 4096
+"""Images in the memory bank, at least: few enough for any disk, more than lie side by side in a file."""
 
 
 class Settings(BenchSettings):
@@ -59,27 +64,6 @@ class Settings(BenchSettings):
     device: Literal["cpu", "cuda"] = Field("cpu", description="device")
 
 
-@dataclass(frozen=True)
-class RandomBank:
-    """Outputs of teachers that are random numbers, on the device."""
-
-    logits: Tensor
-    embeddings: Tensor
-
-    @property
-    def spec(self) -> SimpleNamespace:
-        """What the training asks of a bank's description."""
-        return SimpleNamespace(sha256="random", embeddings=self.embeddings.shape[1])
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-    def read(self, ids: Tensor) -> BankRows:
-        """Rows of some images."""
-        index = ids.to(self.logits.device)
-        return BankRows(self.logits[index], self.embeddings[index])
-
-
 def run(settings: Settings) -> list[Measurement]:
     """Measure every objective against plain steps, and plain steps against themselves."""
     torch.set_num_threads(1)
@@ -97,17 +81,12 @@ def run(settings: Settings) -> list[Measurement]:
     budget = set_budget(graph, reduction=settings.reduction, absolute=None, unit="macs", counter="macs")
     kept: Subnetwork = uniform_width(graph, budget)
     head = classifier(graph)
-    shape = (images, settings.num_classes, settings.teachers)
-    bank = RandomBank(
-        torch.randn(shape, generator=generator).to(device),
-        torch.randn((images, head.width, settings.teachers), generator=generator).to(device),
-    )
 
     def network() -> nn.Module:
         return slim(graph, kept).to(device)
 
     found: list[Measurement] = []
-    with process_group(settings.device):
+    with process_group(settings.device), tempfile.TemporaryDirectory() as folder:
         world = World(device)
         plain = _plain(network(), data, settings, world)
         again = _plain(network(), data, settings, world)
@@ -115,7 +94,10 @@ def run(settings: Settings) -> list[Measurement]:
         found.append(ratio("plain against itself", "process time of a step", ours, theirs))
         for objective in settings.objectives:
             teacher = graph.network if objective == "single" else None
-            distilled = _distilled(network(), data, _config(settings, objective), world, bank, head.path, teacher)
+            config = _config(settings, objective)
+            width = head.width if config.needs_embeddings else 0
+            bank = _bank(settings, images, width, Path(folder) / objective, device) if config.needs_bank else None
+            distilled = _distilled(network(), data, config, world, bank, head.path, teacher)
             ours, theirs = abab(distilled, plain, pairs=settings.pairs)
             per_step = [seconds / settings.steps * 1000 for seconds in ours]
             found.append(Measurement.of(objective, "process time of a step", "ms", per_step))
@@ -134,25 +116,48 @@ def _config(settings: Settings, objective: Objective) -> FinetuneConfig:
     )
 
 
+def _bank(settings: Settings, images: int, width: int, folder: Path, device: torch.device) -> MemoryBank:
+    """A stored memory bank of random rows, its local copy complete; it covers the images of the steps and more."""
+    spec = BankSpec(
+        dataset_hash="random",
+        weights_hash="random",
+        teachers=tuple(map(str, range(settings.teachers))),
+        num_images=max(images, BANK_IMAGES),
+        num_classes=settings.num_classes,
+        batches_per_block=1,
+        embeddings=width,
+    )
+    store, generator = open_store(str(folder / "store")), torch.Generator().manual_seed(2)
+    for block, ids in enumerate(bank_layout(spec)):
+        logits, embeddings = (
+            torch.randn(len(ids), features, settings.teachers, generator=generator)
+            for features in (spec.num_classes, width)
+        )
+        write_block(store, spec, block, BankRows(logits, embeddings if width else None))
+    commit(store, spec)
+    bank = MemoryBank.open(store, spec, cache_dir=folder / "cache", device=device)
+    bank.wait()
+    return bank
+
+
 def _distilled(
     model: nn.Module,
     data: TrainData,
     config: FinetuneConfig,
     world: World,
-    bank: RandomBank,
+    bank: MemoryBank | None,
     path: str,
     teacher: nn.Module | None,
 ) -> Callable[[], None]:
     """The steps of an epoch as the training loop takes them."""
-    width = bank.spec.embeddings
+    width = bank.spec.embeddings if bank is not None else 0
     state = start(model, config, world, teacher=teacher, classifier=path, teacher_width=width)
     state.parallel = data_parallel(state.objective, world.device)
     loader = open_batches(data, config, world)
-    rows = cast("MemoryBank", bank) if config.needs_bank else None
 
     def epoch() -> None:
         state.parallel.train()
-        for batch in read_epoch(loader, 1, bank=rows):
+        for batch in read_epoch(loader, 1, bank=bank):
             state.running.sums += train_step(state, batch, config, world, rate=0.01, num_steps=len(loader))
         _wait(world.device)
 
@@ -163,7 +168,14 @@ def _plain(model: nn.Module, data: TrainData, settings: Settings, world: World) 
     """Plain training on two views, as it is usually written."""
     config = _config(settings, "ekg")  # names the same two views
     wrapped = data_parallel(model, world.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+        fused=world.device.type == "cuda",
+    )
 
     def epoch() -> None:
         wrapped.train()
