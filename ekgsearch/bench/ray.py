@@ -22,11 +22,12 @@ from pathlib import Path
 from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
-from ekgsearch.errors import EkgError
+from ekgsearch.errors import EkgError, JobError
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
 from ekgsearch.pipeline.reports import Inbox, Question
+from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import BankOrder, Crew, Team
 from ekgsearch.pipeline.worker import SearchPlan, Worker
@@ -34,7 +35,7 @@ from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Decision
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 
@@ -125,19 +126,30 @@ class Side:
         self._work = LongestWork()
         self._waited = 0.0
         crew.charge(self._work)
-        settings = EkgSettings(step=setup.job.search.step, trim=setup.job.search.trim)
-        self._search = EkgSearch(setup.graph, Team(self, setup.search_plan), setup.budget, settings).run()
+        plan = setup.search_plan
+        settings = ekg_settings(setup.job.search, plan)
+        self._search = EkgSearch(setup.graph, Team(self, plan), setup.budget, settings).run()
         self.decisions: list[Decision] = []
         self.wait_share: list[float] = []
         self.wall: list[float] = []
         self.cpu: list[float] = []
 
     def step(self) -> None:
-        """Make one iteration."""
+        """Make one iteration.
+
+        Raises:
+            JobError: the search has ended.
+        """
         self._waited = 0.0
         others = self._cpu_of_others()
         start, cpu = time.perf_counter(), time.process_time()
-        self.decisions.append(next(self._search))
+        decision = next(self._search, None)
+        if decision is None:
+            raise JobError(
+                f"pairs: the search ended after {len(self.decisions) - 1} iterations; lower pairs, or set a larger "
+                "search.reduction"
+            )
+        self.decisions.append(decision)
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
         self.wall.append(wall)
         self.cpu.append(cpu + self._cpu_of_others() - others)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -47,7 +47,9 @@ class Settings(BenchSettings):
     )
     cases: tuple[Case, ...] = Field(("shared", "exact"), description="ways of evaluating, each against naive")
     baseline: Literal["naive", "naive tf32"] = Field("naive", description="what they are compared with")
-    iterations: tuple[int, ...] = Field((1, 20, 40, 60), description="iterations that are repeated")
+    iterations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 20, 40, 60), min_length=1, description="iterations that are repeated; those beyond the search are left out"
+    )
     pairs: int = Field(5, gt=0, description="interleaved pairs per iteration and case")
 
 
@@ -62,8 +64,7 @@ def run(settings: Settings) -> list[Measurement]:
     backend = InProcessBackend()
     found: list[Measurement] = []
     if settings.journal is not None:
-        lines = [line for line in read_journal(expand_path(settings.journal, "journal")) if line["kind"] == "iteration"]
-        decisions = decisions_from_records(lines, setup.graph.full())
+        decisions = _journaled(setup, expand_path(settings.journal, "journal"))
     else:
         with backend.team(workload, _plan(setup, "exact")) as exact:
             start = time.process_time(), time.perf_counter()
@@ -75,12 +76,20 @@ def run(settings: Settings) -> list[Measurement]:
             Measurement.count("exact", "whole search, processor time", "s", times[0]),
             Measurement.count("exact", "whole search, wall", "s", times[1]),
         ]
+    chosen = [iteration for iteration in settings.iterations if iteration < len(decisions)]
+    if not chosen:
+        raise JobError(
+            f"iterations = {list(settings.iterations)}: the search ended after {max(0, len(decisions) - 1)}; name some "
+            "of those, or another journal"
+        )
     most = ceilings(torch.device(setup.device))
     bandwidth = most[0].value * 1e9 if most else None
     with backend.team(workload, _plan(setup, settings.baseline)) as naive:
         for case in settings.cases:
             with backend.team(workload, _plan(setup, case)) as team:
-                found += _compare(setup, case, team, settings.baseline, naive, decisions, settings, bandwidth)
+                found += _compare(
+                    setup, case, team, settings.baseline, naive, decisions, chosen, settings.pairs, bandwidth
+                )
     return found + most
 
 
@@ -91,14 +100,14 @@ def _compare(
     baseline: Case,
     naive: Team,
     decisions: Sequence[Decision],
-    settings: Settings,
+    chosen: Sequence[int],
+    pairs: int,
     bandwidth: float | None,
 ) -> list[Measurement]:
     found: list[Measurement] = []
     moved = 0
-    totals: tuple[list[float], list[float]] = ([0.0] * settings.pairs, [0.0] * settings.pairs)
+    totals: tuple[list[float], list[float]] = ([0.0] * pairs, [0.0] * pairs)
     same, worst, images = 0, 0.0, 0
-    chosen = [iteration for iteration in settings.iterations if iteration < len(decisions)]
     for iteration in chosen:
         repeat_naive = _repetition(setup, naive, _plan(setup, baseline), decisions[:iteration])
         repeat = _repetition(setup, team, _plan(setup, case), decisions[:iteration])
@@ -107,7 +116,7 @@ def _compare(
         worst = max(worst, *(_deviations(decision, expected) or [float("inf")]))
         moved += convolution_bytes(repeat)
         images += len(decision.candidates) * decision.evaluation.images
-        slow, fast = abab(repeat_naive, repeat, pairs=settings.pairs, clock=_clock(setup.device))
+        slow, fast = abab(repeat_naive, repeat, pairs=pairs, clock=_clock(setup.device))
         found.append(ratio(case, f"{baseline} / {case}, iteration {iteration}", slow, fast))
         for total, seconds in zip(totals, (slow, fast), strict=True):
             total[:] = [one + other for one, other in zip(total, seconds, strict=True)]
@@ -147,6 +156,23 @@ def _plan(setup: Setup, case: Case) -> SearchPlan:
             return replace(exact, arithmetic=Arithmetic("bf16", channels_last=True))
         case "bf16 compiled":
             return replace(exact, arithmetic=Arithmetic("bf16", channels_last=True, compile=True))
+
+
+def _journaled(setup: Setup, path: Path) -> list[Decision]:
+    """The decisions in the journal of a finished run.
+
+    Raises:
+        JobError: it is the journal of another network.
+    """
+    lines = read_journal(path)
+    groups = {group.name: group.size for group in setup.graph.groups}
+    found = lines[0].get("groups") if lines else None
+    if found != groups:
+        raise JobError(
+            f"journal = {path}: expected decisions on the {len(groups)} channel groups of {setup.net.name}, found "
+            f"those of another network with {len(found or ())}; name the journal of a run of this job"
+        )
+    return decisions_from_records([line for line in lines if line["kind"] == "iteration"], setup.graph.full())
 
 
 def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:

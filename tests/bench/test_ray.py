@@ -6,6 +6,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command_line import JOB, command, environment
+from small_search import SmallSearch
+
+from ekgsearch.bench.ray import Side
+from ekgsearch.errors import JobError
+from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.search.ekg import EkgSearch
 
 
 @pytest.mark.ray
@@ -27,3 +34,17 @@ def test_the_messages_of_a_small_search_are_counted(tmp_path: Path) -> None:
     assert 2 <= found.value["calls per worker and iteration, most"] <= 3
     assert 0 < found.value["largest object sent"] < 1000
     assert found.repeats["processor time, Ray / plain"] == 3
+
+
+def test_a_side_searches_as_the_job_says_and_tells_when_no_iteration_is_left(tmp_path: Path) -> None:
+    small = SmallSearch.make(tmp_path, ["search.batch_size=60", "search.reduction=0.1", "search.quirks=reference"])
+    setup, plan = small.setup, small.setup.search_plan
+    with InProcessBackend().team(small.workload, plan) as team:
+        expected = list(EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, plan)).run())
+    with InProcessBackend().team(small.workload, plan) as team:
+        side = Side(setup, team._crew, lambda: [])
+        for _ in expected:
+            side.step()
+        with pytest.raises(JobError, match=f"pairs: the search ended after {len(expected) - 1} iterations"):
+            side.step()
+    assert side.decisions == expected

@@ -12,6 +12,7 @@ from ekgsearch.bench.ceilings import convolution_bytes
 from ekgsearch.errors import JobError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
+from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 
 
@@ -58,6 +59,32 @@ def test_a_job_without_weights_is_refused(job: Path, tmp_path: Path) -> None:
     bench = tmp_path / "bench.yaml"
     bench.write_text(yaml.safe_dump({"bench": "search", "job": str(job), "overrides": ["net.weights=null"]}))
     with pytest.raises(JobError, match="null"):
+        run_bench(bench)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "said"),
+    [
+        ([], "iterations = .*: .*at least 1 item"),
+        ([0], "iterations.0 = 0: must be greater than or equal to 1"),
+        ([700, 800], r"iterations = \[700, 800\]: the search ended after \d+; name some"),
+    ],
+)
+def test_iterations_that_no_search_has_are_refused(iterations: list[int], said: str, job: Path, tmp_path: Path) -> None:
+    fields = {"bench": "search", "job": str(job), "overrides": ["search.reduction=0.1"], "iterations": iterations}
+    bench = tmp_path / "bench.yaml"
+    bench.write_text(yaml.safe_dump(fields))
+    with pytest.raises(JobError, match=said):
+        run_bench(bench)
+
+
+def test_the_journal_of_another_network_is_refused(job: Path, tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "journal.jsonl") as journal:
+        journal.append("run", groups={"conv1": 16, "fc": 3})
+        journal.append("iteration", kept={"conv1": [0, 1]})
+    bench = tmp_path / "bench.yaml"
+    bench.write_text(yaml.safe_dump({"bench": "search", "job": str(job), "journal": str(tmp_path / "journal.jsonl")}))
+    with pytest.raises(JobError, match="channel groups of resnet20, found those of another network with 2"):
         run_bench(bench)
 
 
