@@ -1,6 +1,7 @@
 """One of several processes that train together; run as a script by test_ddp.py, which gives rank, size and a folder.
 
-Every scenario leaves one JSON file per rank; rank 0 also saves the weights.
+With `compiled` behind them it runs the compiled scenarios instead of the others. Every scenario leaves one JSON file
+per rank; rank 0 also saves the weights.
 """
 
 import importlib.util
@@ -112,6 +113,11 @@ class Scenarios:
         self.train("own", replace(EVEN, epochs=1), normalised=True)
         self._poison()
 
+    def run_compiled(self) -> None:
+        for objective in ("ekg", "byol"):
+            config = replace(EVEN, objective=objective, synchronised_norm=True, compile=True)
+            self.train(f"compiled-{objective}", config, normalised=True)
+
     def _interrupt(self) -> None:
         place = FolderCheckpoints(self.folder / "checkpoints")
         try:
@@ -136,17 +142,18 @@ def stop_after_two(metrics) -> None:
         raise InterruptedError
 
 
-def main(rank: int, size: int, folder: Path) -> None:
+def main(rank: int, size: int, folder: Path, *, compiled: bool = False) -> None:
     torch.set_num_threads(1)
     if size > 1:
         rendezvous = f"file://{folder / 'rendezvous'}"
         distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=size)
     try:
-        Scenarios(World.current(torch.device("cpu")), folder).run()
+        scenarios = Scenarios(World.current(torch.device("cpu")), folder)
+        (scenarios.run_compiled if compiled else scenarios.run)()
     finally:
         if size > 1:
             distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), compiled="compiled" in sys.argv[4:])

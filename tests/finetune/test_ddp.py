@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,10 +35,9 @@ def load_worker() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Run every scenario here and in 2 and 4 processes, side by side; folders of results by number of processes."""
-    found = {size: tmp_path_factory.mktemp(f"world-{size}") for size in (1, 2, 4)}
+@contextmanager
+def training_together(folders: dict[int, Path], sizes: Sequence[int], *arguments: str) -> Iterator[None]:
+    """Run the script in so many processes for each size; they have ended well at the end of the context."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -44,24 +45,30 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     }
     workers = [
         subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(size), found[size]],
+            [sys.executable, WORKER, str(rank), str(size), folders[size], *arguments],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for size in (2, 4)
+        for size in sizes
         for rank in range(size)
     ]
     try:
-        alone = load_worker()
-        with torch.random.fork_rng():
-            alone.main(0, 1, found[1])
+        yield
         for worker in workers:
             _, errors = worker.communicate(timeout=240)
             assert worker.returncode == 0, errors[-3000:]
     finally:
         for worker in workers:
             worker.kill()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Run every scenario here and in 2 and 4 processes, side by side; folders of results by number of processes."""
+    found = {size: tmp_path_factory.mktemp(f"world-{size}") for size in (1, 2, 4)}
+    with training_together(found, (2, 4)), torch.random.fork_rng():
+        load_worker().main(0, 1, found[1])
     return found
 
 
@@ -104,6 +111,17 @@ def test_synchronised_norms_give_one_loss_sequence_for_any_number_of_processes(
     assert together == pytest.approx(alone, rel=TOLERANCE)
     for key, value in weights(folders[1], name).items():
         torch.testing.assert_close(weights(folders[size], name)[key], value, rtol=10 * TOLERANCE, atol=10 * TOLERANCE)
+
+
+@pytest.mark.slow
+def test_compiled_networks_with_synchronised_norms_train_to_the_same_losses(
+    folders: dict[int, Path], tmp_path: Path
+) -> None:
+    with training_together({2: tmp_path}, (2,), "compiled"):
+        pass
+    for objective in ("ekg", "byol"):
+        eager = step_losses(folders[1], f"shared-{objective}", 1)
+        assert step_losses(tmp_path, f"compiled-{objective}", 2) == pytest.approx(eager, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("size", [2, 4])
