@@ -24,7 +24,7 @@ def tensor_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Re
         settings: what decides the batches.
         ids: image ids in use (M,), int64.
     """
-    height, width = images.read(ids[:1]).shape[2:]
+    height, width = images.read(ids[:0]).shape[2:]
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
         return moved(batch, images.labels[batch], images.read(batch), settings.device)

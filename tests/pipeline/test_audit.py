@@ -140,10 +140,11 @@ def test_the_exact_plan_does_not_know_the_tier_of_the_job(tmp_path: Path) -> Non
         return set_up(load_job(tmp_path / "job.yaml", settings))
 
     plain = setup("search.criterion=l1")
-    tiers = ("precision=bf16", "channels_last=true", "compile=true", "slice_below=1", "evaluation=naive", "racing=0.5")
-    fast = setup("search.criterion=l1", *(f"search.{tier}" for tier in tiers))
-    assert fast.exact_plan == plain.exact_plan == plain.search_plan
-    assert fast.search_plan != plain.search_plan
+    faster = ("precision=bf16", "channels_last=true", "compile=true", "slice_below=1", "racing=0.5")
+    for tiers in (faster, ("evaluation=naive",)):
+        other = setup("search.criterion=l1", *(f"search.{tier}" for tier in tiers))
+        assert other.exact_plan == plain.exact_plan == plain.search_plan
+        assert other.search_plan != plain.search_plan
 
 
 def test_a_search_without_decisions_cannot_be_audited(tmp_path: Path) -> None:
