@@ -99,6 +99,7 @@ def test_a_search_from_other_weights_is_not_adopted(tmp_path: Path) -> None:
         find_search(set_up(load_job(job, [f"net.weights={tmp_path / 'b.safetensors'}", *adopting])))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_threads_holds_two_cores(job_file: Path, ekgsearch: RunCommand, reference: Path) -> None:
     settings = ("--set", f"search_run={reference}", "--set", "cluster.threads_per_worker=2")
     finished = ekgsearch("run", job_file, *settings)

@@ -94,6 +94,7 @@ def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
     assert journal_bytes(reference) == before
 
 
+@pytest.mark.slow
 def test_another_version_of_torch_is_noticed_and_the_flag_continues(
     reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:

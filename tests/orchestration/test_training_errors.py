@@ -86,6 +86,7 @@ def test_an_error_on_purpose_is_not_repeated_though_the_other_process_waits(sess
     assert attempts(tmp_path, 0) <= 1
 
 
+@pytest.mark.slow
 def test_another_error_is_repeated_and_the_work_of_every_attempt_is_charged(session: None, tmp_path: Path) -> None:
     clock = train(tmp_path, (0, 1), RuntimeError("something else"))
     assert attempts(tmp_path, 1) == 2
