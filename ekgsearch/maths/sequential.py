@@ -2,26 +2,45 @@
 
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-class _SequentialSum(torch.autograd.Function):
-    """Sum over all axes but axis 1; only the forward pass is sequential."""
+class _SequentialNorm(torch.autograd.Function):
+    """Works on rows of channels, which is how convolutions lay out their result where their input is laid out so."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.shape = values.shape
-        rows = values.detach().movedim(1, -1).reshape(-1, values.shape[1]).contiguous().cpu().numpy()
-        if rows.shape[1] == 1:  # numpy sums a single column in pairs
-            rows = np.repeat(rows, 2, axis=1)
-        total = torch.from_numpy(np.add.reduce(rows, axis=0, dtype=rows.dtype)[: values.shape[1]])
-        return total.to(values.device)
+    def forward(ctx: Any, values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        rows = values.movedim(1, -1)
+        positions = rows[0].numel() // rows.shape[-1]
+        lines = rows.reshape(len(rows), -1)
+        scale = values.new_tensor(1.0) / (len(rows) * positions)
+        mean = _sum(lines, rows.shape[-1]) * scale
+        centred = lines - mean.repeat(positions)
+        deviation = torch.rsqrt(_sum(centred * centred, rows.shape[-1]) * scale + eps)
+        ctx.save_for_backward(values, weight, mean, deviation)
+        ctx.eps = eps
+        result = centred.mul_((deviation if weight is None else deviation * weight).repeat(positions))
+        if bias is not None:
+            result.add_(bias.repeat(positions))
+        return result.view(rows.shape).movedim(-1, 1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return per_channel(gradients[0], len(ctx.shape)).expand(ctx.shape)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight, mean, deviation = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        found = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], values, weight, None, None, mean, deviation, True, ctx.eps, wanted
+        )
+        return *found, None
+
+
+def _sum(lines: Tensor, channels: int) -> Tensor:
+    """Sum of rows of channels, one row after the other, in the precision of the values; (B, rows x C) to (C,)."""
+    rows = lines.view(-1, channels)
+    order = torch.arange(len(rows), device=rows.device)
+    return F.embedding_bag(order, rows, order[:1], mode="sum")[0]
 
 
 def sequential_batch_norm(values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -33,24 +52,13 @@ def sequential_batch_norm(values: Tensor, weight: Tensor | None, bias: Tensor | 
     torch sums in double precision. Differentiable; the backward pass sums as torch does, which makes no difference.
 
     Args:
-        values: (B, C, ...).
+        values: (B, C, ...); laid out with channels last, nothing is copied to be summed.
         weight: gamma, (C,); None for 1.
         bias: beta, (C,); None for 0.
         eps: added to the biased variance.
 
     Returns:
-        (B, C, ...), in the dtype of `values`.
+        (B, C, ...), in the dtype of `values`, laid out with channels last.
     """
-    total = _SequentialSum.apply
-    scale = values.new_tensor(1.0) / (values.numel() // values.shape[1])
-    centred = values - per_channel(total(values) * scale, values.ndim)
-    factor = torch.rsqrt(total(centred * centred) * scale + eps)
-    if weight is not None:
-        factor = factor * weight
-    normalised = centred * per_channel(factor, values.ndim)
-    return normalised if bias is None else normalised + per_channel(bias, values.ndim)
-
-
-def per_channel(vector: Tensor, ndim: int) -> Tensor:
-    """View a vector (C,) so that it broadcasts over values (B, C, ...) of `ndim` axes."""
-    return vector.view(1, -1, *[1] * (ndim - 2))
+    normalised: Tensor = _SequentialNorm.apply(values, weight, bias, eps)
+    return normalised
