@@ -1,7 +1,6 @@
 """The command line: run a job, look at its channel groups, check it, report and export results."""
 
 import json
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,13 +8,8 @@ from pathlib import Path
 import click
 
 from ekgsearch import __version__
-from ekgsearch.errors import OUT_OF_MEMORY, EkgError, is_out_of_memory
-
-log = logging.getLogger(__name__)
 
 EXIT_BREAKS = 1
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 _job_argument = click.argument("job", type=click.Path(path_type=Path))
 _set_option = click.option(
@@ -236,7 +230,7 @@ def replay(
     """Repeat the recorded decisions of the program that was published with the paper; exit status 1 where one breaks.
 
     Every iteration starts from its recorded state; a line tells the largest deviations from the record. Stretches of
-    consecutive iterations are then run freely, until the first recorded margin that is too small to decide.
+    consecutive iterations whose recorded margins are large enough to decide are then run freely.
 
     \b
     Examples:
@@ -280,27 +274,3 @@ def schema(tables: bool) -> None:
         from ekgsearch.experiment import job_schema
 
         click.echo(json.dumps(job_schema(), indent=2))
-
-
-def main() -> None:
-    """Entry point: errors become one message and an exit status, never a traceback."""
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as exit_request:
-        sys.exit(exit_request.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; what was finished is kept, the same command continues", EXIT_INTERRUPTED)
-    except EkgError as error:
-        _fail(f"error: {error}", EXIT_ERROR)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _fail(f"error: {OUT_OF_MEMORY} ({str(error).strip().splitlines()[0][:200]})", EXIT_ERROR)
-
-
-def _fail(message: str, status: int) -> None:
-    click.echo(message, err=True)
-    sys.exit(status)

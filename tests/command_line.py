@@ -29,4 +29,4 @@ def environment() -> dict[str, str]:
 
 def command(*arguments: str | Path) -> list[str]:
     """The command line of ekgsearch in this Python."""
-    return [sys.executable, "-c", "from ekgsearch.cli import main; main()", *map(str, arguments)]
+    return [sys.executable, "-m", "ekgsearch", *map(str, arguments)]

@@ -76,7 +76,7 @@ def test_help_answers_at_once() -> None:
     seconds = []
     for _ in range(3):
         start = resource.getrusage(resource.RUSAGE_CHILDREN)
-        python("from ekgsearch.cli import main; import sys; sys.argv = ['ekgsearch', '--help']; main()")
+        python("from ekgsearch.__main__ import main; import sys; sys.argv = ['ekgsearch', '--help']; main()")
         end = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime)
     assert min(seconds) < 0.5

@@ -102,12 +102,14 @@ def arithmetic(data: TrainData, config: FinetuneConfig, world: World) -> str:
     images = len(data.train) if data.ids is None else len(data.ids)
     steps, left_out = divmod(images, config.batch_size)
     share = config.micro_batch / world.size
+    processes = "1 process" if world.size == 1 else f"{world.size} processes"
+    micro_batches = "1 micro-batch" if config.accumulate == 1 else f"{config.accumulate} micro-batches"
     views = "1 view" if config.num_views == 1 else f"{config.num_views} views"
     together = config.micro_batch if config.synchronised_norm else share
     whose = "of all processes" if config.synchronised_norm and world.size > 1 else "of one process"
     return (
         f"training ({config.objective}) for {config.epochs} epochs of {steps} steps: one step takes "
-        f"{config.batch_size} of {images} images = {world.size} processes x {config.accumulate} micro-batches x "
-        f"{share:g} images, each in {views}; {left_out} images sit out each epoch; batch statistics cover "
+        f"{config.batch_size} of {images} images = {processes} x {micro_batches} x {share:g} "
+        f"images, each in {views}; {left_out} images sit out each epoch; batch statistics cover "
         f"{together * config.num_views:g} views {whose}"
     )

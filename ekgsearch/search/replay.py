@@ -119,16 +119,17 @@ class Replay:
             yield self._repeat(self.oracle.iteration(number, self.graph))
 
     def free_runs(self, iterations: Sequence[int] | None = None) -> Iterator[FreeRun]:
-        """Run freely through each stretch of consecutive iterations, until the first margin that decides nothing.
+        """Run freely through each stretch of consecutive iterations whose margins are large enough to decide.
 
         A stretch of one iteration is left out: `run` has done the same.
         """
-        chosen = list(self.oracle.iterations if iterations is None else iterations)
-        for _, stretch in itertools.groupby(enumerate(chosen), lambda item: item[1] - item[0]):
-            records = [self.oracle.iteration(number, self.graph) for _, number in stretch]
-            decided = list(itertools.takewhile(lambda record: record.margin >= SCORE_TOLERANCE, records))
-            if len(decided) > 1:
-                yield self._run_freely(decided)
+        chosen = self.oracle.iterations if iterations is None else iterations
+        records = [self.oracle.iteration(number, self.graph) for number in chosen]
+        decided = [record for record in records if record.margin >= SCORE_TOLERANCE]
+        for _, stretch in itertools.groupby(enumerate(decided), lambda item: item[1].number - item[0]):
+            found = [record for _, record in stretch]
+            if len(found) > 1:
+                yield self._run_freely(found)
 
     def decide(self, record: RecordedIteration, scores: GroupScores) -> Decision:
         """Make the decision of a recorded iteration from its recorded state, by given channel scores."""

@@ -9,19 +9,22 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as distributed
-from torch import nn
+from torch import Tensor, nn
 
 from ekgsearch.data.batching import epoch_order
 from ekgsearch.errors import NumericsError
 from ekgsearch.finetune.batches import loader_settings
+from ekgsearch.finetune import objective
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.synchronised_norm import synchronise_norms
 from ekgsearch.finetune.world import World
+from ekgsearch.maths.distillation import ekg_loss
 from ekgsearch.storage.tensors import save_tensors
 
 CLASSIFIER = "5"
@@ -57,23 +60,30 @@ class Scenarios:
         self.bank = fixtures.make_bank()
 
     def train(self, name: str, config: FinetuneConfig, *, normalised: bool, **given) -> None:
-        model, losses = network(normalised=normalised), []
-        result = train(
-            model,
-            self.data,
-            config,
-            world=self.world,
-            bank=self.bank,
-            teacher=network(normalised=True),
-            classifier=CLASSIFIER,
-            on_step=lambda step: losses.append([step.epoch, step.step, float(step.loss)]),
-            **given,
-        )
+        model, losses, teachers = network(normalised=normalised), [], []
+
+        def noting_teachers(*arguments, **options) -> tuple[dict[str, Tensor], Tensor]:
+            parts, use = ekg_loss(*arguments, **options)
+            teachers.append(use.tolist())
+            return parts, use
+
+        with patch.object(objective, "ekg_loss", ekg_loss if config.compile else noting_teachers):
+            result = train(
+                model,
+                self.data,
+                config,
+                world=self.world,
+                bank=self.bank,
+                teacher=network(normalised=True),
+                classifier=CLASSIFIER,
+                on_step=lambda step: losses.append([step.epoch, step.step, float(step.loss)]),
+                **given,
+            )
         rows = [asdict(metrics) for metrics in result.epochs]
         for row in rows:
             del row["wall_seconds"], row["wait_seconds"]
         path = self.folder / f"{name}-{self.world.rank}.json"
-        path.write_text(json.dumps({"epochs": rows, "steps": losses}))
+        path.write_text(json.dumps({"epochs": rows, "steps": losses, "teachers": teachers}))
         save_tensors(path.with_suffix(".safetensors"), model.state_dict())
 
     def norms(self) -> None:
@@ -100,13 +110,13 @@ class Scenarios:
     def run(self) -> None:
         self.norms()
         if self.world.size <= 2:
-            for objective in ("ekg", "single", "plain"):
-                self.train(objective, replace(CONFIG, objective=objective), normalised=False)
+            for name in ("ekg", "single", "plain"):
+                self.train(name, replace(CONFIG, objective=name), normalised=False)
             self.train("norm", CONFIG, normalised=True)
             self._interrupt()
-        for objective in OBJECTIVES:
-            config = replace(EVEN, objective=objective, synchronised_norm=True)
-            self.train(f"shared-{objective}", config, normalised=True)
+        for name in OBJECTIVES:
+            config = replace(EVEN, objective=name, synchronised_norm=True)
+            self.train(f"shared-{name}", config, normalised=True)
         self.train("shared-accumulated", replace(EVEN, accumulate=2, synchronised_norm=True), normalised=True)
         queue = replace(EVEN, objective="contrastive", negatives=40, synchronised_norm=True)
         self.train("shared-queue", queue, normalised=True)
@@ -114,9 +124,9 @@ class Scenarios:
         self._poison()
 
     def run_compiled(self) -> None:
-        for objective in ("ekg", "byol"):
-            config = replace(EVEN, objective=objective, synchronised_norm=True, compile=True)
-            self.train(f"compiled-{objective}", config, normalised=True)
+        for name in ("ekg", "byol"):
+            config = replace(EVEN, objective=name, synchronised_norm=True, compile=True)
+            self.train(f"compiled-{name}", config, normalised=True)
 
     def _interrupt(self) -> None:
         place = FolderCheckpoints(self.folder / "checkpoints")

@@ -1,4 +1,4 @@
-"""One of two processes that train with own batch statistics; run as a script by test_resume.py.
+"""One of two processes that train together, with options given as JSON; run as a script by test_resume.py.
 
 Asked to, it stops in the middle of the second epoch and waits to be killed, after rank 0 has said that it got there.
 """
@@ -28,7 +28,7 @@ def load(name: str):
     return module
 
 
-def main(rank: int, folder: Path, *, wait: bool) -> None:
+def main(rank: int, folder: Path, options: dict, *, wait: bool) -> None:
     torch.set_num_threads(1)
     fixtures, ddp = load("conftest"), load("ddp_worker")
     rendezvous = f"file://{folder / 'rendezvous'}"
@@ -46,7 +46,7 @@ def main(rank: int, folder: Path, *, wait: bool) -> None:
     result = train(
         model,
         fixtures.make_data(),
-        replace(ddp.EVEN, batch_size=8, ema_decay=0.8),
+        replace(ddp.EVEN, batch_size=8, ema_decay=0.8, **options),
         world=World.current(torch.device("cpu")),
         bank=fixtures.make_bank(),
         classifier=ddp.CLASSIFIER,
@@ -65,4 +65,4 @@ def main(rank: int, folder: Path, *, wait: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), wait=bool(int(sys.argv[3])))
+    main(int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[4]), wait=bool(int(sys.argv[3])))

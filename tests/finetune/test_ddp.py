@@ -145,12 +145,13 @@ def test_own_batch_statistics_give_another_loss_sequence(folders: dict[int, Path
 @pytest.mark.parametrize("size", [2, 4])
 def test_any_number_of_processes_uses_the_same_teachers(folders: dict[int, Path], size: int) -> None:
     names = [name for name in SHARED if name not in ("shared-plain", "shared-single")] + ["ekg"] * (size == 2)
-    counts = []
+    masks = set()
     for name in names:
-        used = {n: [row["num_teachers_used"] for row in rows(folders[n], name)] for n in (1, size)}
-        assert used[size] == used[1], name
-        counts += used[1]
-    assert len(set(counts)) > 1, "the number of teachers never changes, so this test shows nothing"
+        alone = record(folders[1], name)["teachers"]
+        for rank in range(size):
+            assert record(folders[size], name, rank)["teachers"] == alone, name
+        masks |= {tuple(mask) for mask in alone}
+    assert len(masks) > 1, "all teachers are used throughout, so this test shows nothing"
 
 
 @pytest.mark.parametrize(

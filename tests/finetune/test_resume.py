@@ -278,16 +278,22 @@ def test_recalibration_before_each_evaluation_changes_statistics_not_weights(
     torch.testing.assert_close(expected[1].running_mean, network[1].running_mean)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_rank_killed_within_an_epoch_loses_time_only(tmp_path: Path, rank: int) -> None:
-    whole = run_world(tmp_path / "whole")
+ACROSS_RANKS = {"objective": "byol", "synchronised_norm": True, "accumulate": 2}
+
+
+@pytest.mark.parametrize(
+    ("rank", "options"),
+    [(1, ACROSS_RANKS), *(pytest.param(rank, {}, marks=pytest.mark.slow) for rank in (0, 1))],
+)
+def test_a_rank_killed_within_an_epoch_loses_time_only(tmp_path: Path, rank: int, options: dict[str, object]) -> None:
+    whole = run_world(tmp_path / "whole", options)
     assert whole == [0, 0]
-    codes = run_world(tmp_path / "broken", kill=rank)
+    codes = run_world(tmp_path / "broken", options, kill=rank)
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] != 0, "nobody trains on alone"
     names = sorted(path.name for path in (tmp_path / "broken" / "checkpoints").glob("epoch-*"))
     assert names[-1].startswith("epoch-000001-step-")
-    assert run_world(tmp_path / "broken") == [0, 0]
+    assert run_world(tmp_path / "broken", options) == [0, 0]
     for name in ("0.json", "1.json"):
         expected = json.loads((tmp_path / "whole" / name).read_text())
         found = json.loads((tmp_path / "broken" / name).read_text())
@@ -301,13 +307,15 @@ def test_a_rank_killed_within_an_epoch_loses_time_only(tmp_path: Path, rank: int
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def run_world(folder: Path, kill: int | None = None) -> list[int]:
+def run_world(folder: Path, options: dict[str, object], kill: int | None = None) -> list[int]:
     """Train in two processes; SIGKILL one of them in the middle of the second epoch. Returns the exit codes."""
     folder.mkdir(exist_ok=True)
     (folder / "rendezvous").unlink(missing_ok=True)
     (folder / "reached").unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
-    arguments = [[str(rank), str(folder), str(int(kill is not None))] for rank in range(2)]
+    arguments = [
+        [str(rank), str(folder), str(int(kill is not None)), json.dumps(options)] for rank in range(2)
+    ]
     workers = [
         subprocess.Popen([sys.executable, WORKER, *given], env=environment, stderr=subprocess.DEVNULL)
         for given in arguments

@@ -28,7 +28,7 @@ def refused(finished: subprocess.CompletedProcess[str], *parts: str) -> None:
 CRAMPED = """
 import resource, sys, torch
 from pathlib import Path
-from ekgsearch.cli import main
+from ekgsearch.__main__ import main
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 600_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -2,124 +2,31 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from local_evaluator import SETTINGS, LocalEvaluator, batch_evaluator, budget_of, evaluator_of, records
 
 from ekgsearch.channels.cost import cost
-from ekgsearch.channels.graph import ChannelGraph, analyse
-from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.errors import BudgetError, NumericsError
-from ekgsearch.maths.knowledge import cross_entropy_terms
 from ekgsearch.maths.otsu import trimmed_otsu
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import (
-    BatchResult,
     Candidate,
     Decision,
     Evaluation,
     GroupScores,
     decisions_from_records,
-    mean_over_batches,
     sum_over_batches,
 )
-from ekgsearch.search.budget import Budget, set_budget
-from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import FastNetworks, NaiveNetworks, Networks
+from ekgsearch.search.budget import set_budget
+from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.evaluate import SearchBatch
+from ekgsearch.search.networks import NaiveNetworks
 from ekgsearch.search.steps import QUIRKS, StepRule, coarse_step
-
-SETTINGS = EkgSettings(step=0.4)
-
-
-class LocalEvaluator:
-    """Two evaluators that own different batches, as two workers would; counts what it is asked."""
-
-    def __init__(self, parts: Sequence[BatchEvaluator]) -> None:
-        self.parts = parts
-        self.num_candidates = 0
-
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
-        return mean_over_batches(merge(part.begin(history) for part in self.parts))
-
-    def scores(self, current: Subnetwork, count: int) -> GroupScores:
-        return sum_over_batches(merge(part.scores(current, count) for part in self.parts))
-
-    def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        self.num_candidates += len(candidates)
-        return evaluations(merge(part.evaluate(current, candidates) for part in self.parts), len(candidates))
-
-    def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
-        return evaluations(merge(part.settle(candidates) for part in self.parts), len(candidates))
-
-
-def merge(answers: object) -> dict:
-    return {batch: value for answer in answers for batch, value in answer.items()}  # type: ignore[attr-defined]
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    torch.set_num_threads(1)
-    network = build(NetSpec("resnet20", 4, (3, 8, 8)), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.3, 1.5, generator=generator)
-            nn.init.normal_(module.bias, 0, 0.3, generator=generator)
-    return network.eval()
-
-
-@pytest.fixture(scope="module")
-def graph(network: nn.Module) -> ChannelGraph:
-    return analyse(network, (3, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def batches() -> list[SearchBatch]:
-    generator = torch.Generator().manual_seed(2)
-    sizes = [16, 16, 9]
-    return [
-        SearchBatch(
-            index,
-            torch.randn(size, 3, 8, 8, generator=generator),
-            torch.randint(0, 4, (size,), generator=generator),
-        )
-        for index, size in enumerate(sizes)
-    ]
-
-
-def batch_evaluator(networks: Networks, batches: Sequence[SearchBatch]) -> BatchEvaluator:
-    return BatchEvaluator(networks, lambda images: images, batches, 41)
-
-
-def evaluator_of(
-    graph: ChannelGraph,
-    batches: list[SearchBatch],
-    split: Sequence[Sequence[int]],
-    networks: Callable[[ChannelGraph], Networks] = FastNetworks,
-) -> LocalEvaluator:
-    return LocalEvaluator([batch_evaluator(networks(graph), [batches[index] for index in part]) for part in split])
-
-
-def budget_of(graph: ChannelGraph, reduction: float = 0.5, unit: str = "macs") -> Budget:
-    return set_budget(graph, reduction=reduction, absolute=None, unit=unit, counter="macs")  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def made(graph: ChannelGraph, batches: list[SearchBatch]) -> list[Decision]:
-    search = EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph), SETTINGS)
-    return list(search.run())
-
-
-def records(decisions: Sequence[Decision]) -> list[dict]:
-    return [decision.to_record() for decision in decisions]
 
 
 def test_masks_are_nested_and_the_cost_falls_in_every_iteration(made: list[Decision]) -> None:
@@ -159,62 +66,6 @@ def test_every_candidate_is_one_step_of_the_published_size(graph: ChannelGraph, 
         rates[decision.group] = decision.rate
 
 
-def test_ensemble_knowledge_is_the_mean_of_all_logits_so_far(
-    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
-) -> None:
-    masked = MaskedNetwork(graph)
-    evaluator = batch_evaluator(FastNetworks(graph), batches)
-    list(EkgSearch(graph, LocalEvaluator([evaluator]), budget_of(graph), SETTINGS).run())
-    assert evaluator.num_averaged == len(made) - 1, "the last network ends the search and is not averaged in"
-    for batch in batches:
-        logits = [masked.forward(batch.pixels, decision.subnetwork, norm_mode="batch") for decision in made[:-1]]
-        expected = torch.stack(logits).double().mean(0)
-        torch.testing.assert_close(evaluator.knowledge(batch.index), expected, rtol=0, atol=1e-5)
-
-
-def test_decisions_do_not_depend_on_who_owns_the_batches(
-    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
-) -> None:
-    for split in ([[2, 0], [1]], [[1], [2], [0]]):
-        search = EkgSearch(graph, evaluator_of(graph, batches, split), budget_of(graph), SETTINGS)
-        assert records(list(search.run())) == records(made)
-
-
-def without_numbers(decisions: Sequence[Decision]) -> list[dict]:
-    """Records of decisions without what was measured, which rounding may change."""
-    found = []
-    for record in records(decisions):
-        candidates = [
-            {key: line[key] for key in ("group", "num_kept", "macs", "params")} for line in record["candidates"]
-        ]
-        kept = {key: value for key, value in record.items() if key not in ("loss", "score", "threshold", "correct")}
-        found.append({**kept, "candidates": candidates})
-    return found
-
-
-def test_sharing_what_comes_before_gives_the_bits_of_running_every_candidate_from_the_images(
-    graph: ChannelGraph, batches: list[SearchBatch]
-) -> None:
-    naive = evaluator_of(graph, batches, [[0, 1, 2]], NaiveNetworks)
-    shared = evaluator_of(graph, batches, [[0, 1, 2]], partial(FastNetworks, slice_below=0.0))
-    expected = records(list(EkgSearch(graph, naive, budget_of(graph), SETTINGS).run()))
-    assert records(list(EkgSearch(graph, shared, budget_of(graph), SETTINGS).run())) == expected
-
-
-@pytest.mark.parametrize("slice_below", [0.5, 0.9, 1.0])
-def test_slicing_makes_the_decisions_of_the_masked_network(
-    slice_below: float, graph: ChannelGraph, batches: list[SearchBatch]
-) -> None:
-    naive = evaluator_of(graph, batches, [[0, 1, 2]], NaiveNetworks)
-    expected = list(EkgSearch(graph, naive, budget_of(graph), SETTINGS).run())
-    sliced = evaluator_of(graph, batches, [[0], [1, 2]], partial(FastNetworks, slice_below=slice_below))
-    settings = dataclasses.replace(SETTINGS, tie_tolerance=TIE_TOLERANCE)
-    found = list(EkgSearch(graph, sliced, budget_of(graph), settings).run())
-    assert without_numbers(found) == without_numbers(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.evaluation.score == pytest.approx(other.evaluation.score, rel=1e-5)
-
-
 def test_near_ties_are_settled_by_the_masked_network(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
     asked: list[list[str]] = []
 
@@ -248,15 +99,6 @@ def test_near_ties_are_settled_by_the_masked_network(graph: ChannelGraph, batche
     assert decision.group == decision.candidates[1].group, "1.5 is not lower than what the masked network says"
 
 
-def test_a_worker_that_missed_an_iteration_says_so(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
-    evaluator = batch_evaluator(FastNetworks(graph), batches)
-    evaluator.begin([graph.full()])
-    again = evaluator.scores(graph.full(), 1)
-    assert all(np.array_equal(again[0][name], found) for name, found in evaluator.scores(graph.full(), 1)[0].items())
-    with pytest.raises(NumericsError, match="missed an iteration"):
-        evaluator.scores(graph.full(), 3)
-
-
 def test_a_search_continues_from_its_records_in_any_iteration(
     graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
 ) -> None:
@@ -264,26 +106,6 @@ def test_a_search_continues_from_its_records_in_any_iteration(
         history = decisions_from_records(records(made[:stop]), graph.full())
         search = EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph), SETTINGS)
         assert records(history + list(search.run(history))) == records(made)
-
-
-def test_candidates_may_be_evaluated_in_any_order(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
-    names = [group.name for group in graph.groups]
-    full = graph.full()
-    candidates = [Candidate(name, full.replace(name, full[name][:-2]), Fraction(1, 2)) for name in names]
-    evaluator = evaluator_of(graph, batches, [[0, 1, 2]])
-    evaluator.begin([full])
-    forwards = evaluator.evaluate(full, candidates)
-    backwards = evaluator.evaluate(full, candidates[::-1])
-    assert forwards == backwards[::-1]
-
-
-def test_weights_and_running_statistics_are_not_touched(
-    network: nn.Module, graph: ChannelGraph, batches: list[SearchBatch]
-) -> None:
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph, 0.2), SETTINGS).run())
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
 
 
 def test_the_first_shortlist_follows_from_scores_computed_by_hand(
@@ -302,22 +124,6 @@ def test_the_first_shortlist_follows_from_scores_computed_by_hand(
     assert made[1].threshold == pytest.approx(threshold, rel=1e-12)
     expected = [group.name for group, value in zip(graph.groups, doomed, strict=True) if value <= threshold]
     assert [outcome.group for outcome in made[1].candidates] == expected
-
-
-def test_loss_and_score_are_true_means_over_the_images(
-    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
-) -> None:
-    masked = MaskedNetwork(graph)
-    label_terms, ensemble_terms = [], []
-    for batch in batches:
-        first = masked.forward(batch.pixels, graph.full(), norm_mode="batch").double()
-        logits = masked.forward(batch.pixels, made[1].subnetwork, norm_mode="batch").double()
-        to_label, to_ensemble = cross_entropy_terms(logits, batch.labels, first)
-        label_terms.append(to_label)
-        ensemble_terms.append(to_ensemble)
-    loss = torch.cat(label_terms).mean().item()
-    assert made[1].evaluation.loss == pytest.approx(loss, rel=1e-6)
-    assert made[1].evaluation.score == pytest.approx(loss + torch.cat(ensemble_terms).mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("unit", "reduction"), [("params", 0.6), ("macs", 0.93)])
@@ -380,10 +186,3 @@ def test_every_quirk_alone_reaches_the_budget_and_continues_from_its_records(
     history = decisions_from_records(records(made[:3]), graph.full())
     search = EkgSearch(graph, evaluator_of(graph, batches, [[0], [1, 2]]), budget, settings)
     assert records(history + list(search.run(history))) == records(made)
-
-
-def test_nominal_means_divide_every_batch_by_the_nominal_size() -> None:
-    results = {0: BatchResult(16, 4, 8.0, 12.0), 1: BatchResult(4, 1, 3.0, 5.0)}
-    assert mean_over_batches(results).loss == pytest.approx(11 / 20)
-    assert mean_over_batches(results, nominal_batch=16).loss == pytest.approx((8 / 16 + 3 / 16) / 2)
-    assert mean_over_batches(results, nominal_batch=16).score == pytest.approx((12 / 16 + 5 / 16) / 2)

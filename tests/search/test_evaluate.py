@@ -1,0 +1,134 @@
+"""Evaluations on the batches of a small search: whoever owns them and however they are run, the decisions stay."""
+
+import dataclasses
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from local_evaluator import SETTINGS, LocalEvaluator, batch_evaluator, budget_of, evaluator_of, records
+from torch import nn
+
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.errors import NumericsError
+from ekgsearch.maths.knowledge import cross_entropy_terms
+from ekgsearch.search.base import (
+    BatchResult,
+    Candidate,
+    Decision,
+    mean_over_batches,
+)
+from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch
+from ekgsearch.search.evaluate import SearchBatch
+from ekgsearch.search.networks import FastNetworks, NaiveNetworks
+
+
+def test_ensemble_knowledge_is_the_mean_of_all_logits_so_far(
+    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
+) -> None:
+    masked = MaskedNetwork(graph)
+    evaluator = batch_evaluator(FastNetworks(graph), batches)
+    list(EkgSearch(graph, LocalEvaluator([evaluator]), budget_of(graph), SETTINGS).run())
+    assert evaluator.num_averaged == len(made) - 1, "the last network ends the search and is not averaged in"
+    for batch in batches:
+        logits = [masked.forward(batch.pixels, decision.subnetwork, norm_mode="batch") for decision in made[:-1]]
+        expected = torch.stack(logits).double().mean(0)
+        torch.testing.assert_close(evaluator.knowledge(batch.index), expected, rtol=0, atol=1e-5)
+
+
+def test_decisions_do_not_depend_on_who_owns_the_batches(
+    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
+) -> None:
+    for split in ([[2, 0], [1]], [[1], [2], [0]]):
+        search = EkgSearch(graph, evaluator_of(graph, batches, split), budget_of(graph), SETTINGS)
+        assert records(list(search.run())) == records(made)
+
+
+def without_numbers(decisions: Sequence[Decision]) -> list[dict]:
+    """Records of decisions without what was measured, which rounding may change."""
+    found = []
+    for record in records(decisions):
+        candidates = [
+            {key: line[key] for key in ("group", "num_kept", "macs", "params")} for line in record["candidates"]
+        ]
+        kept = {key: value for key, value in record.items() if key not in ("loss", "score", "threshold", "correct")}
+        found.append({**kept, "candidates": candidates})
+    return found
+
+
+def test_sharing_what_comes_before_gives_the_bits_of_running_every_candidate_from_the_images(
+    graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    naive = evaluator_of(graph, batches, [[0, 1, 2]], NaiveNetworks)
+    shared = evaluator_of(graph, batches, [[0, 1, 2]], partial(FastNetworks, slice_below=0.0))
+    expected = records(list(EkgSearch(graph, naive, budget_of(graph), SETTINGS).run()))
+    assert records(list(EkgSearch(graph, shared, budget_of(graph), SETTINGS).run())) == expected
+
+
+@pytest.mark.parametrize("slice_below", [0.5, 0.9, 1.0])
+def test_slicing_makes_the_decisions_of_the_masked_network(
+    slice_below: float, graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    naive = evaluator_of(graph, batches, [[0, 1, 2]], NaiveNetworks)
+    expected = list(EkgSearch(graph, naive, budget_of(graph), SETTINGS).run())
+    sliced = evaluator_of(graph, batches, [[0], [1, 2]], partial(FastNetworks, slice_below=slice_below))
+    settings = dataclasses.replace(SETTINGS, tie_tolerance=TIE_TOLERANCE)
+    found = list(EkgSearch(graph, sliced, budget_of(graph), settings).run())
+    assert without_numbers(found) == without_numbers(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.evaluation.score == pytest.approx(other.evaluation.score, rel=1e-5)
+
+
+def test_a_worker_that_missed_an_iteration_says_so(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    evaluator = batch_evaluator(FastNetworks(graph), batches)
+    evaluator.begin([graph.full()])
+    again = evaluator.scores(graph.full(), 1)
+    assert all(np.array_equal(again[0][name], found) for name, found in evaluator.scores(graph.full(), 1)[0].items())
+    with pytest.raises(NumericsError, match="missed an iteration"):
+        evaluator.scores(graph.full(), 3)
+
+
+def test_candidates_may_be_evaluated_in_any_order(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    names = [group.name for group in graph.groups]
+    full = graph.full()
+    candidates = [Candidate(name, full.replace(name, full[name][:-2]), Fraction(1, 2)) for name in names]
+    evaluator = evaluator_of(graph, batches, [[0, 1, 2]])
+    evaluator.begin([full])
+    forwards = evaluator.evaluate(full, candidates)
+    backwards = evaluator.evaluate(full, candidates[::-1])
+    assert forwards == backwards[::-1]
+
+
+def test_weights_and_running_statistics_are_not_touched(
+    network: nn.Module, graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph, 0.2), SETTINGS).run())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_loss_and_score_are_true_means_over_the_images(
+    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
+) -> None:
+    masked = MaskedNetwork(graph)
+    label_terms, ensemble_terms = [], []
+    for batch in batches:
+        first = masked.forward(batch.pixels, graph.full(), norm_mode="batch").double()
+        logits = masked.forward(batch.pixels, made[1].subnetwork, norm_mode="batch").double()
+        to_label, to_ensemble = cross_entropy_terms(logits, batch.labels, first)
+        label_terms.append(to_label)
+        ensemble_terms.append(to_ensemble)
+    loss = torch.cat(label_terms).mean().item()
+    assert made[1].evaluation.loss == pytest.approx(loss, rel=1e-6)
+    assert made[1].evaluation.score == pytest.approx(loss + torch.cat(ensemble_terms).mean().item(), rel=1e-6)
+
+
+def test_nominal_means_divide_every_batch_by_the_nominal_size() -> None:
+    results = {0: BatchResult(16, 4, 8.0, 12.0), 1: BatchResult(4, 1, 3.0, 5.0)}
+    assert mean_over_batches(results).loss == pytest.approx(11 / 20)
+    assert mean_over_batches(results, nominal_batch=16).loss == pytest.approx((8 / 16 + 3 / 16) / 2)
+    assert mean_over_batches(results, nominal_batch=16).score == pytest.approx((12 / 16 + 5 / 16) / 2)
