@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ekgsearch.channels.operations import Kind, is_depthwise, operation_name
-from ekgsearch.maths.sequential import sequential_batch_norm
+from ekgsearch.maths.batch_norm import batch_norm, sequential_batch_norm
 from ekgsearch.records import NormMode
 
 Values = Mapping[str, Any]
@@ -249,13 +249,13 @@ def _linear(value: Tensor, tensors: _Tensors) -> Tensor:
 
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm, value: Tensor, tensors: _Tensors, mode: NormMode) -> Tensor:
     """Normalise; in batch mode the running statistics are neither read nor written."""
+    weight, bias = (None, None) if module.weight is None else (tensors.weight, tensors.find("bias"))
     if mode == "batch_sequential":
-        weight, bias = (None, None) if module.weight is None else (tensors.weight, tensors.find("bias"))
         return sequential_batch_norm(value, weight, bias, module.eps)
-    by_batch = mode == "batch" or module.running_mean is None
-    mean, var = (None, None) if by_batch else (tensors.find("running_mean"), tensors.find("running_var"))
-    weight = None if module.weight is None else tensors.weight
-    return F.batch_norm(value, mean, var, weight, tensors.find("bias"), by_batch, 0.0, module.eps)
+    if mode == "batch" or module.running_mean is None:
+        return batch_norm(value, weight, bias, module.eps)
+    mean, var = tensors.find("running_mean"), tensors.find("running_var")
+    return F.batch_norm(value, mean, var, weight, bias, False, 0.0, module.eps)
 
 
 def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -1,6 +1,7 @@
 """The sliced network: what the masked network computes, on kept channels only and shared between candidates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,24 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import Site
 from ekgsearch.channels.prepare import Preparation, Prepared
 from ekgsearch.records import NormMode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Walk:
+    """What a sub-network computed on a batch, as far as candidates that branch off it start from it.
+
+    Attributes:
+        before: by index of a step that a channel group touches first, the values that this or a later step reads.
+    """
+
+    before: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of these values, what they share counted once."""
+        tensors = [value for values in self.before.values() for value in values.values() if isinstance(value, Tensor)]
+        blocks = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(blocks.values())
 
 
 class SlicedNetwork:
@@ -61,17 +80,19 @@ class SlicedNetwork:
         candidates: Sequence[tuple[str, Prepared]],
         *,
         norm_mode: NormMode = "batch",
+        walk: Walk | None = None,
     ) -> list[Any]:
         """Run candidates that differ from the current sub-network in one channel group each.
 
         The current sub-network is walked through once; each candidate branches off at the first step that its channel
-        group touches. Nothing else is kept in memory, and the bits are those of `forward`.
+        group touches. The bits are those of `forward`.
 
         Args:
             images: normalised float images (B, 3, H, W).
             current: the sub-network that they share.
             candidates: pairs (channel group that differs, candidate from `narrowed`).
             norm_mode: statistics of the batch, or running ones.
+            walk: what `scores` found on the way through the current sub-network with these images; None to go again.
 
         Returns:
             What the network returns for each candidate, in their order.
@@ -81,16 +102,21 @@ class SlicedNetwork:
             waiting.setdefault(self._first[group], []).append(position)
         outputs: dict[int, Any] = {}
         values: dict[str, Any] = {self._program.input: self._arithmetic.images(images)}
-        for index in range(max(waiting, default=-1) + 1):
-            for position in waiting.get(index, ()):
-                done = self._finish(dict(values), candidates[position][1], norm_mode, index)
+        reached = 0
+        for index in sorted(waiting):
+            if walk is None:
+                for step in range(reached, index):
+                    self._step(values, current, norm_mode, step, 0)
+                reached = index
+            found = values if walk is None else {**values, **walk.before[index]}
+            for position in waiting[index]:
+                done = self._finish(dict(found), candidates[position][1], norm_mode, index)
                 outputs[position] = self._program.output(done)
-            self._step(values, current, norm_mode, index, 0)
         return [outputs[position] for position in range(len(candidates))]
 
     def scores(
         self, images: Tensor, loss_fn: Callable[[Any], Tensor], prepared: Prepared, *, norm_mode: NormMode = "batch"
-    ) -> tuple[Any, dict[str, Tensor]]:
+    ) -> tuple[Any, dict[str, Tensor], Walk]:
         """Compute the importance of every channel of a sub-network on one batch; see `MaskedNetwork.scores`.
 
         Args:
@@ -100,11 +126,14 @@ class SlicedNetwork:
             norm_mode: statistics of the batch, or running ones.
 
         Returns:
-            The network's output, detached, and by channel group a float64 vector of non-negative scores on the CPU.
+            The network's output, detached; by channel group a float64 vector of non-negative scores on the CPU; and
+            what `branches` can start from.
         """
         totals = torch.zeros(int(self.graph.classes.max()) + 1, dtype=torch.float64, device=images.device)
         leaves: list[Tensor] = []
         handles = []
+        before: dict[int, dict[str, Any]] = {}
+        branching = frozenset(self._first.values())
 
         def add(site: Site, value: Tensor, gradient: Tensor) -> None:
             axes_but_one = [axis for axis in range(value.ndim) if axis != site.axis]
@@ -117,6 +146,10 @@ class SlicedNetwork:
         with torch.enable_grad():
             values: dict[str, Any] = {self._program.input: self._arithmetic.images(images)}
             for index, step in enumerate(self._program.steps):
+                if index in branching:
+                    before[index] = {
+                        name: _detached(value) for name, value in values.items() if name != self._program.input
+                    }
                 self._step(values, prepared, norm_mode, index, index + 1)
                 site = self._sites.get(step.name)
                 if site is not None:
@@ -132,7 +165,8 @@ class SlicedNetwork:
         for handle in handles:
             handle.remove()
         found = totals.cpu()
-        return _detached(output), {name: found[classes] for name, classes in self.graph.group_classes.items()}
+        by_group = {name: found[classes] for name, classes in self.graph.group_classes.items()}
+        return _detached(output), by_group, Walk(before)
 
     def _finish(self, values: dict[str, Any], prepared: Prepared, mode: NormMode, start: int) -> dict[str, Any]:
         for index in range(start, len(self._program.steps)):

@@ -7,12 +7,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ekgsearch.channels.sliced import Walk
 from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import add_to_mean, cross_entropy_terms, is_correct
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, mean_over_batches
 from ekgsearch.search.criteria import PUBLISHED, Rules, channel_scores
 from ekgsearch.search.networks import Networks
+
+PREFIX_BYTES = 2**30
+"""Memory for what scoring computed and candidates start from; batches beyond it are walked through again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class BatchEvaluator:
         divisor: what the summed score is divided by before its gradient is taken: the images of the whole search
             subset, or the nominal batch size (quirk `nominal_batch_means`).
         rules: importance criterion and teacher of the score.
+        prefix_bytes: memory for what candidates can start from; it changes no result.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class BatchEvaluator:
         batches: Sequence[SearchBatch],
         divisor: int,
         rules: Rules = PUBLISHED,
+        prefix_bytes: int = PREFIX_BYTES,
     ) -> None:
         self._networks = networks
         self._normalise = normalise
@@ -59,6 +65,9 @@ class BatchEvaluator:
         self._rules = rules
         self._knowledge: dict[int, Tensor] = {}
         self._count = 0
+        self._prefix_bytes = prefix_bytes
+        self._walked: Subnetwork | None = None
+        self._walks: dict[int, Walk] = {}
 
     @property
     def num_averaged(self) -> int:
@@ -132,9 +141,14 @@ class BatchEvaluator:
 
         if self._rules.needs_gradient:
             prepared = self._networks.prepare(current)
+            self._walked, self._walks, free = current, {}, self._prefix_bytes
             for batch in self._batches:
-                by_group = self._networks.scores(self._normalise(batch.pixels), partial(mean_score, batch), prepared)
+                images, loss = self._normalise(batch.pixels), partial(mean_score, batch)
+                by_group, walk = self._networks.scores(images, loss, prepared)
                 scores[batch.index] = {group: values.numpy() for group, values in by_group.items()}
+                if walk is not None and walk.num_bytes <= free:
+                    free -= walk.num_bytes
+                    self._walks[batch.index] = walk
         else:
             found = channel_scores(self._rules, self._networks.masked.graph, current, count)
             for batch in self._batches:
@@ -149,8 +163,9 @@ class BatchEvaluator:
     ) -> dict[int, list[BatchResult]]:
         """Results of the candidates, in their order, by batch index; on these batches only, None for all."""
         run = self._networks.candidates(current, candidates)
+        walks = self._walks if current == self._walked else {}
         return {
-            batch.index: self._results(batch, run(self._normalise(batch.pixels)))
+            batch.index: self._results(batch, run(self._normalise(batch.pixels), walks.get(batch.index)))
             for batch in self._batches
             if batches is None or batch.index in batches
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.masks import MaskedNetwork
-from ekgsearch.channels.sliced import SlicedNetwork
+from ekgsearch.channels.sliced import SlicedNetwork, Walk
 from ekgsearch.records import NormMode, Subnetwork
 from ekgsearch.search.base import Candidate
 
@@ -34,12 +34,19 @@ class Networks(Protocol):
         """What `scores` needs of a sub-network whatever the batch."""
         ...
 
-    def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any) -> dict[str, Tensor]:
-        """Importance of every channel by channel group, float64 on the CPU, for a loss of the logits."""
+    def scores(
+        self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any
+    ) -> tuple[dict[str, Tensor], Walk | None]:
+        """Importance of every channel by channel group, float64 on the CPU, for a loss of the logits.
+
+        Also what candidates on the same images can start from, where that gives the same bits.
+        """
         ...
 
-    def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
-        """Prepare candidates; the result maps images to the logits of each, in their order."""
+    def candidates(
+        self, current: Subnetwork, candidates: Sequence[Candidate]
+    ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
+        """Prepare candidates; the result maps images, and what `scores` left, to the logits of each, in their order."""
         ...
 
 
@@ -59,13 +66,17 @@ class NaiveNetworks:
         """Nothing is prepared."""
         return subnetwork
 
-    def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Subnetwork) -> dict[str, Tensor]:
-        """Importance of every channel."""
-        return self.masked.scores(images, loss, prepared, norm_mode=self.norm_mode)
+    def scores(
+        self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Subnetwork
+    ) -> tuple[dict[str, Tensor], None]:
+        """Importance of every channel; nothing is left for candidates."""
+        return self.masked.scores(images, loss, prepared, norm_mode=self.norm_mode), None
 
-    def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
+    def candidates(
+        self, current: Subnetwork, candidates: Sequence[Candidate]
+    ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
         """Run each candidate by itself."""
-        return lambda images: [self.forward(images, candidate.subnetwork) for candidate in candidates]
+        return lambda images, walk: [self.forward(images, candidate.subnetwork) for candidate in candidates]
 
 
 class FastNetworks:
@@ -88,6 +99,7 @@ class FastNetworks:
     ) -> None:
         self.masked = MaskedNetwork(graph)
         self.norm_mode: NormMode = norm_mode
+        self._arithmetic = arithmetic
         self._sliced = SlicedNetwork(graph, slice_below, arithmetic)
         self._preparation = self._sliced.preparation
 
@@ -99,12 +111,18 @@ class FastNetworks:
         """Kernels and masks of a sub-network."""
         return self._preparation.whole(subnetwork)
 
-    def scores(self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any) -> dict[str, Tensor]:
-        """Importance of every channel."""
-        found = self._sliced.scores(images, lambda logits: loss(_single(logits)), prepared, norm_mode=self.norm_mode)
-        return found[1]
+    def scores(
+        self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any
+    ) -> tuple[dict[str, Tensor], Walk | None]:
+        """Importance of every channel; compiled steps may round otherwise without gradients, and leave nothing."""
+        _, found, walk = self._sliced.scores(
+            images, lambda logits: loss(_single(logits)), prepared, norm_mode=self.norm_mode
+        )
+        return found, None if self._arithmetic.compile else walk
 
-    def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[[Tensor], list[Tensor]]:
+    def candidates(
+        self, current: Subnetwork, candidates: Sequence[Candidate]
+    ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
         """Prepare the current network and what each candidate changes."""
         standing = self._preparation.whole(current)
         branches = [
@@ -112,8 +130,8 @@ class FastNetworks:
             for candidate in candidates
         ]
 
-        def run(images: Tensor) -> list[Tensor]:
-            outputs = self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode)
+        def run(images: Tensor, walk: Walk | None) -> list[Tensor]:
+            outputs = self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode, walk=walk)
             return [_single(logits) for logits in outputs]
 
         return run

@@ -1,5 +1,6 @@
 """The sliced network computes what the masked network computes: the same bits where nothing is sliced."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -72,10 +73,17 @@ def test_candidates_that_branch_off_give_the_bits_of_whole_runs(name, below):
     candidates = candidates_of(network, current)
     before = {key: tensor.clone() for key, tensor in current.tensors.items()}
     pixels = x.clone()
+    walk = network.scores(x, loss, current)[2]
+    kept = {index: {key: copy.deepcopy(value) for key, value in found.items()} for index, found in walk.before.items()}
     outputs = network.branches(x, current, candidates)
-    for (_, candidate), output in zip(candidates, outputs, strict=True):
+    from_scores = network.branches(x, current, candidates, walk=walk)
+    for (_, candidate), output, other in zip(candidates, outputs, from_scores, strict=True):
         whole = network.preparation.whole(candidate.subnetwork)
         assert_same_bits(output, network.forward(x, whole))
+        assert_same_bits(other, output)
+    for index, found in walk.before.items():
+        for key, value in found.items():
+            assert_same_bits(value, kept[index][key])
     assert torch.equal(x, pixels), "the images were written"
     assert all(torch.equal(current.tensors[key], tensor) for key, tensor in before.items())
 
@@ -87,7 +95,7 @@ def test_scores_are_those_of_the_masked_network(name):
     expected = MaskedNetwork(graph).scores(x, loss, sub)
     for below in (0.0, 0.6, 1.0):
         network = SlicedNetwork(graph, below)
-        output, found = network.scores(x, loss, network.preparation.whole(sub))
+        output, found, _ = network.scores(x, loss, network.preparation.whole(sub))
         assert_same_bits(output, network.forward(x, network.preparation.whole(sub)))
         for group in graph.groups:
             torch.testing.assert_close(found[group.name], expected[group.name], rtol=1e-9, atol=1e-12)

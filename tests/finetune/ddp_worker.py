@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ekgsearch.data.batching import epoch_order
 from ekgsearch.errors import NumericsError
-from ekgsearch.finetune.batches import loader_settings
 from ekgsearch.finetune import objective
+from ekgsearch.finetune.batches import loader_settings
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train

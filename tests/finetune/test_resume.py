@@ -313,9 +313,7 @@ def run_world(folder: Path, options: dict[str, object], kill: int | None = None)
     (folder / "rendezvous").unlink(missing_ok=True)
     (folder / "reached").unlink(missing_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
-    arguments = [
-        [str(rank), str(folder), str(int(kill is not None)), json.dumps(options)] for rank in range(2)
-    ]
+    arguments = [[str(rank), str(folder), str(int(kill is not None)), json.dumps(options)] for rank in range(2)]
     workers = [
         subprocess.Popen([sys.executable, WORKER, *given], env=environment, stderr=subprocess.DEVNULL)
         for given in arguments

@@ -1,7 +1,7 @@
 """Evaluations on the batches of a small search: whoever owns them and however they are run, the decisions stay."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
 
@@ -13,8 +13,10 @@ from torch import nn
 
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.masks import MaskedNetwork
+from ekgsearch.channels.sliced import Walk
 from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import cross_entropy_terms
+from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import (
     BatchResult,
     Candidate,
@@ -22,7 +24,7 @@ from ekgsearch.search.base import (
     mean_over_batches,
 )
 from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch
-from ekgsearch.search.evaluate import SearchBatch
+from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
 from ekgsearch.search.networks import FastNetworks, NaiveNetworks
 
 
@@ -66,6 +68,36 @@ def test_sharing_what_comes_before_gives_the_bits_of_running_every_candidate_fro
     shared = evaluator_of(graph, batches, [[0, 1, 2]], partial(FastNetworks, slice_below=0.0))
     expected = records(list(EkgSearch(graph, naive, budget_of(graph), SETTINGS).run()))
     assert records(list(EkgSearch(graph, shared, budget_of(graph), SETTINGS).run())) == expected
+
+
+@pytest.mark.parametrize("prefix_bytes", [0, 400_000])
+def test_walking_again_changes_no_bit(
+    prefix_bytes: int, graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
+) -> None:
+    walks: list[bool] = []
+
+    class Noting(FastNetworks):
+        """Notes whether candidates start from what scoring computed."""
+
+        def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[..., list[torch.Tensor]]:
+            run = super().candidates(current, candidates)
+
+            def noting(images: torch.Tensor, walk: Walk | None) -> list[torch.Tensor]:
+                walks.append(walk is not None)
+                return run(images, walk)
+
+            return noting
+
+    def run(free: int) -> list[Decision]:
+        evaluator = BatchEvaluator(Noting(graph), lambda images: images, batches, 41, prefix_bytes=free)
+        return list(EkgSearch(graph, LocalEvaluator([evaluator]), budget_of(graph), SETTINGS).run())
+
+    assert records(run(prefix_bytes)) == records(made)
+    assert any(walks) == (prefix_bytes > 0)
+    assert not all(walks), "the memory holds some batches at most"
+    walks.clear()
+    assert records(run(PREFIX_BYTES)) == records(made)
+    assert all(walks)
 
 
 @pytest.mark.parametrize("slice_below", [0.5, 0.9, 1.0])
