@@ -7,6 +7,7 @@ from torch import nn
 
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.operations import Kind
+from ekgsearch.channels.sliced import first_steps
 from ekgsearch.channels.trace import BATCH
 
 _READS_ITS_INPUT = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM, Kind.POOL, Kind.AVERAGE, Kind.SOFTMAX})
@@ -26,17 +27,19 @@ class SearchMemory:
         subset: uint8 images of all its batches, and the ensemble knowledge about them in float64.
         scores: feature maps of one batch while channels are scored, kept for the backward pass.
         candidates: feature maps of one batch while candidates branch off.
+        prefixes: feature maps of all its batches that candidates start from.
     """
 
     network: int
     subset: int
     scores: int
     candidates: int
+    prefixes: int
 
     @property
     def peak(self) -> int:
         """The most that is held at a time."""
-        return self.network + self.subset + max(self.scores, self.candidates)
+        return self.network + self.subset + self.prefixes + max(self.scores, self.candidates)
 
 
 def search_memory(
@@ -47,11 +50,12 @@ def search_memory(
     num_classes: int,
     number_bytes: int = 4,
     masked_groups: frozenset[str] = frozenset(),
+    prefix_bytes: int = 0,
 ) -> SearchMemory:
     """Compute the peak memory of a search worker; it depends on shapes only, and is largest before anything is cut.
 
-    Candidates need little: no prefix is kept, they branch off one walk through the current network, which holds the
-    values that are still to be read. Scores need most: what the backward pass reads.
+    Candidates need little: they branch off one walk through the current network, which holds the values that are still
+    to be read. Scores need most: what the backward pass reads. Some of it is kept for the candidates.
 
     Args:
         graph: analysed network.
@@ -61,6 +65,7 @@ def search_memory(
         number_bytes: bytes of one number of a feature map.
         masked_groups: channel groups that will be masked rather than sliced for a while; their masked feature maps are
             held beside the unmasked ones.
+        prefix_bytes: the most that is kept for candidates to start from.
     """
     sizes = {
         name: number_bytes * batch_size * math.prod(shape[1:])
@@ -68,12 +73,14 @@ def search_memory(
         if shape and shape[0] == BATCH
     }
     largest = max(sizes.values())
+    prefixes = sum(sizes.get(name, 0) for name in _read_by_candidates(graph))
     parameters = [*graph.network.parameters(), *graph.network.buffers()]
     return SearchMemory(
         network=sum(tensor.numel() * tensor.element_size() for tensor in parameters),
         subset=images * (math.prod(graph.input_shape) + 8 * num_classes),
         scores=_saved(graph, sizes, number_bytes, masked_groups) + _WORKSPACE * largest,
         candidates=_walked(graph, sizes) + _WORKSPACE * largest,
+        prefixes=min(prefix_bytes, -(-images * prefixes // batch_size)),
     )
 
 
@@ -105,3 +112,15 @@ def _walked(graph: ChannelGraph, sizes: dict[str, int]) -> int:
             if program.last_use[name] == index:
                 alive.pop(name, None)
     return 2 * most  # a branch holds at most as much again as the walk that it leaves
+
+
+def _read_by_candidates(graph: ChannelGraph) -> set[str]:
+    """Names of the values that are alive where a candidate may branch off."""
+    program, found = graph.trace.program, set[str]()
+    alive: set[str] = set()
+    branching = set(first_steps(graph, program).values())
+    for index, step in enumerate(program.steps):
+        if index in branching:
+            found |= alive
+        alive = {name for name in alive | {step.name} if program.last_use.get(name, 0) > index}
+    return found

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
+from ekgsearch.channels.execute import Program
 from ekgsearch.channels.fuse import fuse
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import Site
@@ -55,16 +56,7 @@ class SlicedNetwork:
         self._arithmetic = arithmetic
         self._sites: dict[str, Site] = {site.node: site for site in graph.sites}
         self._program = fuse(graph.trace, frozenset(self._sites)) if arithmetic.compile else graph.trace.program
-        self._first: dict[str, int] = {}
-        for group in graph.groups:
-            read = {member.layer for member in (*group.producers, *group.depthwise, *group.consumers)}
-            calls = [call.node for call in graph.labelling.layers if call.path in read]
-            self._first[group.name] = min(self._program.index[node] for node in (*calls, *group.sites))
-
-    def first_step(self, group: str) -> int:
-        """Index of the first step whose result depends on which channels a channel group keeps."""
-        self.graph.group(group)
-        return self._first[group]
+        self._first = first_steps(graph, self._program)
 
     @torch.no_grad()
     def forward(self, images: Tensor, prepared: Prepared, *, norm_mode: NormMode = "batch") -> Any:
@@ -187,6 +179,16 @@ class SlicedNetwork:
         for name in step.inputs:
             if program.last_use[name] == index and name != program.input:
                 values.pop(name, None)
+
+
+def first_steps(graph: ChannelGraph, program: Program) -> dict[str, int]:
+    """By channel group, the index of the first step whose result depends on which channels it keeps."""
+    found = {}
+    for group in graph.groups:
+        read = {member.layer for member in (*group.producers, *group.depthwise, *group.consumers)}
+        calls = [call.node for call in graph.labelling.layers if call.path in read]
+        found[group.name] = min(program.index[node] for node in (*calls, *group.sites))
+    return found
 
 
 def _detached(output: Any) -> Any:

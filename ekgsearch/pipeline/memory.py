@@ -8,6 +8,7 @@ import torch
 
 from ekgsearch.channels.memory import SearchMemory, search_memory
 from ekgsearch.pipeline.setup import Setup
+from ekgsearch.search.evaluate import PREFIX_BYTES
 from ekgsearch.search.steps import coarse_step
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,12 @@ def state_memory(setup: Setup, num_workers: int) -> None:
     memory, free = worker_memory(setup, num_workers), _free_bytes(setup.device)
     log.info(
         "a search worker holds at most %.2f GB of tensors: %.2f GB while a batch of %d images is scored, %.2f GB while "
-        "candidates are evaluated, %.2f GB of weights and images; free here: %.1f GB",
+        "candidates are evaluated, %.2f GB that these start from, %.2f GB of weights and images; free here: %.1f GB",
         memory.peak / _GIGABYTE,
         memory.scores / _GIGABYTE,
         setup.job.search.batch_size,
         memory.candidates / _GIGABYTE,
+        memory.prefixes / _GIGABYTE,
         (memory.network + memory.subset) / _GIGABYTE,
         free / _GIGABYTE,
     )
@@ -61,6 +63,7 @@ def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
         num_classes=setup.net.num_classes,
         number_bytes=2 if section.precision == "bf16" else 4,
         masked_groups=masked,
+        prefix_bytes=PREFIX_BYTES,
     )
 
 

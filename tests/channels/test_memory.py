@@ -37,14 +37,14 @@ def work(images):
     candidates = [(name, narrow(full, graph.full().replace(name, range(1)), name)) for name in names]
     network.branches(images, full, candidates)
     after_candidates = peak()
-    network.scores(images, lambda logits: F.cross_entropy(logits, labels), full)
-    return after_candidates
+    walk = network.scores(images, lambda logits: F.cross_entropy(logits, labels), full)[2]
+    return after_candidates, walk.num_bytes
 
 work(torch.randn(2, 3, side, side))
 Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far, also that of the process which started this one
 before = peak()
-after_candidates = work(torch.randn(batch, 3, side, side))
-print(json.dumps({"candidates": after_candidates - before, "scores": peak() - before}))
+after_candidates, prefixes = work(torch.randn(batch, 3, side, side))
+print(json.dumps({"candidates": after_candidates - before, "scores": peak() - before, "prefixes": prefixes}))
 """
 
 
@@ -60,12 +60,13 @@ print(json.dumps({"candidates": after_candidates - before, "scores": peak() - be
 )
 def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int, batch: int) -> None:
     graph = analyse(build(NetSpec(name, 10, (3, side, side))).eval(), (3, side, side))
-    stated = search_memory(graph, images=0, batch_size=batch, num_classes=10)
+    stated = search_memory(graph, images=batch, batch_size=batch, num_classes=10, prefix_bytes=2**40)
     command = [sys.executable, "-c", WORKER, name, str(side), str(batch)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
     images = 4 * batch * 3 * side * side
     assert measured["candidates"] <= stated.candidates + images
     assert 0.5 * stated.scores <= measured["scores"] <= stated.scores + images
+    assert 0.5 * stated.prefixes <= measured["prefixes"] <= stated.prefixes
 
 
 def test_memory_grows_with_the_batch_and_with_masked_channel_groups() -> None:
@@ -79,3 +80,5 @@ def test_memory_grows_with_the_batch_and_with_masked_channel_groups() -> None:
     )
     assert masked.scores - small.scores == 4 * 4 * 64 * 16 * 32 * 32
     assert small.peak == small.network + small.subset + small.scores
+    capped = search_memory(graph, images=320, batch_size=64, num_classes=10, prefix_bytes=1000)
+    assert (capped.prefixes, capped.peak) == (1000, small.peak + 1000)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.prepare import Prepared
-from ekgsearch.channels.sliced import SlicedNetwork
+from ekgsearch.channels.sliced import SlicedNetwork, first_steps
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 
@@ -158,4 +158,4 @@ def test_nothing_before_the_first_step_depends_on_the_channel_group():
             for index, name in enumerate(order)
             if isinstance(full[name], torch.Tensor) and not torch.equal(full[name], cut[name])
         ]
-        assert min(changed) == network.first_step(group.name)
+        assert min(changed) == first_steps(graph, graph.trace.program)[group.name]
