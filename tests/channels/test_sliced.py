@@ -146,7 +146,7 @@ def test_networks_of_the_zoo_can_be_sliced_whole():
 
 def test_nothing_before_the_first_step_depends_on_the_channel_group():
     graph = graph_of("option A")
-    masked, network, x = MaskedNetwork(graph), SlicedNetwork(graph, 1.0), images()
+    masked, x = MaskedNetwork(graph), images()
     names = frozenset(step.name for step in graph.trace.program.steps)
     _, full = masked.run(x, {}, {}, keep=names)
     order = [step.name for step in graph.trace.program.steps]
