@@ -19,7 +19,7 @@ from ekgsearch.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 """Raised when what is stored, or how it is decoded, changes."""
 
 

@@ -13,7 +13,11 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded; a few bytes of a prepared file can ask for all the memory there is."""
 
-_MAGIC = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n\x1a\n": "PNG"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAGIC = {b"\xff\xd8\xff": "JPEG", _PNG: "PNG"}
+_PNG_BIT_DEPTH = 24
+"""Place of the bits per channel in a PNG, whose header is always its first chunk."""
+
 _KNOWN_OTHERS = {b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF", b"%PDF": "PDF"}
 
 
@@ -54,8 +58,11 @@ def _rgb(picture: Image.Image) -> Image.Image:
 def is_plain(data: bytes) -> bool:
     """Tell whether every decoder makes the same of a sound picture: 8-bit grey or RGB, upright, nothing see-through.
 
-    What is not plain (CMYK, palettes, 16 bit, EXIF rotation) has to go through `open_picture`.
+    What is not plain (CMYK, palettes, 16 bit, EXIF rotation) has to go through `open_picture`. The mode does not tell
+    of 16 bit: Pillow opens them as RGB, too, and cuts the low bits off where other decoders round.
     """
+    if data.startswith(_PNG) and data[_PNG_BIT_DEPTH] > 8:
+        return False
     with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
         upright = picture.getexif().get(ExifTags.Base.Orientation, 1) == 1
         return upright and picture.mode in ("RGB", "L") and "transparency" not in picture.info

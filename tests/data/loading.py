@@ -1,6 +1,8 @@
 """Small sets of pictures and settings with which loaders are tested."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,17 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def sixteen_bit_png(levels: np.ndarray) -> bytes:
+    """Encode levels (H, W, 3), uint16, of red, green and blue, which Pillow can only read."""
+    height, width = levels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
 
 
 def picture_folder(root: Path, *, train: int = 6, test: int = 1) -> Path:

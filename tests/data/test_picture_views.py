@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.loading import NORMALISATION, PAD, RESIZED, by_id, encoded, photograph, picture_folder, settings
+from data.loading import (
+    NORMALISATION,
+    PAD,
+    RESIZED,
+    by_id,
+    encoded,
+    photograph,
+    picture_folder,
+    settings,
+    sixteen_bit_png,
+)
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
@@ -33,6 +43,7 @@ ODD: dict[str, bytes] = {
     "alpha": encoded(photograph(5).convert("RGBA"), "PNG"),
     "bilevel": encoded(photograph(6).convert("1"), "PNG"),
     "16 bit": encoded(Image.fromarray(np.asarray(photograph(7).convert("L")).astype(np.uint16) * 257), "PNG"),
+    "16 bit colour": sixteen_bit_png(np.asarray(photograph(7)).astype(np.uint16) * 256 + 200),
     "progressive": encoded(photograph(8), progressive=True),
     "tiny": encoded(photograph(9, (2, 1))),
 }
@@ -66,7 +77,7 @@ def test_views_are_those_of_a_plain_version(folder: Path, backend: str, augmenta
     loaded = by_id(
         list(open_loader(images, settings(loader=backend, augmentation=augmentation, drop_last=False)).epoch(2))
     )
-    assert len(loaded) == len(images) == 22
+    assert len(loaded) == len(images) == 23
     for image_id, views in loaded.items():
         whole = functional.pil_to_tensor(Image.open(io.BytesIO(images.read_bytes(image_id))))
         if not images.images[image_id].plain or len(whole) != 3:
@@ -87,7 +98,7 @@ def test_both_back_ends_make_the_same_bits(folder: Path, augmentation: Augmentat
         by_id(list(open_loader(images, settings(loader=name, augmentation=augmentation, drop_last=False)).epoch(3)))
         for name in ("torch", "dali")
     )
-    assert by_torch.keys() == by_dali.keys() == set(range(22))
+    assert by_torch.keys() == by_dali.keys() == set(range(23))
     for image_id, views in by_torch.items():
         assert torch.equal(views, by_dali[image_id]), images.images[image_id].path
 
