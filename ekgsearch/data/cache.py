@@ -1,11 +1,13 @@
 """What was decoded or verified once and need not be again: files in the user's cache folder."""
 
+import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from ekgsearch.data.images import ArrayImages, array_hash
 from ekgsearch.errors import StorageError
 from ekgsearch.records import canonical_json, content_hash
-from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.files import write_atomically, write_error
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,36 @@ def source_key(kind: str, sources: Iterable[Path]) -> str:
     """
     stats = [(str(path.resolve()), status.st_size, status.st_mtime_ns) for path in sources for status in [path.stat()]]
     return content_hash([_VERSION, kind, stats])
+
+
+@contextlib.contextmanager
+def locked(key: str, task: str, *, required: bool) -> Iterator[None]:
+    """Let one process of the machine do a task while the others wait for it; the lock vanishes with the process.
+
+    Args:
+        key: from `source_key`; who gives another key does not wait.
+        task: what is done, for the message to those who wait, such as `verifying the pictures of /data/train`.
+        required: whether a cache folder that cannot be written or locked is an error; otherwise it is a warning, and
+            nobody waits for anybody.
+
+    Raises:
+        StorageError: there is no lock, and one is required.
+    """
+    with contextlib.ExitStack() as held:
+        path = cache_folder() / f"{key}.lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(path.open("w", encoding="ascii"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for another process of this machine, which is %s", task)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if required:
+                raise write_error(path, error, 0) from error
+            logger.warning("%s without a lock, since %s: other processes may do the same work", task, error)
+        yield
 
 
 def cached_images(key: str, decode: Callable[[], tuple[np.ndarray, np.ndarray]]) -> ArrayImages:

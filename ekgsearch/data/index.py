@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ekgsearch.data.cache import cached_json, source_key
+from ekgsearch.data.cache import cached_json, locked, source_key
 from ekgsearch.data.decode import MAX_BYTES, is_plain, open_picture
 from ekgsearch.errors import DataError
 
@@ -86,7 +86,8 @@ class ImageIndex:
 def index_images(folder: Path, *, num_threads: int) -> ImageIndex:
     """Verify the pictures of a split folder, which holds one folder per class; remembered until a file changes.
 
-    Hidden files (and the `._*` files of macOS) are skipped.
+    Hidden files (and the `._*` files of macOS) are skipped. Of the processes of a machine that need the same folder at
+    once, one verifies and the others wait.
 
     Raises:
         DataError: there are no class folders, one is empty or has folders inside.
@@ -95,7 +96,8 @@ def index_images(folder: Path, *, num_threads: int) -> ImageIndex:
     paths = [path for name in class_names for path in _class_files(folder / name)]
     logger.info("%s: %d files in %d classes", folder, len(paths), len(class_names))
     key = source_key("image-index", paths)
-    checks = cached_json(key, lambda: _check_all(paths, num_threads))
+    with locked(key, f"verifying the pictures of {folder}", required=False):
+        checks = cached_json(key, lambda: _check_all(paths, num_threads))
     labels = {name: label for label, name in enumerate(class_names)}
     images, bad = [], []
     for path, (reason, *facts) in zip(paths, checks, strict=True):

@@ -1,7 +1,5 @@
 """Pictures in the rows of parquet files, verified once and copied to where a single one can be read quickly."""
 
-import contextlib
-import fcntl
 import itertools
 import logging
 import os
@@ -15,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ekgsearch.data.cache import cache_folder, cached_json, source_key
+from ekgsearch.data.cache import cache_folder, cached_json, locked, source_key
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from ekgsearch.data.images import Dataset
@@ -94,7 +92,7 @@ def _open_split(root: Path, names: Sequence[str], num_threads: int) -> tuple[Ima
     check_complete(paths)
     key = source_key("parquet-pack", paths)
     pack = cache_folder() / f"{key}.pack"
-    with _locked(pack.with_suffix(".lock")):
+    with locked(key, f"verifying and copying the pictures of {paths[0].parent}", required=True):
         if not pack.exists():
             pack.with_suffix(".json").unlink(missing_ok=True)
         rows = cached_json(key, lambda: _copy(paths, pack, num_threads))
@@ -194,16 +192,3 @@ def _check_labels(root: Path, train: ImageIndex, test: ImageIndex) -> int:
             f"found {sorted(theirs - ours)[:5] or 'no test pictures'}"
         )
     return len(ours)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process of the machine copy while the others wait; the lock vanishes with the process."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", encoding="ascii")
-    except OSError as error:
-        raise write_error(path, error, 0) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +211,29 @@ def test_pictures_are_verified_once_and_again_only_after_a_change(root: Path, mo
     (root / "train" / "dog" / "2.jpg").write_bytes(encoded(picture(99, (50, 50))))
     assert index_images(root / "train", num_threads=1) != first
     assert len(checked) == 6
+
+
+def test_of_processes_that_start_together_one_verifies(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, Path(__file__).with_name("index_worker.py"), root / "train", tmp_path]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        assert [worker.communicate(timeout=120)[0] for worker in workers] == ["6\n"] * 2
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert len((tmp_path / "verified").read_text().split()) == 6
+    expected = "waiting for another process of this machine, which is verifying the pictures of"
+    assert (tmp_path / "waiting").read_text() == f"{expected} {root / 'train'}"
+
+
+def test_a_cache_that_cannot_be_written_costs_time_only(
+    root: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.parent.write_text("a file in the place of the folder")
+    for _ in range(2):
+        assert len(index_images(root / "train", num_threads=1).images) == 6
+    assert "verifying the pictures of" in caplog.text
+    assert "without a lock" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed"])
