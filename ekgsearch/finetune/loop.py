@@ -72,7 +72,8 @@ def train(
         bank: memory bank of the training images, for the objectives `ekg`, `contrastive` and `byol`.
         teacher: unpruned network, for the objective `single`; used in running mode.
         classifier: path of the linear layer whose input is the embedding, for `contrastive` and `byol`.
-        checkpoint: where the state is kept after each epoch; None for a training short enough to repeat.
+        checkpoint: where the state is kept after each epoch, and before it is evaluated, so that an evaluation that
+            fails costs no step; None for a training short enough to repeat.
         checkpoint_every_steps: steps between two checkpoints within an epoch; 0 for none. No result depends on it.
         on_epoch: called on every process after each epoch is kept; not for epochs before a resume.
         on_step: called after each step.
@@ -85,6 +86,7 @@ def train(
         NumericsError: losses or gradients that are not finite, also after going back to the last checkpoint; the
             message names epoch, step and rank.
         ResumeError: the checkpoint belongs to another training.
+        DataError: more training pictures are damaged than allowed, or a test picture is (see `evaluate`).
     """
     check(data, config, world, bank, teacher, classifier)
     training = _Training(
@@ -150,9 +152,9 @@ def _run_epochs(state: TrainState, training: _Training, on_epoch: Callable[[Epoc
 
 
 def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
-    """Take all steps of one epoch that are left, then evaluate."""
+    """Take all steps of one epoch that are left, keep their result, then evaluate."""
     config, world, running = training.config, training.world, state.running
-    begin = time.monotonic() - running.seconds
+    begin, begun_with = time.monotonic() - running.seconds, running.step
     num_steps = len(training.loader)
     if running.step == 0:
         torch.manual_seed(sub_seed(config.seed, "train", state.epoch, world.rank))
@@ -176,10 +178,16 @@ def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
         due = training.checkpoint_every_steps and running.step % training.checkpoint_every_steps == 0
         if training.checkpoint is not None and due and running.step < num_steps:
             save_checkpoint(training.checkpoint, state, training.facts, world)
+    seen = world.sum(running.sums).tolist()
+    if not seen[-1]:
+        raise NumericsError(f"epoch {state.epoch}: expected a step with a finite loss, found {running.skipped} without")
+    is_tested = training.data.test is not None and _is_evaluated(state.epoch, config)
+    if training.checkpoint is not None and is_tested and running.step > begun_with:
+        save_checkpoint(training.checkpoint, state, training.facts, world)
     if not config.synchronised_norm:
         for network in state.following:
             world.average_statistics(network)
-    return _measure(state, training, begin)
+    return _measure(state, training, seen, begin)
 
 
 def _skip(state: TrainState, config: FinetuneConfig, error: NumericsError) -> None:
@@ -195,18 +203,20 @@ def _skip(state: TrainState, config: FinetuneConfig, error: NumericsError) -> No
     logger.warning("%s; step skipped (%d in a row of %d)", error, state.skipped_in_a_row, config.max_skipped)
 
 
-def _measure(state: TrainState, training: _Training, begin: float) -> EpochMetrics:
-    """Sum the epoch up over all processes and evaluate."""
-    config, world, running = training.config, training.world, state.running
-    *losses, replaced, correct, images = world.sum(running.sums).tolist()
-    if not images:
-        raise NumericsError(f"epoch {state.epoch}: expected a step with a finite loss, found {running.skipped} without")
+def _is_evaluated(epoch: int, config: FinetuneConfig) -> bool:
+    return epoch == config.epochs or epoch % config.evaluate_every == 0
+
+
+def _measure(state: TrainState, training: _Training, seen: list[float], begin: float) -> EpochMetrics:
+    """Evaluate, and put what an epoch saw over all processes into words."""
+    config, running = training.config, state.running
+    *losses, replaced, correct, images = seen
     is_last = state.epoch == config.epochs
     if state.epoch > config.epochs - config.average_last:
         average = state.averages["averaged"]
         average.update(state.model, 1 / (average.count + 1))
     top1: dict[str, float] = {}
-    if is_last or state.epoch % config.evaluate_every == 0:
+    if _is_evaluated(state.epoch, config):
         networks = {"test": state.model, **{name: average.network for name, average in state.averages.items()}}
         if not is_last:
             networks.pop("averaged", None)

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.channels.norm import recalibrate
 from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.encoded import DamagedImageError
 from ekgsearch.data.subset import permutation
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError
 from ekgsearch.finetune.average import recalibrate_on
+from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.metrics import StepReport
 from ekgsearch.finetune.world import World
 
 ALONE = World(torch.device("cpu"))
@@ -36,13 +40,14 @@ class AskedBank(TensorBank):
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainData:
-    """Sixteen pictures of two classes, of which one of each class has become empty."""
+    """Sixteen pictures of two classes, of which one of each class has become empty, and two sound ones to evaluate."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = picture_folder(tmp_path / "pictures", train=8)
-    train_set = open_dataset("image_folder", root, image_size=8, num_threads=1).train
+    dataset = open_dataset("image_folder", root, image_size=8, num_threads=1)
     for name in ("cat/02.jpg", "dog/07.jpg"):
         (root / "train" / name).write_bytes(b"")
-    return TrainData(train_set, Normalisation((60.0,) * 3, (50.0,) * 3), max_damaged=0.1, threads=1)
+    normalisation = Normalisation((60.0,) * 3, (50.0,) * 3)
+    return TrainData(dataset.train, normalisation, test=dataset.test, max_damaged=0.1, threads=1)
 
 
 def configured(**changes: object) -> FinetuneConfig:
@@ -78,3 +83,50 @@ def test_too_many_damaged_images_stop_the_training(data: TrainData, make_network
     few = TrainData(data.train, data.normalisation, max_damaged=0.0, threads=1)
     with pytest.raises(DataError, match=r"expected at most 0 damaged pictures, found 1; .*the file is empty"):
         train(make_network(), few, configured(objective="plain"), world=ALONE)
+
+
+def test_a_damaged_test_picture_is_named_and_costs_no_step(
+    data: TrainData, make_network: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    config = configured(objective="plain", average_last=2, recalibrate_images=8)
+    place = FolderCheckpoints(tmp_path / "checkpoints")
+    whole, resumed = make_network(), make_network()
+    expected = train(whole, data, config, world=ALONE)
+    picture = tmp_path / "pictures" / "val" / "dog" / "00.jpg"
+    sound = picture.read_bytes()
+    taken: list[tuple[int, int]] = []
+
+    def spoil(report: StepReport) -> None:
+        taken.append((report.epoch, report.step))
+        if taken[-1] == (2, 2):
+            picture.write_bytes(b"")
+
+    for _ in range(2):  # a second start meets the same damage
+        with pytest.raises(DamagedImageError, match=r"val/dog/00\.jpg has changed .*; once it is restored, the same"):
+            train(make_network(), data, config, world=ALONE, checkpoint=place, on_step=spoil)
+        assert taken == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    picture.write_bytes(sound)
+    torch.manual_seed(99)  # the resumed process has other random numbers in its generators
+    result = train(resumed, data, config, world=ALONE, checkpoint=place, on_step=spoil)
+    assert len(taken) == 4
+    clocks = {"wall_seconds": 0.0, "wait_seconds": 0.0}
+    assert repr([replace(row, **clocks) for row in result.epochs]) == repr(
+        [replace(row, **clocks) for row in expected.epochs]
+    )
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
+
+
+class TwoProcesses(World):
+    """The first of two processes, of which the other met a damaged picture."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values + torch.tensor([0.0, 0.0, 1.0])
+
+
+def test_every_process_stops_at_a_test_picture_that_one_cannot_read(
+    data: TrainData, make_network: Callable[[], nn.Module]
+) -> None:
+    sound = data.train.take(torch.tensor([0, 1, 8, 9]))
+    with pytest.raises(DamagedImageError, match="1 of 2 processes met a damaged picture"):
+        evaluate(make_network(), sound, data.normalisation, TwoProcesses(ALONE.device, 0, 2))
