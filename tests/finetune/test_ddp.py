@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from ekgsearch.finetune.batches import open_batches
+from ekgsearch.finetune.world import World
+from ekgsearch.maths.distillation import ekg_loss
 from ekgsearch.storage.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -137,9 +140,33 @@ def test_a_synchronised_norm_is_that_of_one_process_on_the_whole_batch(folders: 
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_own_batch_statistics_give_another_loss_sequence(folders: dict[int, Path], size: int) -> None:
+def test_own_batch_statistics_are_those_of_each_share(folders: dict[int, Path], size: int) -> None:
     alone, together = step_losses(folders[1], "own", 1), step_losses(folders[size], "own", size)
-    assert together != pytest.approx(alone, rel=10 * TOLERANCE)
+    assert together == pytest.approx(losses_of_shares(size), rel=TOLERANCE)
+    assert together[0] != pytest.approx(alone[0], rel=10 * TOLERANCE), "shares normalised apart differ from the batch"
+
+
+def losses_of_shares(size: int) -> list[float]:
+    """Train in one process on the scenario `own`, each share of a batch normalised apart, all else over the batch."""
+    worker = load_worker()
+    fixtures, config = worker.load_fixtures(), worker.EVEN
+    data, bank = fixtures.make_data(), fixtures.make_bank()
+    with torch.random.fork_rng():
+        model = worker.network(normalised=True).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
+    )
+    ranks = [open_batches(data, config, World(torch.device("cpu"), rank, size)).epoch(1) for rank in range(size)]
+    losses = []
+    for shares in zip(*ranks, strict=True):
+        logits = torch.cat([model(share.views.flatten(0, 1)).view(*share.views.shape[:2], -1) for share in shares])
+        labels, ids = (torch.cat([getattr(share, name) for share in shares]) for name in ("labels", "ids"))
+        parts, _ = ekg_loss(logits, labels, bank.read(ids).logits, config.temperature, gate=config.teacher_gate)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        losses.append(parts["loss"].item())
+    return losses
 
 
 @pytest.mark.parametrize("size", [2, 4])
