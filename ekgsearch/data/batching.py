@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ekgsearch.data.damage import StandIns
-from ekgsearch.data.subset import batches, permutation
+from ekgsearch.data.subset import batches, permutation, share
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError
 
@@ -76,10 +76,6 @@ class LoaderSettings:
         for name, (holds, expected) in ranges.items():
             if not holds:
                 raise DataError(f"loader: expected {name} {expected}, found {getattr(self, name)!r}")
-
-    def share(self, count: int) -> slice:
-        """Contiguous part of `count` images that this process takes; parts differ by at most one image."""
-        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
 
 @dataclass(frozen=True)
@@ -204,7 +200,8 @@ class ReadingLoader(Generic[Pixels]):
 
             try:
                 for batch in epoch_order(self._ids, self._settings, epoch)[start:]:
-                    read = reader.submit(self._read, batch[self._settings.share(len(batch))], epoch)
+                    part = batch[share(len(batch), self._settings.rank, self._settings.world_size)]
+                    read = reader.submit(self._read, part, epoch)
                     pending.append((len(batch), renderer.submit(rendered, read)))
                     if len(pending) > READ_AHEAD:
                         yield self._wait(*pending.popleft(), epoch)

@@ -1,4 +1,4 @@
-"""Which training images the search and its warm-up use, and in which order images are visited."""
+"""Which training images the search and its warm-up use, in which order images are visited, and by which process."""
 
 import numpy as np
 import torch
@@ -72,3 +72,8 @@ def permutation(num: int, seed: int, epoch: int) -> Tensor:
         Ids (num,), int64.
     """
     return torch.argsort(words(torch.arange(num), 1, seed, epoch).flatten(), stable=True)
+
+
+def share(count: int, rank: int, size: int) -> slice:
+    """Contiguous part of `count` items that process `rank` of `size` takes; parts differ by at most one item."""
+    return slice(rank * count // size, (rank + 1) * count // size)

@@ -10,6 +10,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ekgsearch.data.subset import share
 from ekgsearch.errors import EkgError
 
 logger = logging.getLogger(__name__)
@@ -86,8 +87,8 @@ class World:
                 buffer.copy_(self.sum(buffer) / self.size)
 
     def share(self, count: int) -> slice:
-        """Contiguous part of `count` items that this process takes; parts differ by at most one item."""
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+        """Part of `count` items that this process takes; see `subset.share`."""
+        return share(count, self.rank, self.size)
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
