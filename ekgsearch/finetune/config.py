@@ -15,6 +15,12 @@ Objective = Literal["plain", "single", "ekg", "contrastive", "byol"]
 """Cross-entropy on one view; distillation from the unpruned network; distillation from the memory bank; the same with a
 contrastive or a BYOL term on embeddings."""
 
+BANK_OBJECTIVES: frozenset[Objective] = frozenset({"ekg", "contrastive", "byol"})
+"""Objectives that distil from the memory bank."""
+
+EMBEDDING_OBJECTIVES: frozenset[Objective] = frozenset({"contrastive", "byol"})
+"""Those of them with a term on embeddings, which need the teachers' embeddings beside their logits, and lightly."""
+
 Precision = Literal["float32", "bfloat16"]
 """Arithmetic of forward and backward passes; bfloat16 is autocast, an approximation, weights stay float32."""
 
@@ -30,7 +36,6 @@ class FinetuneConfig:
         learning_rate: rate before the first milestone.
         milestones: epochs after whose end the rate is multiplied by `decay`.
         decay: factor of one drop.
-        warmup_epochs: linear rise of the rate at the start, in epochs.
         momentum: Nesterov momentum.
         weight_decay: L2 factor on all parameters, those of normalisation layers and biases included.
         temperature: softening of the distillation; 4 below 1000 classes, 10 for 1000.
@@ -67,7 +72,6 @@ class FinetuneConfig:
     learning_rate: float = 0.01
     milestones: tuple[int, ...] = (30, 60, 80)
     decay: float = 0.2
-    warmup_epochs: float = 0.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     temperature: float = 4.0
@@ -105,7 +109,6 @@ class FinetuneConfig:
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "decay": (0 < self.decay <= 1, "above 0 and at most 1"),
-            "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "0 or more and below 1"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "temperature": (self.temperature > 0, "above 0"),
@@ -137,12 +140,12 @@ class FinetuneConfig:
     @property
     def needs_bank(self) -> bool:
         """Whether the objective distils from the memory bank."""
-        return self.objective in ("ekg", "contrastive", "byol")
+        return self.objective in BANK_OBJECTIVES
 
     @property
     def needs_embeddings(self) -> bool:
         """Whether the objective has a term on embeddings."""
-        return self.objective in ("contrastive", "byol")
+        return self.objective in EMBEDDING_OBJECTIVES
 
     @property
     def micro_batch(self) -> int:

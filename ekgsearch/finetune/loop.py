@@ -248,10 +248,4 @@ def _evaluate(name: str, network: nn.Module, training: _Training) -> float:
 
 def learning_rate(config: FinetuneConfig, progress: float) -> float:
     """Learning rate after so many epochs, fractions included."""
-    return step_decay(
-        progress,
-        base=config.learning_rate,
-        milestones=config.milestones,
-        decay=config.decay,
-        warmup_epochs=config.warmup_epochs,
-    )
+    return step_decay(progress, base=config.learning_rate, milestones=config.milestones, decay=config.decay)
