@@ -5,8 +5,9 @@ transforms v2 of each view (random resized crop, flip, colour jitter, tensor, PC
 DataLoader with as many worker processes as the loaders here have threads. All read the same files, make the same number
 of float32 views of the same size in batches of the same size, and are charged for all their threads and processes. The
 loaders here also check every file against its hash; the reference starts its workers anew for each epoch, which costs
-it 2 % of an epoch of 1000 pictures. Pairs are interleaved; torch computes with one thread. Where a network is named, it
-is also trained on what the loader gives, and the share of the time that it waits is measured.
+it 2 % of an epoch of 1000 pictures. An image with two views counts once. Pairs are interleaved; torch computes with one
+thread. Where a network is named, it is also trained on what the loader gives, and the share of the time that it waits
+is measured.
 """
 
 import itertools

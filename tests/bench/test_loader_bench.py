@@ -29,6 +29,9 @@ def test_every_case_is_measured_against_torchvision(job: Path) -> None:
     ratios = {m.case: m for m in measurements if m.unit == "x"}
     cases = {f"{name}, {by} against torchvision" for name, _, _ in loader._CASES for by in ("dali", "torch")}
     assert cases == set(ratios)
+    rates = {m.case for m in measurements if (m.quantity, m.unit) == ("per core", "images/s")}
+    sides = ("dali", "torchvision beside dali", "torch", "torchvision beside torch")
+    assert rates == {f"{name}, {side}" for name, _, _ in loader._CASES for side in sides}
     assert all(m.value > 0 and m.repeats == 2 for m in measurements if m.unit != "%")
     [waits] = [m for m in measurements if m.unit == "%"]
     assert 0 <= waits.low <= waits.high <= 100
