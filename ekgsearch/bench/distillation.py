@@ -1,24 +1,32 @@
 """Training steps of each fine-tuning objective against a step of plain distributed data parallel training.
 
 Both sides take the same number of optimiser steps on the same two views of the same images, with the same network, in
-one process of a process group of one, under DistributedDataParallel, with the same optimiser. The plain side is
-written out here as it usually is: forward, cross-entropy over both views, backward, step. The other side is what the
-training loop does in every step: reading ahead, rows of the memory bank, losses, check for finite numbers, metrics. The
-views of both come from the loader, so that making them costs both alike. Pairs are interleaved; the goal is a ratio of
-at most 1.10 for `ekg`. The memory bank is a stored one with its local copy complete, so that gathering and decoding
-rows are part of the step; the rows are random numbers, whose values do not change the work.
+the same processes, under DistributedDataParallel, with the same optimiser. The plain side is written out here as it
+usually is: forward, cross-entropy over both views, backward, step. The other side is what the training loop does in
+every step: reading ahead, rows of the memory bank, losses, check for finite numbers, metrics. The views of both come
+from the loader, so that making them costs both alike. Pairs are interleaved; the goal is a ratio of at most 1.10 for
+`ekg`. The memory bank is a stored one with its local copy complete, so that gathering and decoding rows are part of the
+step; the rows are random numbers, whose values do not change the work.
+
+In two processes, each takes half of every batch, and what the step sums over processes (gradients on both sides; the
+choice of teachers and the check for finite numbers on one) crosses them through gloo; in one process these sums are
+nothing. Times are means over the processes. Process time leaves out what a process waits for the other, wall time has
+it, and whatever else the machine does. Plain steps against plain steps show how far either can be trusted.
 """
 
+import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.distributed as distributed
 import torch.nn.functional as functional
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
@@ -41,10 +49,13 @@ from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.uniform import uniform_width
-from ekgsearch.storage.objects import open_store
+from ekgsearch.storage.objects import ObjectStore, open_store
 
 BANK_IMAGES = 4096
 """Images in the memory bank, at least: few enough for any disk, more than lie side by side in a file."""
+
+_PATIENCE = timedelta(minutes=5)
+"""After which a process takes the other for lost."""
 
 
 class Settings(BenchSettings):
@@ -57,15 +68,43 @@ class Settings(BenchSettings):
     reduction: float = Field(0.45, gt=0, lt=1, description="share of the MACs that the slim network lacks")
     objectives: tuple[Objective, ...] = Field(("ekg",), description="objectives that are compared with plain steps")
     teachers: int = Field(5, gt=0, description="teachers in the memory bank")
-    batch_size: int = Field(128, gt=1, description="images of a step")
+    batch_size: int = Field(128, gt=1, description="images of a step, over all processes")
     steps: int = Field(4, gt=0, description="steps on each side of a pair")
     pairs: int = Field(5, gt=0, description="pairs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of both sides")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device")
+    processes: Literal[1, 2] = Field(1, description="processes that share every batch; 2 only on the CPU")
+
+    @model_validator(mode="after")
+    def _check_processes(self) -> "Settings":
+        if self.processes > 1 and self.device == "cuda":
+            raise ValueError("processes: expected 1 with device cuda, found 2; they exchange sums over gloo, on CPUs")
+        return self
 
 
 def run(settings: Settings) -> list[Measurement]:
     """Measure every objective against plain steps, and plain steps against themselves."""
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        others = [
+            spawn.Process(target=_measure, args=(settings, rank, Path(folder)), daemon=True)
+            for rank in range(1, settings.processes)
+        ]
+        for other in others:
+            other.start()
+        try:
+            found = _measure(settings, 0, Path(folder))
+            for other in others:
+                other.join()
+        finally:
+            for other in others:
+                other.kill()
+                other.join()
+        return found
+
+
+def _measure(settings: Settings, rank: int, folder: Path) -> list[Measurement]:
+    """Measure as one of the processes; all find the same."""
     torch.set_num_threads(1)
     device = torch.device(settings.device)
     generator = torch.Generator().manual_seed(1)
@@ -85,23 +124,45 @@ def run(settings: Settings) -> list[Measurement]:
     def network() -> nn.Module:
         return slim(graph, kept).to(device)
 
-    found: list[Measurement] = []
-    with process_group(settings.device), tempfile.TemporaryDirectory() as folder:
-        world = World(device)
+    with process_group(World(device, rank, settings.processes), folder / "rendezvous"):
+        world = World.current(device)
         plain = _plain(network(), data, settings, world)
         again = _plain(network(), data, settings, world)
-        ours, theirs = abab(again, plain, pairs=settings.pairs)
-        found.append(ratio("plain against itself", "process time of a step", ours, theirs))
+        found = _compare("plain", "plain against itself", again, plain, settings, world)
         for objective in settings.objectives:
             teacher = graph.network if objective == "single" else None
             config = _config(settings, objective)
             width = head.width if config.needs_embeddings else 0
-            bank = _bank(settings, images, width, Path(folder) / objective, device) if config.needs_bank else None
+            bank = _bank(settings, images, width, folder / objective, world) if config.needs_bank else None
             distilled = _distilled(network(), data, config, world, bank, head.path, teacher)
-            ours, theirs = abab(distilled, plain, pairs=settings.pairs)
-            per_step = [seconds / settings.steps * 1000 for seconds in ours]
-            found.append(Measurement.of(objective, "process time of a step", "ms", per_step))
-            found.append(ratio(f"{objective} against plain, two views", "process time of a step", ours, theirs))
+            found += _compare(objective, f"{objective} against plain, two views", distilled, plain, settings, world)
+    return found
+
+
+def _compare(
+    case: str, pair: str, ours: Callable[[], None], plain: Callable[[], None], settings: Settings, world: World
+) -> list[Measurement]:
+    """Time both sides in turn, by both clocks; times are means over the processes."""
+    walls: tuple[list[float], list[float]] = ([], [])
+
+    def walled(steps: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+        def timed() -> None:
+            if world.size > 1:
+                distributed.barrier()
+            start = time.perf_counter()
+            steps()
+            seconds.append(time.perf_counter() - start)
+
+        return timed
+
+    processor = abab(walled(ours, walls[0]), walled(plain, walls[1]), pairs=settings.pairs)
+    found: list[Measurement] = []
+    for clock, sides in (("process", processor), ("wall", [seconds[1:] for seconds in walls])):
+        quantity = f"{clock} time of a step"
+        mine = torch.tensor(sides, dtype=torch.float64)
+        first, second = (world.sum(mine) / world.size).tolist()
+        found.append(Measurement.of(case, quantity, "ms", [seconds / settings.steps * 1000 for seconds in first]))
+        found.append(ratio(pair, quantity, first, second))
     return found
 
 
@@ -116,8 +177,11 @@ def _config(settings: Settings, objective: Objective) -> FinetuneConfig:
     )
 
 
-def _bank(settings: Settings, images: int, width: int, folder: Path, device: torch.device) -> MemoryBank:
-    """A stored memory bank of random rows, its local copy complete; it covers the images of the steps and more."""
+def _bank(settings: Settings, images: int, width: int, folder: Path, world: World) -> MemoryBank:
+    """A stored memory bank of random rows, its local copy complete; it covers the images of the steps and more.
+
+    The first process stores it; all share the local copy, as processes of one machine do.
+    """
     spec = BankSpec(
         dataset_hash="random",
         weights_hash="random",
@@ -127,17 +191,25 @@ def _bank(settings: Settings, images: int, width: int, folder: Path, device: tor
         batches_per_block=1,
         embeddings=width,
     )
-    store, generator = open_store(str(folder / "store")), torch.Generator().manual_seed(2)
-    for block, ids in enumerate(bank_layout(spec)):
-        logits, embeddings = (
-            torch.randn(len(ids), features, settings.teachers, generator=generator)
-            for features in (spec.num_classes, width)
-        )
-        write_block(store, spec, block, BankRows(logits, embeddings if width else None))
-    commit(store, spec)
-    bank = MemoryBank.open(store, spec, cache_dir=folder / "cache", device=device)
+    store = open_store(str(folder / "store"))
+    if world.rank == 0:
+        _store_rows(store, spec)
+    if world.size > 1:
+        distributed.barrier()
+    bank = MemoryBank.open(store, spec, cache_dir=folder / "cache", device=world.device)
     bank.wait()
     return bank
+
+
+def _store_rows(store: ObjectStore, spec: BankSpec) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for block, ids in enumerate(bank_layout(spec)):
+        logits, embeddings = (
+            torch.randn(len(ids), features, len(spec.teachers), generator=generator)
+            for features in (spec.num_classes, spec.embeddings)
+        )
+        write_block(store, spec, block, BankRows(logits, embeddings if spec.embeddings else None))
+    commit(store, spec)
 
 
 def _distilled(
@@ -152,7 +224,8 @@ def _distilled(
     """The steps of an epoch as the training loop takes them."""
     width = bank.spec.embeddings if bank is not None else 0
     state = start(model, config, world, teacher=teacher, classifier=path, teacher_width=width)
-    state.parallel = data_parallel(state.objective, world.device)
+    if world.size == 1:  # the loop wraps only what several processes share; the plain side is wrapped in any case
+        state.parallel = data_parallel(state.objective, world.device)
     loader = open_batches(data, config, world)
 
     def epoch() -> None:
@@ -193,19 +266,19 @@ def _plain(model: nn.Module, data: TrainData, settings: Settings, world: World) 
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[None]:
-    """A process group of this process alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        distributed.init_process_group(
-            "nccl" if device == "cuda" else "gloo",
-            init_method=f"file://{Path(folder) / 'rendezvous'}",
-            rank=0,
-            world_size=1,
-        )
-        try:
-            yield
-        finally:
-            distributed.destroy_process_group()
+def process_group(world: World, rendezvous: Path) -> Iterator[None]:
+    """A process group of the processes of a world, which meet at a file that does not exist before."""
+    distributed.init_process_group(
+        "nccl" if world.device.type == "cuda" else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=_PATIENCE,
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def _wait(device: torch.device) -> None:
