@@ -6,6 +6,7 @@ import click
 
 from ekgsearch.cli import cli
 from ekgsearch.errors import OUT_OF_MEMORY, EkgError, is_out_of_memory
+from ekgsearch.storage.secrets import redact
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo(message, err=True)
+    click.echo(redact(message), err=True)
     sys.exit(status)
 
 

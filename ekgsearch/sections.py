@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from ekgsearch.records import Counter, Precision
 from ekgsearch.search.criteria import Criterion, SearchTeacher
 from ekgsearch.search.steps import Quirk
+from ekgsearch.storage.secrets import credentials_in
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -192,6 +193,14 @@ class BankSection(Section):
 
     @field_validator("dtype", mode="before")
     @classmethod
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        reason = credentials_in(value or "")
+        if reason:
+            raise ValueError(f"bank.uri: {reason}")
+        return value
+
     def _whole_rows(cls, value: object) -> object:
         if isinstance(value, str) and re.match(r"top", value, re.IGNORECASE):
             raise ValueError(

@@ -12,7 +12,7 @@ from ekgsearch.errors import StorageError
 from ekgsearch.storage.arrow_store import ArrowStore
 from ekgsearch.storage.create_once import ConditionalWriter
 from ekgsearch.storage.local_store import LocalStore
-from ekgsearch.storage.secrets import names_a_secret, redact
+from ekgsearch.storage.secrets import credentials_in, redact
 
 _S3_OPTIONS = frozenset({"region", "scheme", "endpoint_override"})
 _GCS_OPTIONS = frozenset({"anonymous", "scheme", "endpoint_override", "retry_limit_seconds"})
@@ -87,6 +87,9 @@ def open_store(uri: str, *, create: bool = True) -> ObjectStore:
 
     Returns:
         The store.
+    reason = credentials_in(uri)
+    if reason:
+        raise StorageError(reason)
 
     Raises:
         StorageError: the address holds credentials or is not understood, or the folder or bucket is missing.
@@ -97,11 +100,6 @@ def open_store(uri: str, *, create: bool = True) -> ObjectStore:
     if parts.scheme == "file":
         return LocalStore(Path(unquote(parts.path)), create=create)
     options = dict(parse_qsl(parts.query))
-    if "@" in parts.netloc or any(names_a_secret(name) for name in options):
-        raise StorageError(
-            f"the address of the store {parts.scheme}://{parts.hostname}{parts.path} holds credentials; leave them out "
-            f"and set them where the provider looks for them (environment variables, profile, instance role)"
-        )
     if parts.scheme in _OPENERS and not parts.netloc:
         raise StorageError(
             f"the address of the store {uri} names no bucket; expected one like {parts.scheme}://bucket/prefix"

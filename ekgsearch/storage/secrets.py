@@ -2,6 +2,7 @@
 
 import os
 import re
+from urllib.parse import parse_qsl, unquote
 
 _HIDDEN = "[redacted]"
 _SECRET_WORD = (
@@ -51,3 +52,25 @@ def names_a_secret(name: str) -> bool:
         name: name of an environment variable, option or field.
     """
     return _SECRET_NAME.search(name) is not None
+
+
+def credentials_in(address: str) -> str:
+    """Say why an address of a store may not be used: it holds a user, a password or a secret.
+
+    Args:
+        address: a folder, or ``scheme://bucket/prefix?option=value``.
+
+    Returns:
+        The reason, in words that repeat nothing of what follows ``scheme://``; empty where the address is clean.
+    """
+    scheme, separator, rest = address.partition("://")
+    place, _, query = rest.partition("?")
+    has_user = "@" in place.partition("/")[0] or re.search(":.*@", place)  # a secret may hold a slash
+    options = parse_qsl(query, keep_blank_values=True)
+    names_secret = any(names_a_secret(name) for name, _ in options)
+    if separator and (has_user or names_secret or _USERINFO.search(unquote(query))):
+        return (
+            f"the address of the store ({scheme}://...) holds credentials; leave them out and set them where the "
+            "provider looks for them (environment variables, profile, instance role)"
+        )
+    return ""

@@ -1,8 +1,14 @@
 """Credentials are taken out of texts; ordinary texts stay as they are."""
 
-import pytest
+import subprocess
+from pathlib import Path
 
-from ekgsearch.storage.secrets import redact
+import pytest
+from command_line import JOB, command, environment
+
+from ekgsearch import __main__ as program
+from ekgsearch.errors import StorageError
+from ekgsearch.storage.secrets import credentials_in, redact
 
 CANARY = "c4n4ry-S3cret/Value+0123456789"
 
@@ -61,3 +67,66 @@ def test_redacting_twice_changes_nothing_more(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_ordinary_lines_stay_as_they_are(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"s3://AKIAIOSFODNN7EXAMPLE:{CANARY}@bucket/prefix",
+        "s3://AKIAIOSFODNN7EXAMPLE:c4n4ry-S3cret@bucket/prefix",
+        "gs://c4n4ry-S3cret@bucket/prefix",
+        "s3://bucket/prefix?secret_key=c4n4ry-S3cret",
+        "s3://bucket/prefix?secret_key=&region=us-east-1",
+        "s3://bucket/prefix?endpoint_override=http://user:c4n4ry-S3cret@host:9000",
+        "s3://bucket/prefix?endpoint_override=http%3A%2F%2Fuser%3Ac4n4ry-S3cret%40host%3A9000",
+    ],
+)
+def test_addresses_with_credentials_are_refused_without_repeating_them(address: str) -> None:
+    reason = credentials_in(address)
+    assert "holds credentials" in reason
+    for part in ("S3cret", "Value", "AKIA"):
+        assert part not in reason
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/user@host/bank",
+        "$HOME/bank",
+        "file:///data/bank",
+        "s3://bucket/user@host/bank?endpoint_override=http://127.0.0.1:9000&region=us-east-1",
+        "hdfs://host:8020/bank",
+    ],
+)
+def test_addresses_without_credentials_are_taken(address: str) -> None:
+    assert credentials_in(address) == ""
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_in_file"),
+    [(f"s3://{CANARY}:{CANARY}@bucket/p", True), (f"s3://bucket/p?secret_key={CANARY}", False)],
+)
+def test_a_job_with_credentials_is_refused_before_anything_is_written(
+    tmp_path: Path, uri: str, is_in_file: bool
+) -> None:
+    job = JOB.format(output=tmp_path / "run")
+    path = tmp_path / "job.yaml"
+    path.write_text(job.replace("bank: {", f'bank: {{uri: "{uri}", ') if is_in_file else job)
+    settings = [] if is_in_file else ["--set", f"bank.uri={uri}"]
+    done = subprocess.run(command("run", path, *settings), env=environment(), capture_output=True, text=True)
+    assert done.returncode == program.EXIT_ERROR
+    assert "bank.uri: the address of the store (s3://...) holds credentials" in done.stderr
+    assert "S3cret" not in done.stdout + done.stderr
+    assert list(tmp_path.rglob("*")) == [path]
+
+
+def test_what_ends_a_command_is_shown_without_credentials(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise StorageError(f"cannot open s3://user:S3cret@host/path: secret_key={CANARY}")
+
+    monkeypatch.setattr(program, "cli", fail)
+    with pytest.raises(SystemExit):
+        program.main()
+    assert capsys.readouterr().err == "error: cannot open s3://[redacted]@host/path: secret_key=[redacted]\n"
