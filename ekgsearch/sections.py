@@ -173,7 +173,9 @@ class BankSection(Section):
         description="folder ($VARIABLES are expanded) or object storage of the bank; null: inside the run directory",
     )
     dtype: Literal["float16", "float32", "int8"] = Field(
-        "float16", description="how the outputs are stored; int8: with a scale for each image and teacher"
+        "float16",
+        description="how the outputs are stored; int8: with a scale for each image and teacher, which nearly halves "
+        "float16 at 1000 classes and saves 8 % at 10",
     )
     embeddings: bool = Field(
         False,
@@ -191,8 +193,6 @@ class BankSection(Section):
         description="hold the bank in the memory of a GPU if half of what is free there suffices; no effect on CPUs",
     )
 
-    @field_validator("dtype", mode="before")
-    @classmethod
     @field_validator("uri")
     @classmethod
     def _no_credentials(cls, value: str | None) -> str | None:
@@ -201,11 +201,13 @@ class BankSection(Section):
             raise ValueError(f"bank.uri: {reason}")
         return value
 
+    @field_validator("dtype", mode="before")
+    @classmethod
     def _whole_rows(cls, value: object) -> object:
         if isinstance(value, str) and re.match(r"top", value, re.IGNORECASE):
             raise ValueError(
                 f"bank.dtype = {value!r}: storing only the largest logits is not offered, since at temperature 10 "
-                "the ten largest of 1000 hold only about 4 % of the mass; use float16, or int8 for half of its size"
+                "the ten largest of 1000 hold only about 4 % of the mass; use float16, or int8, which is smaller"
             )
         return value
 

@@ -14,7 +14,7 @@ from ekgsearch.errors import StorageError
 from ekgsearch.storage.answers import is_lasting, meaning
 from ekgsearch.storage.create_once import ConditionalWriter
 from ekgsearch.storage.files import PARTIAL_SUFFIX
-from ekgsearch.storage.keys import check_key, check_length, check_range
+from ekgsearch.storage.keys import check_key
 from ekgsearch.storage.secrets import redact
 
 _log = logging.getLogger(__name__)
@@ -120,15 +120,7 @@ class ArrowStore:
     def get(self, key: str) -> bytes:
         """Read a whole object by one ranged read, which is many times faster on S3 than a stream."""
         path = self._path(key)
-        return self._try("read", key, lambda: self._read(path, 0, None))
-
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """Read some bytes of an object."""
-        check_range(key, offset, size)
-        path = self._path(key)
-        data = self._try("read", key, lambda: self._read(path, offset, size))
-        check_length(f"{key!r} in {self._uri}", offset, size, data)
-        return data
+        return self._try("read", key, lambda: self._read(path))
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under the key."""
@@ -191,9 +183,9 @@ class ArrowStore:
         with self._filesystem.open_output_stream(path, compression=None) as stream:
             stream.write(data)
 
-    def _read(self, path: str, offset: int, size: int | None) -> bytes:
+    def _read(self, path: str) -> bytes:
         with self._filesystem.open_input_file(path) as file:
-            data: bytes = file.read_at(file.size() - offset if size is None else size, offset)
+            data: bytes = file.read_at(file.size(), 0)
         return data
 
     def _try(self, verb: str, key: str, action: Callable[[], _Result]) -> _Result:

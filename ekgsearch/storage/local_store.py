@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.files import PARTIAL_SUFFIX, free_bytes, read_bytes, write_atomically
-from ekgsearch.storage.keys import check_key, check_length, check_range
+from ekgsearch.storage.keys import check_key
 from ekgsearch.storage.paths import inside
 
 
@@ -62,19 +62,6 @@ class LocalStore:
     def get(self, key: str) -> bytes:
         """Read a whole object."""
         return read_bytes(self._path(key))
-
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """Read some bytes of an object."""
-        check_range(key, offset, size)
-        path = self._path(key)
-        try:
-            with open(path, "rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-        check_length(str(path), offset, size, data)
-        return data
 
     def exists(self, key: str) -> bool:
         """Whether the file is there."""

@@ -46,10 +46,6 @@ class ObjectStore(Protocol):
         """Read a whole object; a missing one is an error."""
         ...
 
-    def read_range(self, key: str, offset: int, size: int) -> bytes:
-        """Read exactly ``size`` bytes from byte ``offset`` on; fewer are an error."""
-        ...
-
     def exists(self, key: str) -> bool:
         """Whether there is an object under the key."""
         ...
@@ -87,13 +83,13 @@ def open_store(uri: str, *, create: bool = True) -> ObjectStore:
 
     Returns:
         The store.
-    reason = credentials_in(uri)
-    if reason:
-        raise StorageError(reason)
 
     Raises:
         StorageError: the address holds credentials or is not understood, or the folder or bucket is missing.
     """
+    reason = credentials_in(uri)
+    if reason:
+        raise StorageError(reason)
     parts = urlsplit(uri)
     if not parts.scheme:
         return LocalStore(Path(uri), create=create)

@@ -21,13 +21,11 @@ from ekgsearch.storage.objects import ObjectStore, open_store
 class ObjectStoreContract:
     """What every store keeps to; subclasses give the store."""
 
-    def test_what_was_put_is_read_whole_and_in_parts(self, store: ObjectStore) -> None:
+    def test_what_was_put_is_read_whole(self, store: ObjectStore) -> None:
         data = bytes(range(256)) * 100
         store.put("bank/0001", data)
         assert store.get("bank/0001") == data
         assert store.size("bank/0001") == len(data)
-        assert store.read_range("bank/0001", 300, 5) == data[300:305]
-        assert store.read_range("bank/0001", len(data), 0) == b""
         assert store.exists("bank/0001")
 
     def test_all_kinds_of_bytes_are_taken(self, store: ObjectStore) -> None:
@@ -49,25 +47,13 @@ class ObjectStoreContract:
         assert store.sizes() == {"bank/once": 5}
 
     def test_missing_objects_are_errors_that_name_store_and_key(self, store: ObjectStore) -> None:
-        for action in (
-            lambda: store.get("none/here"),
-            lambda: store.size("none/here"),
-            lambda: store.read_range("none/here", 0, 1),
-        ):
+        for action in (lambda: store.get("none/here"), lambda: store.size("none/here")):
             with pytest.raises(StorageError, match="none/here") as caught:
                 action()
             assert store.uri in str(caught.value)
         assert not store.exists("none/here")
         assert not store.exists("none")
         store.delete("none/here")
-
-    def test_a_range_behind_the_end_is_an_error(self, store: ObjectStore) -> None:
-        store.put("a", b"0123")
-        with pytest.raises(StorageError, match="expected 3 bytes from 2 on, found 2"):
-            store.read_range("a", 2, 3)
-        for offset, size in ((-1, 2), (0, -1)):
-            with pytest.raises(StorageError, match="expected numbers from 0"):
-                store.read_range("a", offset, size)
 
     def test_keys_are_listed_sorted_by_prefix(self, store: ObjectStore) -> None:
         for key in ("bank/b", "bank/a", "bank/deep/x", "bank2", "z", "bank/.hidden"):

@@ -73,7 +73,6 @@ def test_every_request_outlives_passing_faults(s3_server: FaultProxy, store: Arr
     assert open_store(s3_server.direct_uri).get("a") == b"0123456789"
     for action, expected in (
         (lambda: store.get("a"), b"0123456789"),
-        (lambda: store.read_range("a", 2, 3), b"234"),
         (lambda: store.exists("a"), True),
         (lambda: store.list(), ["a"]),
     ):
