@@ -50,19 +50,20 @@ class BankCache:
         self._num_blocks = spec.num_blocks
         self._sizes = [block_rows(spec, block) * spec.row_format.row_bytes for block in (0, spec.num_blocks - 1)]
         self.path = cache_path(manifest, folder)
+        descriptors: list[int] = []
+        close = weakref.finalize(self, _close, descriptors)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._users = _opened(self.path.with_suffix(".users"))
-            self._filler = _opened(self.path.with_suffix(".filler"))
-            self._records = _opened(self.path.with_suffix(".blocks"))
-            self._rows = _opened(self.path)
+            for suffix in (".users", ".filler", ".blocks", self.path.suffix):
+                descriptors.append(_opened(self.path.with_suffix(suffix)))
+            self._users, self._filler, self._records, self._rows = descriptors
             is_alone = _lock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_alone:
                 self._reset(spec.num_bytes)
             _lock(self._users, fcntl.LOCK_SH)
         except OSError as error:
+            close()  # else the lock would stay for as long as somebody looks at the error
             raise write_error(self.path, error, spec.num_bytes) from error
-        weakref.finalize(self, _close, (self._users, self._filler, self._records, self._rows))
 
     def become_filler(self) -> bool:
         """Take the right to fill the cache, if no process of this machine has it."""

@@ -1,5 +1,6 @@
 """The local file of a bank: filled once for all processes, in the background, and trusted only after a comparison."""
 
+import errno
 import os
 import resource
 import signal
@@ -179,6 +180,25 @@ def test_no_room_for_the_file_is_said_at_once(filled: WatchedStore, bank_spec: B
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"cannot write .*file"):
         MemoryBank.open(filled, bank_spec, cache_dir=tmp_path / "file")
+
+
+def test_a_cache_that_could_not_be_opened_is_opened_later(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    manifest, held = read_manifest(filled, bank_spec), len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as full:
+        full.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(StorageError, match="no space is left") as raised:
+            BankCache(manifest, tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == held, "descriptors stay open"
+    opened = []
+    opener = threading.Thread(target=lambda: opened.append(BankCache(manifest, tmp_path)), daemon=True)
+    opener.start()
+    opener.join(30)
+    assert len(opened) == 1, f"the lock is still held after: {raised.value}"
 
 
 @pytest.mark.gpu
