@@ -14,6 +14,7 @@ from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import canonical_json
 from ekgsearch.storage.files import file_sha256, read_bytes, write_atomically
 from ekgsearch.storage.journal import Journal, read_journal
+from ekgsearch.storage.paths import inside
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def adopt(found: FoundSearch, job: Job, journal: Journal) -> None:
 
     Raises:
         ResumeError: this run directory has decisions of its own, or those of another search.
-        StorageError: a file of the other run is missing or altered.
+        StorageError: a file of the other run is missing or altered, or its name leads out of the run directory.
     """
     present = [_content(line) for line in journal.lines[1:]]
     if present != [_content(line) for line in found.lines[: len(present)]]:
@@ -123,12 +124,12 @@ def _content(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy(source: Path, run_dir: Path, name: str, sha256: str) -> None:
-    path = source / name
+    path = inside(source, name)
     if not path.is_file() or file_sha256(path) != sha256:
         raise StorageError(
             f"{path}: the journal of that run names this file with SHA-256 {sha256[:12]}..., but it is missing or "
             "altered; restore it, or leave search_run out to search anew"
         )
-    target = run_dir / name
+    target = inside(run_dir, name)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, read_bytes(path))

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from command_line import JOB, RunCommand
 
-from ekgsearch.errors import JobError, ResumeError
+from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
-from ekgsearch.pipeline.adopt import adopt, find_search
+from ekgsearch.pipeline.adopt import FoundSearch, adopt, find_search
 from ekgsearch.pipeline.preparing import save_initial
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.storage.files import file_sha256
@@ -59,6 +59,20 @@ def test_an_adoption_that_was_killed_is_completed(reference: Path, job_file: Pat
         journal.append("pretrain", file="initial.safetensors", sha256="0")
         with pytest.raises(ResumeError, match="has decisions that are not those of search_run"):
             adopt(found, job, journal)
+
+
+def test_a_journal_whose_files_lead_out_of_its_run_is_not_adopted(tmp_path: Path, job_file: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "x").write_bytes(b"canary")
+    job = load_job(job_file)
+    job.run_dir.mkdir()
+    for name in ("../x", str(tmp_path / "x")):
+        line = {"kind": "pretrain", "file": name, "sha256": file_sha256(tmp_path / "x")}
+        with Journal.open(job.run_dir / "journal.jsonl") as journal:
+            with pytest.raises(StorageError, match="expected a relative name below"):
+                adopt(FoundSearch(tmp_path / "source", (line,)), job, journal)
+            assert journal.lines == []
+    assert sorted(path.name for path in job.run_dir.iterdir()) == ["journal.jsonl", "journal.jsonl.lock"]
 
 
 @pytest.mark.parametrize(
