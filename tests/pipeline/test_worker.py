@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.build import bank_layout, commit, missing_blocks
@@ -13,6 +14,7 @@ from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.norm import norm_mode
 from ekgsearch.channels.slim import slim
+from ekgsearch.data.images import ArrayImages
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.load import load_slim
@@ -89,6 +91,36 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
     with norm_mode(small, "batch"), torch.no_grad():
         expected = small(images)
     torch.testing.assert_close(rows.logits[:, :, 2], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("embeddings", [0, 64])
+def test_every_image_is_read_once_for_all_teachers(
+    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embeddings: int
+) -> None:
+    num_images, teachers = len(workload.data.open().train), teachers_of(workload)
+    spec = BankSpec(
+        dataset_hash="",
+        weights_hash="",
+        teachers=tuple(teacher.sha256 for teacher in teachers),
+        num_images=num_images,
+        num_classes=10,
+        batch_size=400,
+        batches_per_block=2,
+        embeddings=embeddings,
+    )
+    counts, read = torch.zeros(num_images, dtype=torch.int64), ArrayImages.read
+
+    def count(images: ArrayImages, ids: Tensor) -> Tensor:
+        counts.index_add_(0, ids, torch.ones_like(ids))
+        return read(images, ids)
+
+    monkeypatch.setattr(ArrayImages, "read", count)
+    worker = Worker(workload, SearchPlan(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
+    counts.zero_()  # of the images of the search
+    for block in range(spec.num_blocks):
+        worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
+    assert len(teachers) == 3
+    assert (counts == 1).all()
 
 
 def test_teachers_are_distinct_without_the_student_and_start_with_the_lowest_loss() -> None:
