@@ -12,7 +12,7 @@ import pyarrow.fs
 
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.answers import is_lasting, meaning
-from ekgsearch.storage.create_once import ConditionalWriter
+from ekgsearch.storage.create_once import ConditionalWriter, warn_of_looking_first
 from ekgsearch.storage.files import PARTIAL_SUFFIX
 from ekgsearch.storage.keys import check_key
 from ekgsearch.storage.secrets import redact
@@ -109,12 +109,7 @@ class ArrowStore:
             except StorageError as error:
                 reason = str(error)
         if reason:
-            _log.warning(
-                "%s: no create-once writes (%s), so an object is looked for before it is written; if two runs complete "
-                "the same memory bank at the same moment, the manifest of the later one stays, which is whole as well",
-                self._uri,
-                reason,
-            )
+            warn_of_looking_first(self._uri, reason)
         return not reason
 
     def get(self, key: str) -> bytes:

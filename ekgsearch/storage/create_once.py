@@ -1,5 +1,7 @@
 """Writing an object only where there is none, decided by the server: what Arrow (26) cannot ask for and obstore can."""
 
+import contextlib
+import logging
 import secrets
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,10 +12,26 @@ from urllib.parse import parse_qsl, urlsplit
 from ekgsearch.storage.files import PARTIAL_SUFFIX
 from ekgsearch.storage.secrets import redact
 
+_log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 _TIMEOUT = timedelta(seconds=30)
 _SCHEMES = frozenset({"s3", "gs"})
+
+
+def warn_of_looking_first(uri: str, reason: str) -> None:
+    """Log that a store has no create-once writes, and what that means for a memory bank.
+
+    Args:
+        uri: address of the store.
+        reason: why it has none.
+    """
+    _log.warning(
+        "%s: no create-once writes (%s), so an object is looked for before it is written; if two runs complete the "
+        "same memory bank at the same moment, the manifest of the later one stays, which is whole as well",
+        uri,
+        reason,
+    )
 
 
 class ConditionalWriter:
@@ -97,7 +115,12 @@ class ConditionalWriter:
             return f"addresses of the kind {scheme or 'file'}:// have none"
         probe = f"{prefix}/.{secrets.token_hex(8)}{PARTIAL_SUFFIX}".lstrip("/")
         try:
-            is_first, is_second = self.create(probe, b"1"), self.create(probe, b"2")
+            try:
+                is_first, is_second = self.create(probe, b"1"), self.create(probe, b"2")
+            except OSError:
+                with contextlib.suppress(OSError):  # the first error is the one to report
+                    _translated(lambda: self._bucket.delete(probe))
+                raise
             _translated(lambda: self._bucket.delete(probe))
         except ImportError:
             return "the package obstore is not installed"

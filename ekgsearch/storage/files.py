@@ -11,6 +11,8 @@ from ekgsearch.errors import StorageError
 PARTIAL_SUFFIX = ".partial"
 """End of the names of files that are not yet whole; no reader may open one."""
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
 _FULL = {
     errno.ENOSPC: "no space is left",
     errno.EDQUOT: "the quota is used up",
@@ -57,6 +59,27 @@ def write_atomically(path: Path, data: bytes | bytearray | memoryview, *, replac
         raise write_error(path, error, view.nbytes) from error
     finally:
         _remove_quietly(partial)
+
+
+def can_link(folder: Path) -> bool:
+    """Try out whether files of a folder can have a second name, as `write_atomically` without ``replace`` needs.
+
+    Args:
+        folder: folder that exists; two ``.partial`` files are there for a moment.
+
+    Returns:
+        Whether they can; true also where nothing can be written at all, which the first write will say.
+    """
+    names = [folder / f".{secrets.token_hex(8)}{PARTIAL_SUFFIX}" for _ in range(2)]
+    try:
+        _write_whole(names[0], memoryview(b""))
+        os.link(*names)
+    except OSError as error:
+        return error.errno not in _NO_LINKS or not names[0].exists()
+    finally:
+        for name in names:
+            _remove_quietly(name)
+    return True
 
 
 def _write_whole(path: Path, view: memoryview) -> None:

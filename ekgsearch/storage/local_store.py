@@ -2,10 +2,12 @@
 
 import contextlib
 import os
+from functools import cached_property
 from pathlib import Path
 
 from ekgsearch.errors import StorageError
-from ekgsearch.storage.files import PARTIAL_SUFFIX, free_bytes, read_bytes, write_atomically
+from ekgsearch.storage.create_once import warn_of_looking_first
+from ekgsearch.storage.files import PARTIAL_SUFFIX, can_link, free_bytes, read_bytes, write_atomically
 from ekgsearch.storage.keys import check_key
 from ekgsearch.storage.paths import inside
 
@@ -43,9 +45,13 @@ class LocalStore:
         write_atomically(path, data)
 
     def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
-        """Write a whole object unless another is there; the file system lets one writer win."""
+        """Write a whole object unless another is there: the file system lets one writer win, or by looking first."""
         path = self._path(key)
         self._make_folder(path.parent, key)
+        if not self.creates_once:
+            if not self.exists(key):
+                self.put(key, data)
+            return self.get(key) == bytes(data)
         try:
             write_atomically(path, data, replace=False)
         except StorageError:
@@ -54,10 +60,14 @@ class LocalStore:
             return self.get(key) == bytes(data)
         return True
 
-    @property
+    @cached_property
     def creates_once(self) -> bool:
-        """True: a name is linked once."""
-        return True
+        """Whether the file system links a name once; tried out when it is first asked for."""
+        self._check_root()
+        is_able = can_link(self._root)
+        if not is_able:
+            warn_of_looking_first(self.uri, "the file system has no hard links")
+        return is_able
 
     def get(self, key: str) -> bytes:
         """Read a whole object."""
@@ -78,10 +88,11 @@ class LocalStore:
             raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of the whole files below the folder, by key."""
+        """Bytes of the whole files whose keys begin with a text, looked for below the last ``/`` of it."""
         self._check_root()
+        start = prefix.rpartition("/")[0]
         found = {}
-        for folder, _, names in os.walk(self._root):
+        for folder, _, names in os.walk(self._path(start) if start else self._root):
             below = Path(folder).relative_to(self._root)
             for key in ((below / name).as_posix() for name in names):
                 if key.startswith(prefix) and not key.endswith(PARTIAL_SUFFIX):

@@ -1,5 +1,6 @@
 """One contract for all stores: folders, and whatever Arrow opens."""
 
+import errno
 import os
 import secrets
 import threading
@@ -104,6 +105,58 @@ class TestLocalStore(ObjectStoreContract):
             wins = list(writers.map(lambda number: store.create("only", bytes([number]) * 1000), range(64)))
         assert wins.count(True) == 1
         assert store.get("only") == bytes([wins.index(True)]) * 1000
+
+
+class TestLocalStoreWithoutLinks(ObjectStoreContract):
+    """As on exFAT and on some network and FUSE mounts."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+        return without_links(tmp_path / "store", monkeypatch, errno.EPERM)
+
+
+def without_links(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> ObjectStore:
+    """A store in a folder where hard links are refused with an error number."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    return open_store(str(root))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_folder_without_hard_links_is_found_out_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    store = without_links(tmp_path, monkeypatch, number)
+    assert store.create("a", b"1")
+    assert store.create("a", b"1")
+    assert not store.create("a", b"2")
+    assert not store.creates_once
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert store.get("a") == b"1"
+    assert caplog.text.count("no create-once writes (the file system has no hard links)") == 1
+
+
+def test_a_folder_where_nothing_can_be_written_is_not_taken_for_one_without_links(read_only_disk: Path) -> None:
+    store = LocalStore(read_only_disk)
+    assert store.creates_once
+    assert store.create("kept", b"old")
+    with pytest.raises(StorageError, match="read-only"):
+        store.create("new", b"")
+
+
+def test_a_list_below_a_prefix_looks_into_no_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    for key in ("bank/one/block-1", "bank/one/block-2", "bank/one/deep/x", "bank/two/block-1", "tables/rows"):
+        store.put(key, b"1")
+    scan, seen = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda folder: seen.append(str(folder)) or scan(folder))
+    assert store.list("bank/one/block-") == ["bank/one/block-1", "bank/one/block-2"]
+    assert seen
+    assert all(folder.startswith(f"{tmp_path}/bank/one") for folder in seen)
+    assert store.list("nowhere/block-") == []
 
 
 class TestArrowStore(ObjectStoreContract):
