@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from ekgsearch.storage.objects import ObjectStore
 from ekgsearch.storage.tensors import serialise_tensors, view_arrays
 
 logger = logging.getLogger(__name__)
-
 
 NUM_VERIFIERS = 4
 """Shards that are read back at a time."""
@@ -197,8 +197,7 @@ def missing_blocks(store: ObjectStore, spec: BankSpec, *, verify: bool = False) 
         spec: the bank.
         verify: read every shard; damaged ones are deleted and count as missing.
     """
-    found = find_shards(store, spec, verify=verify)
-    return [block for block in range(spec.num_blocks) if block not in found]
+    return _listed(store, spec, verify=verify)[1]
 
 
 def manifest_key(spec: BankSpec) -> str:
@@ -206,11 +205,17 @@ def manifest_key(spec: BankSpec) -> str:
     return f"{spec.prefix}/manifest.json"
 
 
-def commit(store: ObjectStore, spec: BankSpec) -> BankManifest:
+def commit(store: ObjectStore, spec: BankSpec, *, patience_seconds: float = 15) -> BankManifest:
     """Write the manifest once every block is stored; only then does the bank exist for readers.
 
     The first manifest stays: where another run has completed the same bank, its blocks are used, whatever the kind of
     device that computed them. A manifest that names blocks which are no longer there is replaced.
+
+    Args:
+        store: where the bank lives.
+        spec: the bank, all of whose blocks have been stored.
+        patience_seconds: how long the list of objects may lag behind what was stored, from 0; it is asked for again
+            with growing pauses.
 
     Returns:
         The manifest that is in the store.
@@ -218,8 +223,13 @@ def commit(store: ObjectStore, spec: BankSpec) -> BankManifest:
     Raises:
         StorageError: blocks are missing, or the store refused.
     """
-    shards = find_shards(store, spec)
-    missing = [block for block in range(spec.num_blocks) if block not in shards]
+    shards, missing = _listed(store, spec)
+    waited, pause = 0.0, patience_seconds / 2**5
+    while missing and waited < patience_seconds:
+        logger.info("memory bank %s: the list of objects lacks %d blocks; asking again", spec.prefix, len(missing))
+        time.sleep(pause)
+        waited, pause = waited + pause, 2 * pause
+        shards, missing = _listed(store, spec)
     if missing:
         raise StorageError(
             f"{store.uri}/{spec.prefix}: expected {spec.num_blocks} blocks, {len(missing)} are missing "
@@ -242,7 +252,16 @@ def _is_complete(store: ObjectStore, key: str, made: BankManifest) -> bool:
         logger.warning("%s", error)
         return False
     sizes = store.sizes(f"{made.spec.prefix}/block-")
+    for key in {shard.key for shard in there.shards} - sizes.keys():  # the list may lag behind what was stored
+        if store.exists(key):
+            sizes[key] = store.size(key)
     return there.spec == made.spec and all(sizes.get(shard.key) == shard.bytes for shard in there.shards)
+
+
+def _listed(store: ObjectStore, spec: BankSpec, *, verify: bool = False) -> tuple[dict[int, Shard], list[int]]:
+    """Shards that the list of objects names, by block index, and the blocks that it lacks."""
+    shards = find_shards(store, spec, verify=verify)
+    return shards, [block for block in range(spec.num_blocks) if block not in shards]
 
 
 def _block_prefix(spec: BankSpec, block: int) -> str:

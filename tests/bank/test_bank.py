@@ -1,5 +1,8 @@
 """A bank survives the way into a store and out again, and nothing else passes for it."""
 
+import errno
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +143,7 @@ def test_a_killed_build_continues_with_the_missing_blocks(store: ObjectStore, sp
     build(store, spec, [0, 2])
     assert missing_blocks(store, spec) == [1, 3]
     with pytest.raises(StorageError, match="expected 4 blocks, 2 are missing"):
-        commit(store, spec)
+        commit(store, spec, patience_seconds=0)
     with pytest.raises(StorageError, match="found none; build it first"):
         MemoryBank.open(store, spec, cache_dir=tmp_path)
     build(store, spec, [1, 3])
@@ -215,6 +218,57 @@ def test_objects_that_a_list_still_names_are_not_taken_for_there(spec: BankSpec,
     assert missing_blocks(store, spec, verify=True) == [1]
     with pytest.raises(StorageError, match="found none; build it first"):
         read_manifest(store, replace(spec, seed=2))
+
+
+class LateStore(LocalStore):
+    """A folder whose list of objects shows what was stored only when it is asked for the n-th time."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.late: dict[str, int] = {}
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found = super().sizes(prefix)
+        for key in found.keys() & self.late.keys():
+            self.late[key] -= 1
+        return {key: size for key, size in found.items() if self.late.get(key, 0) <= 0}
+
+
+def test_a_list_that_lags_behind_what_was_stored_is_asked_for_again(spec: BankSpec, tmp_path: Path) -> None:
+    store = LateStore(tmp_path / "store")
+    build(store, spec)
+    shards = find_shards(store, spec)
+    store.late = {shards[1].key: 3, shards[3].key: 2}
+    assert commit(store, spec, patience_seconds=0.2).shards == tuple(shards[block] for block in range(4))
+    store.late = {shards[1].key: 1000}
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"expected 4 blocks, 1 are missing \(first \[1\]\)"):
+        commit(store, spec, patience_seconds=0.2)
+    assert 0.2 <= time.monotonic() - start < 5
+
+
+def test_a_manifest_stays_where_the_list_does_not_show_its_blocks_yet(spec: BankSpec, tmp_path: Path) -> None:
+    spec = replace(spec, dtype="float32")
+    store = LateStore(tmp_path / "store")
+    build(store, spec)
+    first = commit(store, spec)
+    write_block(store, spec, 1, BankRows(block(spec, 1).logits + 1e-6))
+    store.late = {first.shards[1].key: 1000}
+    assert commit(store, spec) == first
+
+
+def test_a_bank_is_completed_in_a_folder_without_hard_links(
+    spec: BankSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = open_store(str(tmp_path / "store"))
+    build(store, spec)
+    assert commit(store, spec) == commit(store, spec) == read_manifest(store, spec)
+    bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
+    torch.testing.assert_close(bank.read(bank_layout(spec)[2]).logits, block(spec, 2).logits, rtol=2e-3, atol=2e-3)
 
 
 def test_banks_of_other_teachers_live_beside_each_other(store: ObjectStore, spec: BankSpec) -> None:
