@@ -29,6 +29,18 @@ def s3_uri(port: int, path: str) -> str:
     return f"s3://{path}?endpoint_override=http://127.0.0.1:{port}&region={REGION}"
 
 
+def filesystem_of(port: int) -> pyarrow.fs.S3FileSystem:
+    """All buckets of a server of this machine."""
+    return pyarrow.fs.S3FileSystem(
+        access_key=S3_KEY,
+        secret_key=S3_SECRET,
+        region=REGION,
+        endpoint_override=f"127.0.0.1:{port}",
+        scheme="http",
+        allow_bucket_creation=True,
+    )
+
+
 class Swift:
     """A Swift process on a folder; killed and started again it has the same objects and the same port."""
 
@@ -59,15 +71,7 @@ class Swift:
         self.process.communicate()
 
     def make_bucket(self, name: str) -> None:
-        filesystem = pyarrow.fs.S3FileSystem(
-            access_key=S3_KEY,
-            secret_key=S3_SECRET,
-            region=REGION,
-            endpoint_override=f"127.0.0.1:{self.port}",
-            scheme="http",
-            allow_bucket_creation=True,
-        )
-        filesystem.create_dir(name)
+        filesystem_of(self.port).create_dir(name)
 
 
 class ProxyHandler(BaseHTTPRequestHandler):
@@ -82,7 +86,8 @@ class ProxyHandler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
         fault = self.server.faults.pop(0) if self.server.faults else ""
-        if self.server.broken and self.server.broken in self.path:
+        is_broken = self.server.broken and self.server.broken in self.path
+        if is_broken or self.command == self.server.refused:
             fault = "503"
         if fault == "reset":
             self.rfile.read(min(int(self.headers.get("Content-Length", 0)), 10))
@@ -99,8 +104,10 @@ class ProxyHandler(BaseHTTPRequestHandler):
             message = f"<Error><Code>AccessDenied</Code><Message>secret_key={S3_SECRET}</Message></Error>"
             self.answer(403, message.encode())
             return
-        elif fault == "slow":
-            time.sleep(0.3)
+        elif fault == "stall":
+            self.server.is_stopped.wait(60)
+            self.drop()
+            return
         try:
             status, headers, answer = self.forward(body)
         except OSError:  # the server is stopped
@@ -168,7 +175,8 @@ class FaultProxy(ThreadingHTTPServer):
     """Stands before a server; `faults` are those of its next requests, one each, "" for none.
 
     503 and 403 (with a secret in the answer), reset (in the middle of the request), cut (in the middle of the answer),
-    lost (the request is done, the answer never comes), slow, or a function that is called before the request goes on.
+    lost (the request is done, the answer never comes), stall (nothing is done, and the connection stays open until the
+    client gives up), or a function that is called before the request goes on.
     """
 
     daemon_threads = True
@@ -180,7 +188,9 @@ class FaultProxy(ThreadingHTTPServer):
         self.prefix = f"runs/{secrets.token_hex(4)}"
         self.faults: list[str | Callable[[], None]] = []
         self.broken = ""  # requests with this in their address always fail
+        self.refused = ""  # requests of this method, too
         self.requests: list[str] = []
+        self.is_stopped = threading.Event()
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -199,7 +209,15 @@ class FaultProxy(ThreadingHTTPServer):
     def _uri(self, port: int) -> str:
         return s3_uri(port, f"{self.bucket}/{self.prefix}")
 
+    def raw_keys(self) -> list[str]:
+        """Every object of the store, unfinished ones that stores do not list included."""
+        base = f"{self.bucket}/{self.prefix}"
+        selector = pyarrow.fs.FileSelector(base, recursive=True, allow_not_found=True)
+        infos = filesystem_of(self.target).get_file_info(selector)
+        return sorted(info.path.removeprefix(f"{base}/") for info in infos if info.is_file)
+
     def stop(self) -> None:
+        self.is_stopped.set()
         self.shutdown()
         self.server_close()
 

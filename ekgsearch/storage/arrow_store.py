@@ -1,5 +1,6 @@
 """How S3, Google Cloud and every other file system that Arrow opens serves as a store of objects."""
 
+import contextlib
 import logging
 import secrets
 import time
@@ -84,7 +85,8 @@ class ArrowStore:
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write a whole object: by one request where that is enough, else under a temporary name and a rename."""
         path = self._path(key)
-        self._try("write", key, lambda: self._write(path, data))
+        partial = f"{path.rpartition('/')[0]}/.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"  # one for all attempts
+        self._try("write", key, lambda: self._write(path, partial, data))
 
     def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
         """Write a whole object unless another is there: by one conditional request, else by looking first."""
@@ -162,21 +164,28 @@ class ArrowStore:
         path = self._path(key)
         return self._try("look up", key, lambda: self._filesystem.get_file_info(path))
 
-    def _write(self, path: str, data: bytes | bytearray | memoryview) -> None:
+    def _write(self, path: str, partial: str, data: bytes | bytearray | memoryview) -> None:
         has_requests = self._filesystem.type_name in _ONE_REQUEST_SYSTEMS
         if has_requests and memoryview(data).nbytes <= _ONE_REQUEST_BYTES:
             self._upload(path, data)
             return
-        folder = path.rpartition("/")[0]
-        partial = f"{folder}/.{secrets.token_hex(8)}{PARTIAL_SUFFIX}"
         if not has_requests:
-            self._filesystem.create_dir(folder, recursive=True)
-        self._upload(partial, data)
-        self._filesystem.move(partial, path)
+            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        try:
+            self._upload(partial, data)
+            self._filesystem.move(partial, path)
+        except BaseException:
+            with contextlib.suppress(pa.ArrowException, OSError):  # the first error is the one to report
+                self._filesystem.delete_file(partial)
+            raise
 
     def _upload(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        with self._filesystem.open_output_stream(path, compression=None) as stream:
-            stream.write(data)
+        stream = self._filesystem.open_output_stream(path, compression=None)
+        try:
+            with stream:
+                stream.write(data)
+        finally:
+            del stream  # its end may still put an object in place, which has to happen before the caller removes it
 
     def _read(self, path: str) -> bytes:
         with self._filesystem.open_input_file(path) as file:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.fs
@@ -15,17 +16,27 @@ from ekgsearch.errors import StorageError
 from ekgsearch.storage.arrow_store import ArrowStore
 from ekgsearch.storage.objects import open_store
 
+STALL_SECONDS = 1
+"""So long the client waits for a byte before it gives a request up."""
 
-def impatient(server: FaultProxy) -> ArrowStore:
+
+def impatient(server: FaultProxy, num_attempts: int = 6) -> ArrowStore:
     """The store with short pauses and without the client's own repetitions, so that every fault reaches it."""
     filesystem = pyarrow.fs.S3FileSystem(
         region="us-east-1",
         scheme="http",
         endpoint_override=f"127.0.0.1:{server.server_port}",
         allow_delayed_open=True,
+        request_timeout=STALL_SECONDS,
         retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=1),
     )
-    return ArrowStore(filesystem, f"bucket/{server.prefix}", uri=server.store_uri, first_delay_seconds=0.001)
+    return ArrowStore(
+        filesystem,
+        f"bucket/{server.prefix}",
+        uri=server.store_uri,
+        num_attempts=num_attempts,
+        first_delay_seconds=0.001,
+    )
 
 
 @pytest.fixture
@@ -59,15 +70,27 @@ def test_a_shard_of_many_parts_appears_whole_or_not_at_all(
     gc.collect()
     s3_server.broken = ""
     assert store.get("shard") == old
-    assert store.list() == ["shard"]
+    assert s3_server.raw_keys() == ["shard"]
     store.put("shard", new)
     assert any("?uploads" in request for request in s3_server.requests)
     assert store.get("shard") == new
+    assert s3_server.raw_keys() == ["shard"]
 
 
-@pytest.mark.parametrize("fault", ["503", "reset", "slow"])
+def test_a_shard_that_cannot_be_renamed_leaves_at_most_one_unfinished_object(s3_server: FaultProxy) -> None:
+    store = impatient(s3_server, num_attempts=2)
+    s3_server.broken = "/shard"
+    for refused, expected in (("", 0), ("DELETE", 1)):
+        s3_server.refused = refused
+        with pytest.raises(StorageError, match="after 2 attempts"):
+            store.put("shard", bytes(12 << 20))
+        assert [key.endswith(".partial") for key in s3_server.raw_keys()] == [True] * expected
+        assert store.list() == []
+
+
+@pytest.mark.parametrize("fault", ["503", "reset"])
 def test_every_request_outlives_passing_faults(s3_server: FaultProxy, store: ArrowStore, fault: str) -> None:
-    faults = [fault] * (1 if fault == "slow" else 3)
+    faults = [fault] * 3
     s3_server.faults = faults.copy()
     store.put("a", b"0123456789")
     assert open_store(s3_server.direct_uri).get("a") == b"0123456789"
@@ -82,6 +105,32 @@ def test_every_request_outlives_passing_faults(s3_server: FaultProxy, store: Arr
     s3_server.faults = faults.copy()
     store.delete("a")
     assert store.list() == []
+
+
+def test_a_request_without_an_answer_is_made_again(s3_server: FaultProxy, store: ArrowStore) -> None:
+    for action, expected in (
+        (lambda: store.put("a", b"0123456789"), None),
+        (lambda: store.get("a"), b"0123456789"),
+        (lambda: store.exists("a"), True),
+        (lambda: store.list(), ["a"]),
+    ):
+        s3_server.faults = ["stall"]
+        s3_server.requests.clear()
+        start = time.monotonic()
+        assert action() == expected
+        assert time.monotonic() - start >= STALL_SECONDS * 0.9
+        assert s3_server.requests[0] == s3_server.requests[1]
+    assert open_store(s3_server.direct_uri).get("a") == b"0123456789"
+
+
+def test_a_server_that_never_answers_is_named_in_time(s3_server: FaultProxy) -> None:
+    store = impatient(s3_server, num_attempts=3)
+    s3_server.faults = ["stall"] * 100
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"cannot read 'a' .* after 3 attempts: the store cannot be reached: check"):
+        store.get("a")
+    assert 3 * STALL_SECONDS * 0.9 <= time.monotonic() - start < 3 * STALL_SECONDS + 5
+    assert len(s3_server.requests) == 3
 
 
 def test_a_short_answer_is_not_taken_for_the_object(s3_server: FaultProxy, store: ArrowStore) -> None:
@@ -99,7 +148,7 @@ def test_attempts_are_bounded_and_counted(
     assert len(s3_server.requests) == 6
     assert "attempt 5 of 6" in caplog.text
     s3_server.faults = []
-    assert store.list() == []
+    assert s3_server.raw_keys() == []
 
 
 def test_refused_permission_is_not_repeated(s3_server: FaultProxy, store: ArrowStore) -> None:
@@ -174,9 +223,10 @@ def test_a_server_killed_in_the_middle_of_a_write_leaves_the_old_object(own_swif
         store.put("shard", new)
     own_swift.start()
     assert store.get("shard") == old
-    assert store.list() == ["shard"]
+    assert proxy.raw_keys() == ["shard"]
     store.put("shard", new)
     assert store.get("shard") == new
+    assert proxy.raw_keys() == ["shard"]
     proxy.stop()
 
 
@@ -200,7 +250,7 @@ def test_the_first_object_stays(s3_server: FaultProxy, caplog: pytest.LogCapture
     assert [store.create("only", bytes([number])) for number in range(4)] == [True, False, False, False]
     assert s3_server.requests[0].startswith("PUT "), "one conditional request, no look beforehand"
     assert store.get("only") == b"\0"
-    assert store.list() == ["only"]
+    assert s3_server.raw_keys() == ["only"]
     assert "create-once" not in caplog.text
 
 
@@ -222,6 +272,14 @@ def test_an_answer_that_gets_lost_does_not_lose_the_creation(s3_server: FaultPro
     s3_server.faults = ["503", "reset"]
     assert not store.create("only", b"theirs")
     assert store.get("only") == b"mine"
+
+
+def test_trying_out_create_once_writes_leaves_nothing_behind(s3_server: FaultProxy) -> None:
+    store = open_store(s3_server.store_uri)
+    s3_server.faults = ["", "503", "503"]  # the first object of the trial is written, then the server fails
+    assert store.creates_once
+    assert s3_server.faults == []
+    assert s3_server.raw_keys() == []
 
 
 def test_a_server_that_ignores_the_condition_is_found_out_once(
