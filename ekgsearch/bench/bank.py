@@ -1,10 +1,15 @@
 """Reads of the memory bank against plain memory-mapped NumPy (shuffled rows) and a raw pyarrow scan (in order).
 
 Both sides read the same rows from the same disk. NumPy indexes a memory map of the bank's own file. The pyarrow scan
-loads every record batch of an Arrow file with the same bytes into memory, without touching the values. `packed` are
-rows as they are stored, which is what the others give; `float32` adds the conversion on both sides. Warm passes are
-compared by process time, interleaved; cold ones, where the disk works, by wall time, the page cache dropped before
-each.
+loads every record batch of an Arrow file with the same bytes into memory, without touching the values. Two formats
+that could have held the rows instead give shuffled ones, too: Arrow by `take` from one record batch over the mapped
+bytes (from the many batches that a scan wants, `take` copies all of them), and a Parquet file of the same bytes,
+uncompressed, of whose small row groups those with a wanted row are read. `packed` are rows as they are stored, which is
+what the others give; `float32` adds the conversion on both sides. Warm passes are compared by process time,
+interleaved; cold ones, where the disk works, by wall time, the page cache dropped before each.
+
+Speeds come first, one line for each way of reading, then the ratios. Rows per second times the bytes of a row are
+bytes per second.
 """
 
 import multiprocessing
@@ -19,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from pydantic import Field
 
@@ -28,6 +34,9 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.storage.objects import open_store
+
+_GROUP_ROWS = 16
+"""Rows of a row group of the Parquet file: a random row costs the read of its group, smaller ones a longer footer."""
 
 
 class Settings(BenchSettings):
@@ -59,13 +68,15 @@ def run(settings: Settings) -> list[Measurement]:
         _build(spec, folder / "store")
         found = [
             Measurement.count("bank", "size", "MB", spec.num_bytes / 1e6),
+            Measurement.count("bank", "size of a row", "B", spec.row_format.row_bytes),
             _memory(spec, folder, settings.batch_size),
         ]
         bank = _open(spec, folder)
-        _write_arrow(bank, folder / "rows.arrow", settings.batch_size)
+        _write_others(bank, folder, settings.batch_size)
         found += _warm(bank, folder, settings)
         del bank
-        return found + _cold(spec, folder, settings)
+        found += _cold(spec, folder, settings)
+        return sorted(found, key=lambda measurement: measurement.unit == "x")
 
 
 def _build(spec: BankSpec, folder: Path) -> None:
@@ -97,14 +108,39 @@ def _map(spec: BankSpec, folder: Path) -> np.ndarray:
     return np.memmap(_rows_file(folder), dtype=np.dtype(spec.dtype), mode="r", shape=shape)
 
 
-def _write_arrow(bank: MemoryBank, path: Path, batch_size: int) -> None:
-    """Write the bytes of the bank as record batches."""
+def _write_others(bank: MemoryBank, folder: Path, batch_size: int) -> None:
+    """Write the bytes of the bank as record batches of an Arrow file, and as row groups of a Parquet file."""
     schema = pa.schema([("row", pa.binary(bank.spec.row_format.row_bytes))])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for ids in torch.split(bank.order, batch_size):
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with (
+        pa.OSFile(str(folder / "rows.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as arrow,
+        pq.ParquetWriter(folder / "rows.parquet", schema, **plain) as parquet,
+    ):
+        for ids in torch.split(bank.order, batch_size // _GROUP_ROWS * _GROUP_ROWS or _GROUP_ROWS):
             data = pa.py_buffer(bank.read_packed(ids).numpy().tobytes())
             column = pa.FixedSizeBinaryArray.from_buffers(schema.field("row").type, len(ids), [None, data])
-            writer.write_batch(pa.record_batch([column], schema=schema))
+            arrow.write_batch(pa.record_batch([column], schema=schema))
+            parquet.write_table(pa.table([column], schema=schema), row_group_size=_GROUP_ROWS)
+
+
+def _arrow_rows(spec: BankSpec, folder: Path) -> Callable[[torch.Tensor], pa.Array]:
+    """Random rows of one record batch over the bank's file, whose bytes are those of a column of an Arrow file."""
+    data = pa.py_buffer(_map(spec, folder))
+    rows = pa.FixedSizeBinaryArray.from_buffers(pa.binary(spec.row_format.row_bytes), spec.num_images, [None, data])
+    return lambda ids: rows.take(pa.array(ids.numpy()))
+
+
+def _parquet_rows(folder: Path) -> Callable[[torch.Tensor], pa.Table]:
+    """Random rows of the Parquet file, of which only the row groups with a wanted row are read."""
+    file = pq.ParquetFile(folder / "rows.parquet", memory_map=True)
+
+    def read(ids: torch.Tensor) -> pa.Table:
+        groups, place = np.unique(ids.numpy() // _GROUP_ROWS, return_inverse=True)
+        table = file.read_row_groups(groups.tolist(), use_threads=False)
+        return table.take(place * _GROUP_ROWS + ids.numpy() % _GROUP_ROWS)
+
+    return read
 
 
 def _scan_arrow(path: Path) -> None:
@@ -146,6 +182,9 @@ def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measuremen
         num_random,
         settings,
     )
+    for name, read in (("arrow", _arrow_rows(bank.spec, folder)), ("parquet", _parquet_rows(folder))):
+        case = "shuffled, warm, packed"
+        found += _compare(case, name, every(bank.read_packed), every(read), num_random, settings)[1:]
     if settings.dtype != "int8":
         found += _compare(
             "shuffled, warm, float32",
