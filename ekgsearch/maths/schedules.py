@@ -3,24 +3,20 @@
 from collections.abc import Sequence
 
 
-def step_decay(
-    progress: float, *, base: float, milestones: Sequence[int] = (), decay: float = 0.1, warmup_epochs: float = 0.0
-) -> float:
-    """Learning rate that drops by a factor after each milestone epoch, with an optional linear rise at the start.
+def step_decay(progress: float, *, base: float, milestones: Sequence[int] = (), decay: float = 0.1) -> float:
+    """Learning rate that drops by a factor after each milestone epoch.
 
     EKG (arXiv 2203.02651): 0.01 x 0.2 after epochs 30, 60 and 80 of 100 on CIFAR; 0.1 x 0.1 after 30, 60 and 90 of 100
-    on ImageNet; neither with a rise at the start.
+    on ImageNet.
 
     Args:
         progress: epochs done before this step, fractions included, >= 0: 30.0 is the first step of the 31st epoch.
         base: learning rate before the first milestone.
         milestones: epochs after whose end the rate drops.
         decay: factor of one drop, in (0, 1].
-        warmup_epochs: length of the rise from 0 to the rate, in epochs; 0 for none.
 
     Returns:
         The learning rate of the step.
     """
     drops = sum(progress >= milestone for milestone in milestones)
-    rate = base * decay**drops
-    return rate * min(1.0, progress / warmup_epochs) if warmup_epochs > 0 else rate
+    return base * decay**drops

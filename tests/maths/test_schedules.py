@@ -13,10 +13,5 @@ def test_the_rate_drops_after_the_end_of_each_milestone(progress: float, expecte
     assert step_decay(progress, base=1e-2, milestones=(30, 60, 80), decay=0.2) == pytest.approx(expected)
 
 
-def test_the_rate_rises_linearly_during_the_warmup_and_then_stays() -> None:
-    rates = [step_decay(progress, base=0.4, warmup_epochs=5) for progress in (0, 1, 2.5, 5, 6)]
-    assert rates == pytest.approx([0.0, 0.08, 0.2, 0.4, 0.4])
-
-
 def test_without_milestones_the_rate_is_constant() -> None:
     assert {step_decay(progress, base=0.1) for progress in (0.0, 0.5, 7.0, 1000.0)} == {0.1}
