@@ -1,8 +1,6 @@
 """Decisions that the program published with the paper recorded, read from a folder of its files."""
 
-import json
-import re
-import zipfile
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,6 +14,7 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.errors import DataError
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import GroupScores
+from ekgsearch.search.oracle_files import iteration_arrays, load_arrays, read_object, read_trace, require_numbers
 from ekgsearch.search.steps import decimal
 
 TRACE, INDICES, INITIAL, INITIAL_LOGITS = "trace.jsonl", "indices.json", "initial.json", "initial_logits.npz"
@@ -56,7 +55,7 @@ class RecordedIteration:
         number: iteration, from 1.
         before: the state that it started from.
         scores: importance of every channel.
-        sums: what each channel group was judged by, 0 where it was not looked at.
+        sums: what each channel group of positive width was judged by, 0 where it was not looked at.
         threshold: Otsu's threshold.
         shortlist: channel groups that were tried.
         candidates: all that were tried, in order.
@@ -107,13 +106,13 @@ class Oracle:
         Raises:
             DataError: a file is missing or damaged, or no iteration is complete.
         """
-        indices = _read_json(folder / INDICES, "an object with the list `d_val` of image ids")
-        initial = _read_json(folder / INITIAL, "an object with `flops` and `params` of the unpruned network")
-        trace = _read_trace(folder / TRACE)
+        indices = read_object(folder / INDICES, "an object with the list `d_val` of image ids")
+        initial = read_object(folder / INITIAL, "an object with `flops` and `params` of the unpruned network")
+        trace = read_trace(folder / TRACE)
         try:
             search_ids = tuple(int(image) for image in indices["d_val"])
-            full_macs, full_params = int(initial["flops"]), int(initial["params"])
-        except (KeyError, TypeError, ValueError) as error:
+            full_macs, full_params = int(_number(initial, "flops")), int(_number(initial, "params"))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{folder}: expected `d_val` (image ids) in {INDICES}, `flops` and `params` in {INITIAL}; "
                 f"missing or not a number: {error}"
@@ -144,39 +143,39 @@ class Oracle:
                 f"{self.folder}: expected one of the complete iterations {list(self.iterations)}, found {number}"
             )
         names, line = [group.name for group in graph.groups], self._trace[number]
-        after_path = _files(self.folder, number)[0]
-        arrays = _arrays(after_path, graph)
+        before = self._state_before(number, graph)
+        arrays = iteration_arrays(_files(self.folder, number)[0], graph)
         after, rates_after = _masks_and_rates(arrays, names)
         try:
-            flags, sums = list(line["do_check"]), list(line["gate_scores_used_by_otsu"])
-            if len(flags) != len(names) or len(sums) != len(names):
-                raise ValueError(f"{len(flags)} flags and {len(sums)} sums for {len(names)} channel groups")
+            flags = _by_group(line, "do_check", before.rates)
+            sums = _by_group(line, "gate_scores_used_by_otsu", before.rates)
             candidates = tuple(
                 RecordedCandidate(
-                    names[int(found["gate"])],
-                    int(found["channels"]),
-                    int(found["flops"]),
-                    int(found["params"]),
-                    float(found["loss"]),
-                    float(found["score"]),
+                    names[_gate(found, "gate", len(names))],
+                    int(_number(found, "channels")),
+                    int(_number(found, "flops")),
+                    int(_number(found, "params")),
+                    _number(found, "loss"),
+                    _number(found, "score"),
                 )
                 for found in line["candidates"]
             )
-            winner, margin = names[int(line["winner_gate"])], float(line["margin_to_second"])
-            threshold = float(line["otsu_threshold"])
-            judged = {name: float(value) for name, value in zip(names, sums, strict=True)}
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            winner = names[_gate(line, "winner_gate", len(names))]
+            margin = _number(line, "margin_to_second") if len(candidates) > 1 else math.inf
+            threshold = _number(line, "otsu_threshold")
+            judged = {name: _number(sums, name) for name, rate in before.rates.items() if rate > 0}
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{self.folder / TRACE}, iteration {number}: expected do_check, gate_scores_used_by_otsu, "
                 f"otsu_threshold, candidates, winner_gate and margin_to_second, found a problem with {error}"
             ) from error
         return RecordedIteration(
             number,
-            self._state_before(number, graph),
+            before,
             {name: arrays[f"score_{index:02d}"].astype(np.float64) for index, name in enumerate(names)},
             judged,
             threshold,
-            tuple(name for name, flag in zip(names, flags, strict=True) if flag),
+            tuple(name for name, flag in flags.items() if flag),
             candidates,
             winner,
             margin,
@@ -188,20 +187,21 @@ class Oracle:
         names = [group.name for group in graph.groups]
         path = _files(self.folder, number)[1]
         if number == 1:
-            values = list(_load(path).values())
+            values = list(load_arrays(path).values())
             if not values:
                 raise DataError(
                     f"{path}: expected the logits of the unpruned network on the search subset, found no array"
                 )
             state = RecordedState(graph.full(), dict.fromkeys(names, Fraction(1)), values[0])
         else:
-            arrays = _arrays(path, graph)
+            arrays = iteration_arrays(path, graph)
             state = RecordedState(*_masks_and_rates(arrays, names), arrays["knowledge"])
         if state.knowledge.ndim != 2 or len(state.knowledge) != len(self.search_ids):
             raise DataError(
                 f"{path}: expected ensemble knowledge of {len(self.search_ids)} images x classes, found an array of "
                 f"shape {state.knowledge.shape}"
             )
+        require_numbers(path, "the ensemble knowledge", state.knowledge)
         return state
 
 
@@ -219,61 +219,26 @@ def _masks_and_rates(
     return Subnetwork.of(kept), {name: decimal(float(width)) for name, width in zip(names, widths, strict=True)}
 
 
-def _arrays(path: Path, graph: ChannelGraph) -> dict[str, NDArray[Any]]:
-    """Load the arrays of an iteration and compare their shapes with the network."""
-    arrays = _load(path)
-    sizes = {
-        f"{kind}_{index:02d}": group.size for index, group in enumerate(graph.groups) for kind in ("score", "mask")
-    }
-    sizes["width_list"] = len(graph.groups)
-    for name, size in sizes.items():
-        found = arrays[name].shape if name in arrays else "none"
-        if found != (size,):
-            raise DataError(f"{path}: expected an array {name} of shape ({size},), found {found}")
-    if "knowledge" not in arrays:
-        raise DataError(f"{path}: expected an array knowledge (images, classes), found {sorted(arrays)[:5]}...")
-    return arrays
+def _by_group(line: Mapping[str, Any], field: str, rates: Mapping[str, Fraction]) -> dict[str, Any]:
+    """A list of the trace by channel group; it may leave out the channel groups whose width has reached 0."""
+    values, opened = list(line[field]), [name for name, rate in rates.items() if rate > 0]
+    if len(values) not in (len(rates), len(opened)):
+        raise ValueError(
+            f"{field}: {len(values)} values for {len(rates)} channel groups, {len(opened)} of them of positive width"
+        )
+    return dict(zip(rates if len(values) == len(rates) else opened, values, strict=True))
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise DataError(f"no file {path}: expected numpy arrays (.npz); fetch the folder again") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: expected numpy arrays (.npz), found a damaged file: {error}") from error
+def _number(fields: Mapping[str, Any], field: str) -> float:
+    value = float(fields[field])
+    if not math.isfinite(value):
+        raise ValueError(f"{field} = {value}, which is not finite")
+    return value
 
 
-def _read_json(path: Path, expected: str) -> Mapping[str, Any]:
-    values = _parse(path, _read_text(path, expected), expected)
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected {expected}, found {type(values).__name__}")
-    return values
-
-
-def _read_trace(path: Path) -> dict[int, Mapping[str, Any]]:
-    expected = "one JSON object with `step` per line"
-    found: dict[int, Mapping[str, Any]] = {}
-    for count, text in enumerate(_read_text(path, expected).splitlines(), 1):
-        values = _parse(path, text, expected)
-        if not isinstance(values, dict) or not re.fullmatch(r"\d+", str(values.get("step"))):
-            raise DataError(f"{path}:{count}: expected {expected}, found {text[:60]!r}")
-        found[int(values["step"])] = values
-    return found
-
-
-def _read_text(path: Path, expected: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"no file {path}: expected {expected}; fetch the folder again") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected {expected}, found a file that cannot be read: {error}") from error
-
-
-def _parse(path: Path, text: str, expected: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: expected {expected}, found damaged JSON: {error}") from error
+def _gate(fields: Mapping[str, Any], field: str, num_gates: int) -> int:
+    """Index of a channel group."""
+    value = _number(fields, field)
+    if value not in range(num_gates):
+        raise ValueError(f"{field} = {fields[field]}, which is not one of 0 to {num_gates - 1}")
+    return int(value)
