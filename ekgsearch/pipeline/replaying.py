@@ -65,10 +65,12 @@ def _only_weights(folder: Path) -> Path:
 
 def iteration_text(report: IterationReport) -> str:
     """One line on an iteration; where it breaks, one more for each reason."""
-    notes = f", {report.draws} rounding draws" if report.draws else ""
-    notes += f", near ties in {', '.join(report.near_ties)}" if report.near_ties else ""
+    importance = f"{report.importance:.1e}"
+    if report.draws:
+        importance += f" with {report.draws} rounding draws ({report.undrawn_importance:.1e} without)"
+    notes = f", near ties in {', '.join(report.near_ties)}" if report.near_ties else ""
     line = (
-        f"iteration {report.iteration}: {'BREAKS' if report.breaks else 'agrees'}: importance {report.importance:.1e}, "
+        f"iteration {report.iteration}: {'BREAKS' if report.breaks else 'agrees'}: importance {importance}, "
         f"sums {report.sums:.1e}, threshold {report.threshold:.1e}, {report.num_candidates} candidates, "
         f"loss {report.loss:.1e}, score {report.score:.1e}, winner {report.winner} (margin {report.margin:.1e}), "
         f"{report.macs:,} FLOPs, {report.params:,} parameters{notes}"
@@ -79,4 +81,6 @@ def iteration_text(report: IterationReport) -> str:
 def free_run_text(found: FreeRun) -> str:
     """One line on a free run."""
     verdict = "agrees" if found.broke_at is None else f"BREAKS in iteration {found.broke_at}"
+    if found.parted_at is not None:
+        verdict += f", parted at iteration {found.parted_at} by a near tie of importance within {found.near_tie:.1e}"
     return f"free run over iterations {found.first} to {found.last}: {verdict}"

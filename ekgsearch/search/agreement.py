@@ -15,6 +15,12 @@ IMPORTANCE_TOLERANCE = 1e-3
 SCORE_TOLERANCE = 1e-6
 """Absolute, for losses and scores of about 5e-3; a smaller margin decides nothing."""
 
+RATE_TOLERANCE = 1e-6
+"""Absolute, for widths, which are rounded to five decimals."""
+
+SCORE_FLOOR = 1e-9
+"""Share of the largest score of all channel groups: deviations are not measured by scores below it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IterationReport:
@@ -22,8 +28,10 @@ class IterationReport:
 
     Attributes:
         iteration: number of the iteration.
-        importance: largest deviation of a channel's score, as a share of its group's largest.
-        draws: rounding draws that were needed for that; 0 where the images as they are agree.
+        importance: largest deviation of a channel's score, as a share of its group's largest; of several draws the
+            smallest.
+        undrawn_importance: the same without any rounding draw.
+        draws: rounding draws that were made; 0 where the images as they are agree.
         sums: largest relative deviation of what channel groups are judged by.
         threshold: relative deviation of the threshold.
         num_candidates: candidates that were tried.
@@ -40,6 +48,7 @@ class IterationReport:
 
     iteration: int
     importance: float
+    undrawn_importance: float
     draws: int
     sums: float
     threshold: float
@@ -61,19 +70,29 @@ class FreeRun:
     Attributes:
         first: iteration that it starts with, from the recorded state.
         last: last iteration whose recorded margin is large enough to decide.
-        broke_at: first iteration with another winner or other channels; None where all agree.
+        broke_at: first iteration with another winner or other channels; None where there is none.
+        parted_at: iteration before which the run ended, since its decision is the recorded one only if channels that
+            nearly tie are taken in the recorded order; None where there is none.
+        near_tie: largest difference of the recorded scores of channels that nearly tie there, as a share of their
+            channel group's largest; 0 where there is none.
     """
 
     first: int
     last: int
-    broke_at: int | None
+    broke_at: int | None = None
+    parted_at: int | None = None
+    near_tie: float = 0.0
 
 
 def largest_deviation(scores: GroupScores, expected: GroupScores) -> float:
-    """Largest difference of two channel scores, as a share of the largest expected score of their channel group."""
+    """Largest difference of two channel scores, as a share of the largest expected score of their channel group.
+
+    A channel group whose scores are all as good as zero is measured by `SCORE_FLOOR`.
+    """
+    largest = max(float(values.max()) for values in expected.values())
+    floor = max(SCORE_FLOOR * largest, np.finfo(np.float32).tiny)
     return max(
-        float(np.abs(scores[name] - values).max() / max(values.max(), np.finfo(np.float32).tiny))
-        for name, values in expected.items()
+        float(np.abs(scores[name] - values).max() / max(values.max(), floor)) for name, values in expected.items()
     )
 
 
@@ -82,10 +101,16 @@ def most_important(scores: NDArray[np.float64], count: int) -> set[int]:
     return set(importance_order(scores, range(len(scores)))[:count])
 
 
-def in_recorded_order(record: RecordedIteration, own: GroupScores) -> tuple[GroupScores, tuple[str, ...], list[str]]:
-    """Our scores, with the recorded ones for channel groups in which the order of two channels is a near tie."""
+def in_recorded_order(record: RecordedIteration, own: GroupScores) -> tuple[GroupScores, dict[str, float], list[str]]:
+    """Take the recorded order of channels where ours is another one.
+
+    Returns:
+        Our scores, with the recorded ones for channel groups in which channels are in another order; the channel groups
+        where that is a near tie, with the difference of the recorded scores as a share of the largest; and what is
+        none, a sentence each.
+    """
     tried = {candidate.group: candidate.num_kept for candidate in record.candidates}
-    used, near_ties, breaks = dict(own), [], []
+    used, near_ties, breaks = dict(own), dict[str, float](), []
     for name, expected in record.scores.items():
         counts = {len(record.before.subnetwork[name]), tried.get(name, len(expected))}
         swapped = set[int]().union(
@@ -94,12 +119,12 @@ def in_recorded_order(record: RecordedIteration, own: GroupScores) -> tuple[Grou
         if not swapped:
             continue
         used[name] = expected
-        values = expected[sorted(swapped)]
-        if np.ptp(values) <= 2 * IMPORTANCE_TOLERANCE * expected.max():
-            near_ties.append(name)
+        gap = float(np.ptp(expected[sorted(swapped)]) / max(expected.max(), np.finfo(np.float32).tiny))
+        if gap <= 2 * IMPORTANCE_TOLERANCE:
+            near_ties[name] = gap
         else:
             breaks.append(f"{name} ranks the channels {sorted(swapped)} otherwise")
-    return used, tuple(near_ties), breaks
+    return used, near_ties, breaks
 
 
 def compare_candidates(decision: Decision, record: RecordedIteration) -> tuple[float, float, list[str]]:
@@ -136,7 +161,16 @@ def compare_candidates(decision: Decision, record: RecordedIteration) -> tuple[f
 
 
 def compare_outcome(decision: Decision, record: RecordedIteration, used: GroupScores) -> list[str]:
-    """Winner, and the channels and widths that the recorded winner leaves."""
+    """Compare the winner, and the channels and widths that the recorded winner leaves.
+
+    Args:
+        decision: ours.
+        record: the recorded one.
+        used: channel scores that ours was made by, as `in_recorded_order` gives them.
+
+    Returns:
+        What does not agree.
+    """
     breaks = []
     scores = {candidate.group: candidate.score for candidate in record.candidates}
     lowest = min(scores.values(), default=float("nan"))
@@ -146,17 +180,30 @@ def compare_outcome(decision: Decision, record: RecordedIteration, used: GroupSc
     may_win = {group for group, score in scores.items() if is_open and score - lowest < SCORE_TOLERANCE}
     if decision.group != record.winner and decision.group not in may_win:
         breaks.append(f"{decision.group} wins, recorded {record.winner}")
-    kept_by_winner = {outcome.group: outcome.num_kept for outcome in decision.candidates}.get(record.winner)
     for name, kept in record.after.kept:
-        count = kept_by_winner if name == record.winner else len(record.before.subnetwork[name])
-        if count is None or set(kept) != most_important(used[name], count):
-            breaks.append(f"{name} keeps {count} channels, recorded {list(kept)}")
+        found = _kept(decision, record, used, name)
+        if found != set(kept):
+            breaks.append(f"{name} keeps the channels {sorted(found)}, recorded {list(kept)}")
     widths = {**record.before.rates, record.winner: record.rates_after[record.winner]}
     if decision.group == record.winner:
         widths[record.winner] = decision.rate
     breaks += [
         f"{name} has the width {float(width)}, recorded {float(record.rates_after[name])}"
         for name, width in widths.items()
-        if abs(width - record.rates_after[name]) > 1e-6
+        if abs(width - record.rates_after[name]) > RATE_TOLERANCE
     ]
     return breaks
+
+
+def _kept(decision: Decision, record: RecordedIteration, used: GroupScores, name: str) -> set[int]:
+    """Channels of a channel group that are left, had the recorded winner been cut here.
+
+    Where another candidate won a tie, neither winner's channels are those of the decision; they follow from the scores.
+    """
+    if decision.group == record.winner or name not in (decision.group, record.winner):
+        return set(decision.subnetwork[name])
+    count = len(record.before.subnetwork[name])
+    if name == record.winner:
+        kept_by = {outcome.group: outcome.num_kept for outcome in decision.candidates}
+        count = kept_by.get(name, count)
+    return most_important(used[name], count)

@@ -1,7 +1,7 @@
 """Repeat recorded decisions one by one, each from the recorded state, and say where they part."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 
@@ -14,6 +14,7 @@ from ekgsearch.errors import DataError
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.agreement import (
     IMPORTANCE_TOLERANCE,
+    RATE_TOLERANCE,
     SCORE_TOLERANCE,
     FreeRun,
     IterationReport,
@@ -121,7 +122,11 @@ class Replay:
     def free_runs(self, iterations: Sequence[int] | None = None) -> Iterator[FreeRun]:
         """Run freely through each stretch of consecutive iterations whose margins are large enough to decide.
 
-        A stretch of one iteration is left out: `run` has done the same.
+        A stretch of one iteration is left out: `run` has done the same. A run ends before an iteration whose decision
+        is the recorded one only if channels that nearly tie are taken in the recorded order.
+
+        Raises:
+            DataError: as `run`.
         """
         chosen = self.oracle.iterations if iterations is None else iterations
         records = [self.oracle.iteration(number, self.graph) for number in chosen]
@@ -137,20 +142,26 @@ class Replay:
         return search.decide(self._decision_before(record), record.before.rates)
 
     def _run_freely(self, records: Sequence[RecordedIteration]) -> FreeRun:
+        first, last = records[0].number, records[-1].number
         evaluator = self._evaluator(records[0], self._normalise)
         current, rates = self._decision_before(records[0]), dict(records[0].before.rates)
-        search = self._search(_GivenScores(evaluator, None))
-        broke_at = None
         for record in records:
-            current = search.decide(current, rates)
+            decision = self._search(_GivenScores(evaluator, None)).decide(current, rates)
+            if not _follows(decision, record):
+                knowledge = {batch.index: evaluator.knowledge(batch.index) for batch in self._batches}
+                own, *_ = self._own_scores(record, knowledge)
+                used, near_ties, far = in_recorded_order(record, own)
+                decision = self._search(_GivenScores(evaluator, used)).decide(current, rates)
+                if far or not _follows(decision, record):
+                    return FreeRun(first, last, broke_at=record.number)
+                if near_ties:
+                    return FreeRun(first, last, parted_at=record.number, near_tie=max(near_ties.values()))
+            current = decision
             rates[current.group] = current.rate
-            if current.group != record.winner or current.subnetwork != record.after:
-                broke_at = record.number
-                break
-        return FreeRun(records[0].number, records[-1].number, broke_at)
+        return FreeRun(first, last)
 
     def _repeat(self, record: RecordedIteration) -> IterationReport:
-        own, importance, draws = self._own_scores(record)
+        own, importance, undrawn, draws = self._own_scores(record, self._knowledge_before(record))
         used, near_ties, breaks = in_recorded_order(record, own)
         if importance > IMPORTANCE_TOLERANCE:
             breaks.append(f"importance is off by {importance:.1e} of a channel group's largest")
@@ -170,6 +181,7 @@ class Replay:
         return IterationReport(
             iteration=record.number,
             importance=importance,
+            undrawn_importance=undrawn,
             draws=draws,
             sums=sums,
             threshold=threshold,
@@ -180,32 +192,33 @@ class Replay:
             margin=record.margin,
             macs=chosen.macs if chosen else 0,
             params=chosen.params if chosen else 0,
-            near_ties=near_ties,
+            near_ties=tuple(near_ties),
             breaks=tuple(breaks),
         )
 
-    def _own_scores(self, record: RecordedIteration) -> tuple[GroupScores, float, int]:
-        """Our scores, how far they are off, and the rounding draws that it took."""
+    def _own_scores(
+        self, record: RecordedIteration, knowledge: Mapping[int, Tensor]
+    ) -> tuple[GroupScores, float, float, int]:
+        """Our scores under the ensemble knowledge of every batch; how far off, drawn and not; rounding draws made."""
         generator = torch.Generator().manual_seed(record.number)
-        best: tuple[GroupScores, float, int] | None = None
-        for draw in range(ROUNDING_DRAWS + 1):
-            normalise = self._normalise if draw == 0 else partial(_rounded, self._normalise, generator)
-            evaluator = self._evaluator(record, normalise)
+        found: list[tuple[float, GroupScores]] = []
+        while not found or (found[-1][0] > IMPORTANCE_TOLERANCE and len(found) <= ROUNDING_DRAWS):
+            normalise = partial(_rounded, self._normalise, generator) if found else self._normalise
+            evaluator = BatchEvaluator(self._networks, normalise, self._batches, NOMINAL_BATCH)
+            evaluator.set_knowledge(knowledge, record.number)
             scores = sum_over_batches(evaluator.scores(record.before.subnetwork, record.number))
-            deviation = largest_deviation(scores, record.scores)
-            if best is None or deviation < best[1]:
-                best = (scores, deviation, draw)
-            if deviation <= IMPORTANCE_TOLERANCE:
-                break
-        assert best is not None
-        return best
+            found.append((largest_deviation(scores, record.scores), scores))
+        deviation, best = min(found, key=lambda item: item[0])
+        return best, deviation, found[0][0], len(found) - 1
 
     def _evaluator(self, record: RecordedIteration, normalise: Callable[[Tensor], Tensor]) -> BatchEvaluator:
         """An evaluator that holds the recorded ensemble knowledge."""
         evaluator = BatchEvaluator(self._networks, normalise, self._batches, NOMINAL_BATCH)
-        parts = torch.split(torch.from_numpy(record.before.knowledge), NOMINAL_BATCH)
-        evaluator.set_knowledge(dict(enumerate(parts)), record.number)
+        evaluator.set_knowledge(self._knowledge_before(record), record.number)
         return evaluator
+
+    def _knowledge_before(self, record: RecordedIteration) -> dict[int, Tensor]:
+        return dict(enumerate(torch.split(torch.from_numpy(record.before.knowledge), NOMINAL_BATCH)))
 
     def _search(self, evaluator: _GivenScores) -> EkgSearch:
         settings = EkgSettings(quirks=frozenset(QUIRKS))
@@ -219,6 +232,13 @@ class Replay:
     def _costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
         costs = cost(self.graph, subnetwork, "ekg")
         return costs.macs, costs.params
+
+
+def _follows(decision: Decision, record: RecordedIteration) -> bool:
+    """Whether a decision is the recorded one."""
+    if decision.group != record.winner or decision.subnetwork != record.after:
+        return False
+    return abs(decision.rate - record.rates_after[record.winner]) <= RATE_TOLERANCE
 
 
 def _rounded(normalise: Callable[[Tensor], Tensor], generator: torch.Generator, pixels: Tensor) -> Tensor:
