@@ -9,7 +9,7 @@ shapes and on which channels are kept, not on what the pixels show. Both are per
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -48,7 +48,9 @@ class Settings(BenchSettings):
     image_size: int = Field(224, gt=0, description="side of the images, pixels")
     images: int = Field(4, gt=1, description="images of noise")
     batch_size: int = Field(2, gt=0, description="images per batch")
-    reductions: tuple[float, ...] = Field((0.45, 0.55), description="shares of the MACs removed at which it is counted")
+    reductions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.45, 0.55), min_length=1, description="shares of the MACs removed at which it is counted"
+    )
     step: float = Field(0.2, gt=0, lt=1, description="r of the search")
     slice_below: float = Field(0.9, ge=0, le=1, description="as search.slice_below")
     seed: int = Field(0, description="seed of weights and images")

@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from ekgsearch.errors import EkgError, JobError
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
-from ekgsearch.pipeline.reports import Inbox, Question
+from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import BankOrder, Crew, Team
@@ -63,13 +63,15 @@ class PipeCrew:
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, workload, plan, owned), daemon=True)
             process.start()
+            there.close()  # so that a worker that ends closes the last end of its own
             self._pipes.append(here)
             self.processes.append(process)
 
     def stop(self) -> None:
         """End all processes."""
         for pipe, process in zip(self._pipes, self.processes, strict=True):
-            pipe.send(None)
+            with suppress(ConnectionError):  # it has ended already
+                pipe.send(None)
             process.join()
 
     def charge(self, clock: Clock) -> None:
@@ -77,15 +79,32 @@ class PipeCrew:
         self._clock = clock
 
     def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
-        """Put a question to all workers and take their answers."""
+        """Put a question to all workers and take their answers.
+
+        Raises:
+            EkgError: a worker has ended.
+        """
         for pipe in self._pipes:
-            pipe.send(question)
-        for pipe in self._pipes:
-            answer = pipe.recv()
+            with suppress(ConnectionError):  # it has ended; no answer will come
+                pipe.send(question)
+        for index, pipe in enumerate(self._pipes):
+            answer = self._answer(index, pipe)
             if self._clock is not None:
                 self._clock.busy(answer.busy_seconds)
             for key, value in answer.reports():
                 inbox.take(key, value)
+
+    def _answer(self, index: int, pipe: Connection) -> Answer:
+        try:
+            answer: Answer = pipe.recv()
+        except (EOFError, ConnectionError):
+            process = self.processes[index]
+            process.join()
+            raise EkgError(
+                f"plain worker process {index} ended with exit code {process.exitcode} before it answered; its own "
+                "message is above"
+            ) from None
+        return answer
 
     def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
         """No search builds a bank."""
@@ -93,7 +112,10 @@ class PipeCrew:
 
 
 def _serve(pipe: Connection, workload: Workload, plan: SearchPlan, owned: tuple[int, ...]) -> None:
-    worker = Worker(workload, plan, owned)
+    try:
+        worker = Worker(workload, plan, owned)
+    except EkgError as error:
+        raise SystemExit(str(error)) from error
     while (question := pipe.recv()) is not None:
         pipe.send(worker.answer(question))
 

@@ -22,17 +22,26 @@ from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
 from ekgsearch.jobfile import load_job
+from ekgsearch.maths.racing import LEAST_BATCHES
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import Team
 from ekgsearch.pipeline.worker import SearchPlan
-from ekgsearch.search.base import Decision, decisions_from_records
+from ekgsearch.pipeline.workload import Workload
+from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
+from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import read_journal
 
-Case = Literal["naive", "naive tf32", "shared", "exact", "channels last", "tf32", "bf16", "bf16 compiled"]
-"""shared: candidates branch off one walk, nothing is sliced. exact: the default. The others: `search.precision` etc."""
+Case = Literal[
+    "naive", "naive tf32", "shared", "exact", "channels last", "compiled", "tf32", "bf16", "bf16 compiled", "racing"
+]
+"""shared: candidates branch off one walk, nothing is sliced. exact: the default. racing: exact, but candidates that
+cannot win drop out; it needs more than 4 batches. The others: `search.precision` etc."""
+
+RACING_ERROR = 0.05
+"""Error of one race where the job does not race."""
 
 
 class Settings(BenchSettings):
@@ -55,12 +64,7 @@ class Settings(BenchSettings):
 
 def run(settings: Settings) -> list[Measurement]:
     """Search with the exact tier, then repeat the chosen iterations."""
-    job = load_job(Path(settings.job), settings.overrides)
-    weights = settings.weights or job.net.weights
-    if weights is None:
-        raise JobError(f"{settings.job}: net.weights is null: the benchmark repeats the search of given weights")
-    setup = set_up(job)
-    workload = setup.workload(expand_path(weights, "weights"))
+    setup, workload = open_search(settings)
     backend = InProcessBackend()
     found: list[Measurement] = []
     if settings.journal is not None:
@@ -70,11 +74,14 @@ def run(settings: Settings) -> list[Measurement]:
             start = time.process_time(), time.perf_counter()
             decisions = _decisions(setup, exact, max(settings.iterations))
             times = time.process_time() - start[0], time.perf_counter() - start[1]
+        last = decisions[-1]
+        is_over = setup.budget.is_met(last.macs, last.params)
+        span = "whole search" if is_over else f"search up to iteration {last.iteration}"
         found += [
-            Measurement.count("exact", "iterations searched", "", decisions[-1].iteration),
+            Measurement.count("exact", "iterations searched", "", last.iteration),
             Measurement.count("exact", "candidates evaluated", "", sum(len(made.candidates) for made in decisions)),
-            Measurement.count("exact", "whole search, processor time", "s", times[0]),
-            Measurement.count("exact", "whole search, wall", "s", times[1]),
+            Measurement.count("exact", f"{span}, processor time", "s", times[0]),
+            Measurement.count("exact", f"{span}, wall", "s", times[1]),
         ]
     chosen = [iteration for iteration in settings.iterations if iteration < len(decisions)]
     if not chosen:
@@ -93,6 +100,26 @@ def run(settings: Settings) -> list[Measurement]:
     return found + most
 
 
+def open_search(settings: Settings) -> tuple[Setup, Workload]:
+    """Open the network, the images and the weights of the search that is repeated.
+
+    Raises:
+        JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
+    """
+    job = load_job(Path(settings.job), settings.overrides)
+    weights = settings.weights or job.net.weights
+    if weights is None:
+        raise JobError(f"{settings.job}: net.weights is null: the benchmark repeats the search of given weights")
+    setup = set_up(job)
+    num_batches = len(setup.search_plan.batches)
+    if "racing" in settings.cases and num_batches <= LEAST_BATCHES:
+        raise JobError(
+            f"cases: racing needs more than {LEAST_BATCHES} batches, but the search subset has {num_batches}; leave it "
+            "out, or lower search.batch_size in overrides"
+        )
+    return setup, setup.workload(expand_path(weights, "weights"))
+
+
 def _compare(
     setup: Setup,
     case: Case,
@@ -109,13 +136,13 @@ def _compare(
     totals: tuple[list[float], list[float]] = ([0.0] * pairs, [0.0] * pairs)
     same, worst, images = 0, 0.0, 0
     for iteration in chosen:
-        repeat_naive = _repetition(setup, naive, _plan(setup, baseline), decisions[:iteration])
-        repeat = _repetition(setup, team, _plan(setup, case), decisions[:iteration])
+        repeat_naive = _repetition(setup, naive, baseline, decisions[:iteration])
+        repeat = _repetition(setup, team, case, decisions[:iteration])
         expected, decision = repeat_naive(), repeat()
         same += _without_numbers(decision) == _without_numbers(expected)
         worst = max(worst, *(_deviations(decision, expected) or [float("inf")]))
         moved += convolution_bytes(repeat)
-        images += len(decision.candidates) * decision.evaluation.images
+        images += sum(outcome.evaluation.images for outcome in decision.candidates)
         slow, fast = abab(repeat_naive, repeat, pairs=pairs, clock=_clock(setup.device))
         found.append(ratio(case, f"{baseline} / {case}, iteration {iteration}", slow, fast))
         for total, seconds in zip(totals, (slow, fast), strict=True):
@@ -146,10 +173,12 @@ def _plan(setup: Setup, case: Case) -> SearchPlan:
             return replace(exact, evaluation="naive", arithmetic=Arithmetic("tf32"))
         case "shared":
             return replace(exact, slice_below=0.0)
-        case "exact":
+        case "exact" | "racing":
             return exact
         case "channels last":
             return replace(exact, arithmetic=Arithmetic(channels_last=True))
+        case "compiled":
+            return replace(exact, arithmetic=Arithmetic(compile=True))
         case "tf32":
             return replace(exact, arithmetic=Arithmetic("tf32", channels_last=True))
         case "bf16":
@@ -186,11 +215,16 @@ def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:
     return decisions
 
 
-def _repetition(setup: Setup, team: Team, plan: SearchPlan, history: Sequence[Decision]) -> Callable[[], Decision]:
+def _repetition(setup: Setup, team: Team, case: Case, history: Sequence[Decision]) -> Callable[[], Decision]:
     """A function that makes the decision after a history, as often as it is called."""
+    plan = _plan(setup, case)
+    evaluator: Evaluator = team
     plan.arithmetic.set_backends()
     team.begin([decision.subnetwork for decision in history])
-    search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, plan))
+    if case == "racing":
+        error = setup.job.search.racing or RACING_ERROR
+        evaluator = Racing(team, [index for index, _ in plan.batches], error, plan.nominal_batch)
+    search = EkgSearch(setup.graph, evaluator, setup.budget, ekg_settings(setup.job.search, plan))
     rates = search.rates_after(history)
 
     def decide() -> Decision:
@@ -208,12 +242,12 @@ def _without_numbers(decision: Decision) -> dict[str, Any]:
 
 
 def _deviations(decision: Decision, expected: Decision) -> list[float]:
-    """Relative deviation of the score of every candidate that both evaluated."""
-    scores = {outcome.group: outcome.evaluation.score for outcome in expected.candidates}
+    """Relative deviation of the score of every candidate that both evaluated on the same images."""
+    evaluations = {outcome.group: outcome.evaluation for outcome in expected.candidates}
     return [
-        abs(outcome.evaluation.score / scores[outcome.group] - 1)
+        abs(outcome.evaluation.score / evaluations[outcome.group].score - 1)
         for outcome in decision.candidates
-        if outcome.group in scores
+        if outcome.group in evaluations and outcome.evaluation.images == evaluations[outcome.group].images
     ]
 
 

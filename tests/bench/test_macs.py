@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ekgsearch.bench.base import Measurement, run_bench
+from ekgsearch.bench.base import Measurement, load_bench, run_bench
 from ekgsearch.bench.macs import CountingEvaluator, Settings, naive_macs, noise, run
+from ekgsearch.errors import JobError
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import BatchEvaluator
 from ekgsearch.search.networks import NaiveNetworks
+
+JOB = Path(__file__).parents[2] / "jobs" / "bench_macs.yaml"
 
 
 def found(measurements: list[Measurement], quantity: str, reduction: str) -> float:
@@ -38,10 +41,18 @@ def test_a_resnet56_search_executes_at_most_1_in_1_9_of_the_naive_macs() -> None
     assert found(run(settings), "naive / executed", "45%") >= 1.9
 
 
+@pytest.mark.parametrize(
+    ("reductions", "said"),
+    [("[]", "reductions = .*at least 1 item"), ("[0.4, 1.0]", "reductions.1 = 1.0: must be less than 1")],
+)
+def test_reductions_that_no_search_has_are_refused(reductions: str, said: str) -> None:
+    with pytest.raises(JobError, match=said):
+        load_bench(JOB, [f"reductions={reductions}"])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_resnet50_search_meets_the_goals_at_both_reductions(tmp_path: Path) -> None:
-    path = Path(__file__).parents[2] / "jobs" / "bench_macs.yaml"
-    _, measurements, _ = run_bench(path, [f"output={tmp_path / 'rows.parquet'}"])
+    _, measurements, _ = run_bench(JOB, [f"output={tmp_path / 'rows.parquet'}"])
     assert found(measurements, "naive / executed", "45%") >= 2.1
     assert found(measurements, "naive / executed", "55%") >= 2.3

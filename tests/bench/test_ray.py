@@ -1,5 +1,6 @@
 """The benchmark of Ray runs on a small search, on which both sides decide the same, and counts few small messages."""
 
+import dataclasses
 import subprocess
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 from command_line import JOB, command, environment
 from small_search import SmallSearch
 
-from ekgsearch.bench.ray import Side
-from ekgsearch.errors import JobError
+from ekgsearch.bench.ray import PipeCrew, Side
+from ekgsearch.errors import EkgError, JobError
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.team import Team
 from ekgsearch.search.ekg import EkgSearch
 
 
@@ -48,3 +50,16 @@ def test_a_side_searches_as_the_job_says_and_tells_when_no_iteration_is_left(tmp
         with pytest.raises(JobError, match=f"pairs: the search ended after {len(expected) - 1} iterations"):
             side.step()
     assert side.decisions == expected
+
+
+def test_a_plain_worker_that_cannot_open_its_network_is_one_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    small = SmallSearch.make(tmp_path)
+    crew = PipeCrew(dataclasses.replace(small.workload, weights=tmp_path / "gone"), small.setup.search_plan, 1)
+    with pytest.raises(EkgError, match="plain worker process 0 ended with exit code 1 before it answered"):
+        Team(crew, small.setup.search_plan).begin([small.setup.graph.full()])
+    crew.stop()
+    said = capfd.readouterr().err
+    assert str(tmp_path / "gone") in said
+    assert "Traceback" not in said

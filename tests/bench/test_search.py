@@ -7,13 +7,16 @@ import pytest
 import torch
 import yaml
 
-from ekgsearch.bench.base import run_bench
+from ekgsearch.bench.base import load_bench, run_bench
 from ekgsearch.bench.ceilings import convolution_bytes
+from ekgsearch.bench.search import Settings, _plan, open_search
 from ekgsearch.errors import JobError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 @pytest.fixture
@@ -53,6 +56,39 @@ def test_every_case_is_compared_with_naive_on_the_same_iterations(job: Path, tmp
     deviation = rows[rows.quantity == "largest relative deviation of a score"].set_index("case").value
     assert deviation["shared"] == 0.0
     assert 0.0 < deviation["exact"] < 1e-5 < deviation["bf16"]
+    assert "search up to iteration 4, wall" in set(rows.quantity)
+
+
+def test_racing_is_compared_on_enough_batches_and_refused_on_fewer(job: Path, tmp_path: Path) -> None:
+    bench = tmp_path / "bench.yaml"
+    fields = {"bench": "search", "job": str(job), "cases": ["exact", "racing"], "iterations": [1, 900], "pairs": 1}
+    bench.write_text(yaml.safe_dump({**fields, "output": str(tmp_path / "rows.parquet")}))
+    with pytest.raises(JobError, match=r"cases: racing needs more than 4 batches, but the search subset has 2; leave"):
+        run_bench(bench)
+    _, measurements, _ = run_bench(bench, ["overrides=[search.batch_size=8, search.reduction=0.03, search.racing=0.95]"])
+    found = {(measured.case, measured.quantity): measured.value for measured in measurements}
+    assert found["exact", "decisions as naive"] == found["racing", "decisions as naive"] == 1
+    assert found["racing", "largest relative deviation of a score"] < 1e-5
+    assert (
+        found["racing", "moved by convolutions, per iteration"] < found["exact", "moved by convolutions, per iteration"]
+    )
+    assert ("exact", "whole search, wall") in found
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("bench_search*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_job_opens_its_network_images_and_weights(
+    path: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(JOBS.parent)
+    _, settings = load_bench(path)
+    assert isinstance(settings, Settings)
+    here = (*settings.overrides, "cluster.device=cpu", f"output={tmp_path}")
+    setup, workload = open_search(settings.model_copy(update={"overrides": here}))
+    opened = workload.open_network().state_dict()
+    assert all(torch.equal(opened[name], tensor) for name, tensor in setup.network.state_dict().items())
+    assert setup.net.padding == "tf_same", "as the weights need"
+    plans = [_plan(setup, case) for case in settings.cases]
+    assert all(plan not in plans[:index] for index, plan in enumerate(plans)), "no two cases are the same"
 
 
 def test_a_job_without_weights_is_refused(job: Path, tmp_path: Path) -> None:
