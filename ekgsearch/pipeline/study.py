@@ -28,8 +28,10 @@ from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
-from ekgsearch.sections import Positive, Section
+from ekgsearch.search.steps import Quirk
+from ekgsearch.sections import Positive, SearchSection, Section
 from ekgsearch.storage.files import remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table
@@ -37,6 +39,23 @@ from ekgsearch.storage.tables import write_table
 log = logging.getLogger(__name__)
 
 Condition = Literal["eigenvalue_ratio", "relative"]
+
+
+IDLE = (
+    "method",
+    "criterion",
+    "search_teacher",
+    "evaluation",
+    "slice_below",
+    "precision",
+    "channels_last",
+    "compile",
+    "racing",
+)
+"""Fields of the search that do nothing in a study."""
+
+IDLE_QUIRKS: tuple[Quirk, ...] = ("nominal_batch_means", "sequential_statistics")
+"""Quirks of the evaluation of candidates; the others change the warm-up, or which channels a step removes."""
 
 
 class StudySection(Section):
@@ -74,9 +93,15 @@ class StudyJob(Job):
                 f"finetune.objective = {self.finetune.objective}: the study fine-tunes by cross-entropy alone; "
                 "use plain"
             )
-        if self.search_run is not None or self.search.racing is not None:
+        defaults = SearchSection.model_fields
+        idle = [f"search.{name}" for name in IDLE if getattr(self.search, name) != defaults[name].default]
+        idle += [f"search.quirks {quirk}" for quirk in IDLE_QUIRKS if quirk in self.search.quirks]
+        idle += ["search_run"] if self.search_run is not None else []
+        idle += ["finetune.baselines"] if self.finetune.baselines else []
+        if idle:
             raise ValueError(
-                "search_run and search.racing do nothing in a study, which does not search; leave them out"
+                f"a study cuts channel groups by lot and evaluates no candidates: {', '.join(idle)} would do nothing; "
+                "leave it out"
             )
         return self
 
@@ -117,9 +142,9 @@ def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
     setup, section = state.setup, job.study
     criterion: Literal["l1", "random"] = "l1" if index >= section.subnetworks - section.by_l1 else "random"
     graph, device = state.open_graph(), torch.device(setup.device)
-    subnetwork = random_subnetwork(
-        graph, setup.budget, criterion=criterion, seed=sub_seed(job.seed, "study", index), step=job.search.step
-    )
+    settings = EkgSettings(step=job.search.step, trim=job.search.trim, quirks=frozenset(job.search.quirks))
+    seed = sub_seed(job.seed, "study", index)
+    subnetwork = random_subnetwork(graph, setup.budget, criterion=criterion, seed=seed, settings=settings)
     devices = setup.num_local_devices
     with state.ledger.attempt(Phase.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
         found = _landscape(state, job, graph, subnetwork)

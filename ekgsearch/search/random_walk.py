@@ -45,7 +45,7 @@ class RandomChoice:
 
 
 def random_subnetwork(
-    graph: ChannelGraph, budget: Budget, *, criterion: Criterion, seed: int, step: float
+    graph: ChannelGraph, budget: Budget, *, criterion: Criterion, seed: int, settings: EkgSettings
 ) -> Subnetwork:
     """Cut channel groups by lot until a budget is met.
 
@@ -55,8 +55,8 @@ def random_subnetwork(
         criterion: which channels of a group go first, and which groups are on the shortlist: `random`, or `l1` or
             `fpgm` for better networks.
         seed: of all draws.
-        step: r, share of a private channel group that one iteration removes.
+        settings: step, trim and quirks of the loop.
     """
     choice = RandomChoice(graph, Rules(criterion=criterion, seed=seed))
-    *_, last = EkgSearch(graph, choice, budget, EkgSettings(step=step)).run()
+    *_, last = EkgSearch(graph, choice, budget, settings).run()
     return last.subnetwork

@@ -1,8 +1,10 @@
 """Random sub-networks, the curvature of their loss, and the whole study in small."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,9 +20,10 @@ from ekgsearch.jobfile import load_model
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.landscape import measure_landscape
-from ekgsearch.pipeline.study import StudyJob
+from ekgsearch.pipeline.study import StudyJob, _study_one
 from ekgsearch.report.study import pearson
 from ekgsearch.search.budget import set_budget
+from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.storage.tables import read_table
 
@@ -35,7 +38,7 @@ def graph() -> ChannelGraph:
 def test_random_subnetworks_meet_the_budget_and_follow_from_their_seed(graph: ChannelGraph) -> None:
     budget = set_budget(graph, reduction=0.5, absolute=None, unit="macs", counter="macs")
     found = {
-        (criterion, seed): random_subnetwork(graph, budget, criterion=criterion, seed=seed, step=0.2)
+        (criterion, seed): random_subnetwork(graph, budget, criterion=criterion, seed=seed, settings=EkgSettings())
         for criterion in ("random", "l1")
         for seed in (1, 2, 3)
     }
@@ -43,7 +46,7 @@ def test_random_subnetworks_meet_the_budget_and_follow_from_their_seed(graph: Ch
     for (criterion, seed), subnetwork in found.items():
         costs = cost(graph, subnetwork, "macs")
         assert budget.is_met(costs.macs, costs.params)
-        assert subnetwork == random_subnetwork(graph, budget, criterion=criterion, seed=seed, step=0.2)
+        assert subnetwork == random_subnetwork(graph, budget, criterion=criterion, seed=seed, settings=EkgSettings())
     name = next(name for name, kept in found["l1", 1].kept if 1 < len(kept) < graph.group(name).size)
     kept = found["l1", 1][name]
     first = graph.group(name).producers[0].layer
@@ -112,6 +115,49 @@ def test_a_study_does_not_distil(tmp_path: Path) -> None:
         load_model(JOB, StudyJob, ["finetune.objective=ekg"])
     with pytest.raises(JobError, match=r"study\.by_l1 = 9 is more than study\.subnetworks = 6"):
         load_model(JOB, StudyJob, ["study.by_l1=9"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("search.method=uniform", "search.method"),
+        ("search.criterion=l1", "search.criterion"),
+        ("search.search_teacher=single", "search.search_teacher"),
+        ("search.evaluation=naive", "search.evaluation"),
+        ("search.slice_below=0.5", "search.slice_below"),
+        ("search.precision=bf16", "search.precision"),
+        ("search.channels_last=true", "search.channels_last"),
+        ("search.compile=true", "search.compile"),
+        ("search.racing=0.05", "search.racing"),
+        ("search.quirks=[rounded_rates, nominal_batch_means]", "search.quirks nominal_batch_means"),
+        ("search.quirks=reference", "search.quirks nominal_batch_means, search.quirks sequential_statistics"),
+        ("search_run=elsewhere", "search_run"),
+        ("finetune.baselines=[plain]", "finetune.baselines"),
+    ],
+)
+def test_what_would_do_nothing_in_a_study_is_refused(setting: str, named: str) -> None:
+    with pytest.raises(JobError, match=rf"evaluates no candidates: {re.escape(named)} would do nothing; leave it out"):
+        load_model(JOB, StudyJob, [setting])
+
+
+def test_step_trim_and_quirks_of_the_job_reach_the_random_cuts(
+    graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = load_model(JOB, StudyJob, ["search.step=0.3", "search.trim=0.1", "search.quirks=[whole_vector_shortlist]"])
+    budget = set_budget(graph, reduction=0.5, absolute=None, unit="macs", counter="macs")
+    found = []
+
+    def note(*arguments: object, settings: EkgSettings, **others: object) -> None:
+        found.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ekgsearch.pipeline.study.random_subnetwork", note)
+    state = SimpleNamespace(setup=SimpleNamespace(device="cpu", budget=budget), open_graph=lambda: graph)
+    with pytest.raises(KeyboardInterrupt):
+        _study_one(state, job, 0)  # type: ignore[arg-type]
+    assert found == [EkgSettings(step=0.3, trim=0.1, quirks=frozenset({"whole_vector_shortlist"}))]
+    cuts = {random_subnetwork(graph, budget, criterion="l1", seed=1, settings=one) for one in (*found, EkgSettings())}
+    assert len(cuts) == 2
 
 
 def test_the_study_in_small_continues_where_it_was_killed(tmp_path: Path) -> None:
