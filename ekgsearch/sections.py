@@ -1,5 +1,6 @@
 """The sections of a job: every field has a type, a default, a range and a sentence."""
 
+import os
 import re
 from typing import Annotated, Literal
 
@@ -304,6 +305,11 @@ class ClusterSection(Section):
     )
     timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
     object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
+
+    @property
+    def session_address(self) -> str | None:
+        """Address of the Ray cluster to use: `address`, else $RAY_ADDRESS; None for a session on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
 
     @property
     def cores_per_worker(self) -> float:

@@ -112,6 +112,17 @@ def test_the_hash_ignores_where_a_run_happens_and_nothing_else(tmp_path: Path) -
         assert load_job(path, [other]).sha256 != base, other
 
 
+def test_the_address_of_the_job_comes_before_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, GOOD)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert load_job(path).cluster.session_address is None
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert load_job(path).cluster.session_address == "10.0.0.1:6379"
+    assert load_job(path, ["cluster.address=10.0.0.2:6379"]).cluster.session_address == "10.0.0.2:6379"
+
+
 def test_the_schema_documents_every_field() -> None:
     schema = job_schema()
     assert schema["properties"].keys() == Job.model_fields.keys()

@@ -49,7 +49,7 @@ class RayBackend:
 
     def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
         """Train the networks of a plan; several processes, or a cluster that was named, go through Ray Train."""
-        if workers == 1 and self._cluster.address is None:
+        if workers == 1 and self._cluster.session_address is None:
             self._local.train(plan, folder=folder, workers=workers, clock=clock)
         else:
             fit(plan, folder=folder, workers=workers, cluster=self._cluster, clock=clock)

@@ -9,7 +9,7 @@ from types import FrameType
 
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import Job
-from ekgsearch.orchestration.session import cluster_address, prepare_environment, ray_session
+from ekgsearch.orchestration.session import prepare_environment, ray_session
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.runtime.environment import num_cores
@@ -40,14 +40,14 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[...,
         raise StorageError(f"output = {job.output}: the run directory cannot be made: {error}") from error
     configure_logging(run_dir, verbose)
     signal.signal(signal.SIGTERM, _stop)
-    if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not cluster_address(job.cluster):
+    if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not job.cluster.session_address:
         run(job, InProcessBackend(), continue_anyway=continue_anyway)
         return run_dir
     prepare_environment(job.cluster)
     from ekgsearch.orchestration.backend import RayBackend
 
     cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cores_per_worker)
-    if cores > num_cores() and not cluster_address(job.cluster):
+    if cores > num_cores() and not job.cluster.session_address:
         log.warning(
             "the workers of this job hold %d cores and this machine has %d, so they slow each other down: lower "
             "cluster.threads_per_worker, cluster.search_workers or finetune.workers",

@@ -15,11 +15,6 @@ log = logging.getLogger(__name__)
 LOOPBACK = ("127.", "localhost", "[::1]")
 
 
-def cluster_address(cluster: ClusterSection) -> str | None:
-    """Address of the cluster to use: the job's, else RAY_ADDRESS; None for a local session."""
-    return cluster.address or os.environ.get("RAY_ADDRESS") or None
-
-
 def prepare_environment(cluster: ClusterSection) -> None:
     """Set what Ray reads from the environment; it must be called before Ray is imported.
 
@@ -33,7 +28,7 @@ def prepare_environment(cluster: ClusterSection) -> None:
         "RAY_DEDUP_LOGS": "0",
         "RAY_worker_niceness": "0",  # Ray's own is 15: any other process of the machine would come first
     }
-    address = cluster_address(cluster)
+    address = cluster.session_address
     if address is None:
         # It listens on loopback only and lives as long as this process: it needs no token, and no cloud takes it back.
         defaults |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -54,14 +49,14 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
     """Connect to a cluster, or start a local session on loopback without dashboard.
 
     Args:
-        cluster: where to connect; `cluster.address`, else RAY_ADDRESS, else a local session.
+        cluster: where to connect; a local session where it has no `session_address`.
         num_cpus: cores that a local session offers.
 
     Raises:
         WorkerError: the cluster cannot be reached or refuses the token.
     """
     prepare_environment(cluster)
-    address = cluster_address(cluster)
+    address = cluster.session_address
     import ray
 
     try:

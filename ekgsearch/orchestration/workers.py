@@ -12,7 +12,6 @@ from ekgsearch.errors import OUT_OF_MEMORY, EkgError, WorkerError, is_out_of_mem
 from ekgsearch.orchestration.member import Member, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
-from ekgsearch.orchestration.session import cluster_address
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.team import BankOrder
@@ -56,7 +55,7 @@ class RayCrew:
             )
         shortage = no_room(self._request, len(shares), nodes_of_cluster())
         if shortage:
-            if cluster_address(cluster) is None:
+            if cluster.session_address is None:
                 raise WorkerError(shortage)
             log.warning("%s; waiting %g s for nodes", shortage, cluster.start_timeout_seconds)
         self.members = [Member(index, owned) for index, owned in enumerate(shares)]

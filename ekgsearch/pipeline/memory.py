@@ -37,7 +37,7 @@ def state_memory(setup: Setup, num_workers: int) -> None:
         (memory.network + memory.subset) / _GIGABYTE,
         free / _GIGABYTE,
     )
-    if memory.peak * num_workers > free and setup.job.cluster.address is None:
+    if memory.peak * num_workers > free and setup.job.cluster.session_address is None:
         log.warning(
             "that is more than is free here for %d workers: take a machine or a device with more memory, or "
             "search.precision bf16; a smaller search.batch_size needs less, but changes the result, since batch norms "

@@ -82,7 +82,7 @@ def check_bank_store(state: RunState) -> None:
     else:
         spec = bank_spec(state, teachers=("?",) * job.bank.teachers, weights_hash="?")
     store = open_store(bank_uri(state))
-    check_space(store, spec, _cache_dir(state) if job.cluster.address is None else None)
+    check_space(store, spec, _cache_dir(state) if job.cluster.session_address is None else None)
     log.info("memory bank in %s, create-once writes: %s", store.uri, "yes" if store.creates_once else "no")
 
 
