@@ -33,7 +33,9 @@ class NetSection(Section):
         None, description="shortcut of CIFAR ResNets; null: as the weights' sidecar says, else projection"
     )
     padding: Literal["torch", "tf_same"] | None = Field(
-        None, description="padding of strided convolutions; null: as the weights' sidecar says, else torch"
+        None,
+        description="padding of strided convolutions; null: as the weights' sidecar says, else tf_same with all quirks "
+        "of search.quirks, else torch",
     )
 
 

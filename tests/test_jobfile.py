@@ -131,15 +131,15 @@ def test_the_schema_documents_every_field() -> None:
             assert "description" in field, name
 
 
-def test_reference_stands_for_all_quirks_their_counter_and_padding(tmp_path: Path) -> None:
+def test_reference_stands_for_all_quirks_and_their_counter(tmp_path: Path) -> None:
     text = GOOD + "  quirks: reference\n"
     job = load_job(write(tmp_path, text))
     assert job.search.quirks == QUIRKS
-    assert (job.search.counter, job.net.padding) == ("ekg", "tf_same")
+    assert job.search.counter == "ekg"
+    assert job.net.padding is None  # it depends on the weights; see the tests of the setup
     assert load_job(write(tmp_path, fields_text(job))) == job
-    assert load_job(write(tmp_path, text), ["net.weights=trained.safetensors"]).net.padding is None
-    assert load_job(write(tmp_path, text), ["net=null"]).net.padding == "tf_same"
-    assert load_job(write(tmp_path, text), ["net.padding=null"]).net.padding == "tf_same"
+    assert load_job(write(tmp_path, text), ["net.padding=tf_same"]).search.quirks == QUIRKS
+    assert load_job(write(tmp_path, text), ["net.padding=null"]).net.padding is None
     with pytest.raises(JobError, match=r"net.padding = torch, but search.quirks reference pads as tf_same"):
         load_job(write(tmp_path, text), ["net.padding=torch"])
     for faster in ("precision=bf16", "compile=true", "channels_last=true"):

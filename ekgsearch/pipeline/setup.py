@@ -29,7 +29,7 @@ from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget, set_budget
 from ekgsearch.search.criteria import Rules
-from ekgsearch.search.steps import QUIRKS
+from ekgsearch.search.steps import default_padding
 from ekgsearch.sections import NetSection
 
 log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def set_up(job: Job) -> Setup:
         warmup_per_class=job.warmup.images_per_class if job.warmup.epochs else 0,
     )
     sidecar = _sidecar(job.net)
-    padding: Padding = "tf_same" if set(QUIRKS) <= set(job.search.quirks) else "torch"
+    padding = default_padding(job.search.quirks)
     net = net_spec(job.net, sidecar, dataset.num_classes, dataset.image_shape, padding)
     network = build(net, seed=sub_seed(job.seed, "network"))
     if job.net.weights is not None:

@@ -1,7 +1,7 @@
 """How far a channel group is cut at a time: steps, kept numbers, and which channels go first."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -40,10 +40,9 @@ REFERENCE = "reference"
 
 
 def expand_reference(fields: Any) -> Any:
-    """Write out ``search.quirks: reference`` in the fields of a job: all quirks, and what goes with them.
+    """Write out ``search.quirks: reference`` in the fields of a job: all quirks, and the counter `ekg`.
 
-    Costs are counted by the counter `ekg`, and networks are padded as `tf_same`, unless the sidecar of given weights
-    says what they need.
+    The padding that goes with them depends on the weights: `default_padding`.
 
     Raises:
         ValueError: the fields name another counter or padding.
@@ -58,16 +57,21 @@ def expand_reference(fields: Any) -> Any:
             f"search.counter = {search['counter']}, but search.quirks reference counts with `ekg`; leave the counter "
             "out, or list the quirks that you want one by one"
         )
-    fields = {**fields, "search": {**search, "quirks": QUIRKS}}
-    net = fields.get("net") or {}
+    net = fields.get("net")
     if isinstance(net, dict) and net.get("padding") not in (None, "tf_same"):
         raise ValueError(
             f"net.padding = {net['padding']}, but search.quirks reference pads as tf_same; leave the padding out, or "
             "list the quirks that you want one by one"
         )
-    if isinstance(net, dict) and net.get("weights") is None:
-        fields["net"] = {**net, "padding": "tf_same"}
-    return fields
+    return {**fields, "search": {**search, "quirks": QUIRKS}}
+
+
+def default_padding(quirks: Collection[Quirk]) -> Literal["torch", "tf_same"]:
+    """Padding of a network where neither the job nor the sidecar of its weights says one.
+
+    The program published with the paper pads as TensorFlow does; so does a search that has all of its quirks.
+    """
+    return "tf_same" if set(QUIRKS) <= set(quirks) else "torch"
 
 
 @dataclass(frozen=True, slots=True)
