@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from ekgsearch.bank.build import commit, missing_blocks
-from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.build import commit, manifest_key, missing_blocks
+from ekgsearch.bank.manifest import BankManifest, BankSpec
 from ekgsearch.bank.space import check_space
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
+from ekgsearch.errors import StorageError
 from ekgsearch.experiment import expand_path
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.state import RunState
@@ -52,7 +53,7 @@ def search_and_fill_bank(state: RunState) -> None:
         if not state.line("search"):
             _finish_search(state, uniform_width(state.open_graph(), state.setup.budget))
         return
-    is_searched, is_filled = state.line("search"), state.line("bank") or not needs_bank
+    is_searched, is_filled = state.line("search"), not needs_bank or _has_bank(state)
     if is_searched and is_filled:
         state.committed("search")
         return
@@ -66,6 +67,28 @@ def search_and_fill_bank(state: RunState) -> None:
         if not is_filled:
             _fill_bank(state, team)
             write_tables(state)
+
+
+def _has_bank(state: RunState) -> bool:
+    """Whether nothing has to be built: the fine-tuning has ended, or the store holds all that its manifest names.
+
+    A bank that the journal names may have been lost or damaged since, or the job may name another store by now.
+    """
+    if state.line("finetune"):
+        return True
+    if not state.line("bank"):
+        return False
+    spec, store = bank_address(state).spec, open_store(bank_uri(state))
+    key = manifest_key(spec)
+    if not store.exists(key):
+        return False
+    try:
+        shards = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}").shards
+    except StorageError as error:
+        log.warning("%s", error)
+        return False
+    sizes = store.sizes(f"{spec.prefix}/block-")
+    return all(sizes.get(shard.key) == shard.bytes for shard in shards)
 
 
 def check_bank_store(state: RunState) -> None:
@@ -223,7 +246,17 @@ def _fill_bank(state: RunState, team: Team) -> None:
         team.charge(clock)
         team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri), progress.advance)
         manifest = commit(store, spec)
-    state.journal.append("bank", manifest=manifest.sha256, teachers=list(chosen))
+    line = state.line("bank")
+    if line is None:
+        state.journal.append("bank", manifest=manifest.sha256, teachers=list(chosen))
+    elif line["manifest"] != manifest.sha256:
+        log.warning(
+            "%s: the memory bank was built again and differs from the one that the journal names (manifest %s, now "
+            "%s): another kind of device, or other versions, round differently",
+            store.uri,
+            line["manifest"],
+            manifest.sha256,
+        )
 
 
 def _devices(state: RunState) -> int:
