@@ -296,7 +296,10 @@ class ClusterSection(Section):
     threads_per_worker: Positive = Field(
         1, description="torch threads of one worker of search, bank and fine-tuning (part of the arithmetic)"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: cuda where this machine has it; for workers of a named cluster: where a node of it does",
+    )
     max_restarts: int = Field(
         3, ge=0, description="times in a row that a lost worker is replaced without an answer before the run stops"
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ekgsearch.orchestration.placement import nodes_of_cluster
 from ekgsearch.orchestration.training import fit
 from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.pipeline.backend import InProcessBackend
@@ -22,6 +23,13 @@ class RayBackend:
         self._cluster = cluster
         self._local = InProcessBackend()
         self._crew: RayCrew | None = None
+
+    @property
+    def cluster_has_gpus(self) -> bool | None:
+        """Whether a node of the cluster that was named has a GPU; None where no cluster was named."""
+        if self._cluster.session_address is None:
+            return None
+        return any(node.get("GPU", 0) > 0 for node in nodes_of_cluster())
 
     @property
     def num_search_devices(self) -> int:

@@ -37,7 +37,7 @@ def audit(state: RunState, count: int) -> list[AuditRow]:
     iterations = _chosen(len(made) - 1, count, setup.job.seed)
     rows: list[AuditRow] = []
     with (
-        state.backend.team(state.workload, setup.exact_plan) as team,
+        state.backend.team(setup.workload(state.start_weights, setup.devices.search), setup.exact_plan) as team,
         Progress("audit", len(iterations), "iterations", log) as progress,
     ):
         search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.exact_plan))

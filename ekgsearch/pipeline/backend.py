@@ -20,6 +20,11 @@ class Backend(Protocol):
     """Runs the heavy phases of a run."""
 
     @property
+    def cluster_has_gpus(self) -> bool | None:
+        """Whether a node of the cluster that was named has a GPU; None where no cluster was named."""
+        ...
+
+    @property
     def num_search_devices(self) -> int:
         """Devices (CPU: cores) that the workers of search and bank hold, while there is a team."""
         ...
@@ -73,6 +78,10 @@ class InProcessBackend:
 
     def __init__(self) -> None:
         self._num_devices = 1
+
+    @property
+    def cluster_has_gpus(self) -> None:
+        """None: there is no cluster."""
 
     @property
     def num_search_devices(self) -> int:

@@ -60,13 +60,13 @@ def finetune(state: RunState) -> None:
     plan = TrainingPlan(
         run=setup.job.run_name,
         phase=Phase.FINETUNE,
-        workload=state.workload,
+        workload=setup.workload(state.start_weights, setup.devices.finetune),
         tasks=finetuning_tasks(state),
         bank=bank_address(state) if section.objective in BANK_OBJECTIVES else None,
         threads=setup.job.cluster.threads_per_worker,
         checkpoint_every_steps=section.checkpoint_every_steps,
     )
-    device = device_name(torch.device(setup.device))
+    device = setup.devices.name(setup.devices.finetune)
     threads = torch.get_num_threads()
     with state.ledger.attempt(Phase.FINETUNE, device, section.workers * plan.devices_per_worker) as clock:
         state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)

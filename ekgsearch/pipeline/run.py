@@ -47,7 +47,7 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
         raise JobError(
             f"search.method = {job.search.method} makes no decisions that --audit could repeat; leave it out"
         )
-    setup = set_up(job)
+    setup = set_up(job, backend.cluster_has_gpus)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
         is_searched = any(line["kind"] == "search" for line in journal.lines)
@@ -75,21 +75,21 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
     """Write the first line of the journal, or compare it with this run.
 
     Raises:
-        ResumeError: the run directory belongs to another job, other images, another machine or version.
+        ResumeError: the run directory belongs to another job, other images, another kind of device, machine or version.
     """
     run_dir = setup.job.run_dir
-    facts = {"job": setup.job.sha256, **setup.facts}
+    facts = {"job": setup.job.sha256, **setup.facts, **setup.devices.facts}
     found = provenance()
     if not journal.lines:
         write_atomically(run_dir / "job.yaml", fields_text(setup.job).encode())
         write_atomically(run_dir / "provenance.json", json.dumps(found, indent=2, sort_keys=True).encode())
         journal.append("run", **facts)
         return
-    recorded = {name: journal.lines[0].get(name) for name in facts}
+    recorded = {name: value for name, value in journal.lines[0].items() if name in facts}
     differences = [
-        f"{name} was {recorded[name]}, is {value}"
-        for name, value in facts.items()
-        if recorded[name] != value and name != "job"
+        f"{name} was {value}, is {facts[name]}"
+        for name, value in recorded.items()
+        if facts[name] != value and name != "job"
     ]
     if recorded["job"] != facts["job"]:
         differences += _job_differences(run_dir / "job.yaml", setup.job)

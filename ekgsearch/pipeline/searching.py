@@ -4,8 +4,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ekgsearch.bank.build import commit, manifest_key, missing_blocks
 from ekgsearch.bank.manifest import BankManifest, BankSpec
 from ekgsearch.bank.space import check_space
@@ -13,14 +11,12 @@ from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import expand_path
-from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import BankAddress
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.records import Phase, Subnetwork, canonical_json
-from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
@@ -57,10 +53,8 @@ def search_and_fill_bank(state: RunState) -> None:
     if is_searched and is_filled:
         state.committed("search")
         return
-    backend = state.backend
-    if not is_searched:
-        state_memory(state.setup, max(1, job.cluster.search_workers))
-    with backend.team(state.workload, state.setup.search_plan) as team:
+    workload = state.setup.workload(state.start_weights, state.setup.devices.search)
+    with state.backend.team(workload, state.setup.search_plan) as team:
         if not is_searched:
             _search(state, team)
             write_tables(state)
@@ -171,7 +165,7 @@ def _search(state: RunState, team: Team) -> None:
     racing = _racing(state, team)
     search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_plan))
     with (
-        state.ledger.attempt(Phase.SEARCH, device_name(torch.device(setup.device)), _devices(state)) as clock,
+        state.ledger.attempt(Phase.SEARCH, setup.devices.name(setup.devices.search), _devices(state)) as clock,
         Progress("search", round(to_remove), unit, log) as progress,
     ):
         team.charge(clock)
@@ -237,10 +231,10 @@ def _fill_bank(state: RunState, team: Team) -> None:
     store = open_store(uri)
     blocks = missing_blocks(store, spec, verify=True)
     teachers = tuple(made[index].subnetwork for index in chosen)
-    device = device_name(torch.device(state.setup.device))
+    devices = state.setup.devices
     state.backend.enlist(len(blocks))
     with (
-        state.ledger.attempt(Phase.BANK, device, _devices(state)) as clock,
+        state.ledger.attempt(Phase.BANK, devices.name(devices.search), _devices(state)) as clock,
         Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
     ):
         team.charge(clock)

@@ -22,6 +22,7 @@ from ekgsearch.experiment import Job, expand_path
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.records import Costs
@@ -53,7 +54,7 @@ class Setup:
         full_costs: its costs under the job's counter.
         budget: what the search aims at.
         mean, std: input normalisation in pixel units 0..255.
-        device: "cpu" or "cuda".
+        devices: which kind of device does which part.
     """
 
     job: Job
@@ -69,7 +70,12 @@ class Setup:
     budget: Budget
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    device: str
+    devices: Devices
+
+    @property
+    def device(self) -> str:
+        """Kind of device of this process, "cpu" or "cuda"."""
+        return self.devices.here
 
     @property
     def num_local_devices(self) -> int:
@@ -116,25 +122,30 @@ class Setup:
             "groups": {group.name: group.size for group in self.graph.groups},
         }
 
-    def workload(self, weights: Path) -> Workload:
-        """What a process needs to open the network with these weights."""
+    def workload(self, weights: Path, device: str | None = None) -> Workload:
+        """What a process needs to open the network with these weights, on a kind of device; None for that of here."""
         return Workload(
             net=self.net,
             weights=weights,
             data=self.data,
             mean=self.mean,
             std=self.std,
-            device=self.device,
+            device=device or self.device,
             threads=self.job.cluster.threads_per_worker,
         )
 
 
-def set_up(job: Job) -> Setup:
+def set_up(job: Job, cluster_has_gpus: bool | None = None) -> Setup:
     """Open and check what a job names.
+
+    Args:
+        job: the job.
+        cluster_has_gpus: whether a node of the cluster that was named has a GPU; None where nobody has asked it.
 
     Raises:
         JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
     """
+    devices = find_devices(job, cluster_has_gpus)
     _check_lightly(job)
     data = data_request(job)
     dataset = data.open()
@@ -173,7 +184,7 @@ def set_up(job: Job) -> Setup:
         budget=budget,
         mean=sidecar.mean if sidecar else dataset.mean,
         std=sidecar.std if sidecar else dataset.std,
-        device=_device(job),
+        devices=devices,
     )
 
 
@@ -282,12 +293,3 @@ def _check_batch_sizes(job: Job, num_images: int) -> None:
             raise JobError(
                 f"{name}.batch_size = {section.batch_size}, but only {num_images} training images are in use; lower it"
             )
-
-
-def _device(job: Job) -> str:
-    has_cuda = torch.cuda.is_available()
-    if job.search.precision == "tf32" and (job.cluster.device == "cpu" or not has_cuda):
-        raise JobError("search.precision = tf32, but only GPUs multiply in TF32 and this run is on the CPU; use fp32")
-    if job.cluster.device == "cuda" and not has_cuda:
-        raise JobError("cluster.device = cuda, but torch finds no CUDA device on this machine; use auto or cpu")
-    return "cuda" if has_cuda and job.cluster.device != "cpu" else "cpu"

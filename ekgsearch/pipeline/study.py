@@ -120,7 +120,7 @@ def run_study(job: StudyJob, backend: Backend, *, continue_anyway: bool = False)
         EkgError: as `ekgsearch.pipeline.run.run_job`.
     """
     run_dir, section = job.run_dir, job.study
-    setup = set_up(job)
+    setup = set_up(job, backend.cluster_has_gpus)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
         start_or_check(setup, journal, continue_anyway)
@@ -189,7 +189,7 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
     plan = TrainingPlan(
         run=job.run_name,
         phase=Phase.FINETUNE,
-        workload=state.workload,
+        workload=setup.workload(state.start_weights, setup.devices.finetune),
         tasks=(
             TrainingTask(
                 name=name, config=finetune_config(state, "plain"), subnetwork=subnetwork, ids=ids, evaluate=False
@@ -200,7 +200,7 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
     )
     threads = torch.get_num_threads()
     devices = section.workers * plan.devices_per_worker
-    with state.ledger.attempt(Phase.FINETUNE, device_name(torch.device(setup.device)), devices) as clock:
+    with state.ledger.attempt(Phase.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
         state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
     torch.set_num_threads(threads)
     return Outcome.read(state.training_folder, name).weights

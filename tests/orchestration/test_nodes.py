@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from command_line import JOB, RunCommand, command, environment
 from small_search import SmallSearch
 
+from ekgsearch.jobfile import load_job
+from ekgsearch.orchestration.backend import RayBackend
+from ekgsearch.orchestration.placement import Request, nodes_of_cluster
 from ekgsearch.orchestration.session import ray_session
+from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.sections import ClusterSection
 
 pytestmark = pytest.mark.ray
@@ -66,6 +71,24 @@ def test_a_search_outlives_the_loss_of_a_node(
             thief.join()
             assert sorted(member.attempt for member in crew.members) == [1, 2]  # one on each node
     assert "died; starting another one" in caplog.text
+
+
+def test_the_gpus_of_a_cluster_are_found_by_a_driver_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = load_job(tmp_path / "job.yaml", ["cluster.search_workers=1"])
+    backend = RayBackend(job.cluster)
+    assert backend.cluster_has_gpus is None
+    with cluster_of(1) as (cluster, _):
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with ray_session(job.cluster, num_cpus=0):
+            assert find_devices(job, backend.cluster_has_gpus) == Devices("cpu", "cpu", "cpu")
+            cluster.add_node(num_cpus=1, num_gpus=1)  # it claims one; nobody computes on it here
+            devices = find_devices(job, backend.cluster_has_gpus)
+            assert devices == Devices(here="cpu", search="cuda", finetune="cuda")
+            assert Request.of(job.cluster, devices.search).room(nodes_of_cluster()) == 1
 
 
 @pytest.mark.slow
