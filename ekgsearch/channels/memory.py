@@ -13,7 +13,7 @@ from ekgsearch.channels.trace import BATCH
 _READS_ITS_INPUT = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM, Kind.POOL, Kind.AVERAGE, Kind.SOFTMAX})
 _READS_ITS_OUTPUT = frozenset({Kind.ELEMENTWISE, Kind.SOFTMAX})
 _INDEX_BYTES = 8
-_WORKSPACE = 10
+_WORKSPACE = 14
 """Copies of the largest feature map that are held besides what was saved: gradients on both sides of a layer and of a
 shortcut, the layouts that convolutions are computed in, and gaps between blocks of memory (measured, tests)."""
 

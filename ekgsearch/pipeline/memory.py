@@ -16,34 +16,44 @@ log = logging.getLogger(__name__)
 _GIGABYTE = 1e9
 
 
-def state_memory(setup: Setup, num_workers: int) -> None:
+def state_memory(setup: Setup) -> None:
     """Log the most memory that one search worker will hold, and warn where this machine has less to give.
 
-    The naive evaluation and the quirk `sequential_statistics`, which are there to compare with, hold more than is said.
+    The naive evaluation and the quirk `sequential_statistics`, which are there to compare with, hold more than the
+    number that is said, and the log says so. What is free on the nodes of a cluster is not known here.
 
     Args:
         setup: the opened job.
-        num_workers: workers among which the batches of the search subset are shared.
     """
-    memory, free = worker_memory(setup, num_workers), _free_bytes(setup.device)
+    cluster = setup.job.cluster
+    num_workers = max(1, cluster.search_workers)
+    memory = worker_memory(setup, num_workers)
+    free = None if cluster.search_workers and cluster.session_address else _free_bytes(setup.devices.search)
     log.info(
-        "a search worker holds at most %.2f GB of tensors: %.2f GB while a batch of %d images is scored, %.2f GB while "
-        "candidates are evaluated, %.2f GB that these start from, %.2f GB of weights and images; free here: %.1f GB",
+        "a search worker holds %s %.2f GB of tensors: %.2f GB while a batch of %d images is scored, %.2f GB while "
+        "candidates are evaluated, %.2f GB that these start from, %.2f GB of weights and images%s",
+        "more than" if _holds_more(setup) else "at most",
         memory.peak / _GIGABYTE,
         memory.scores / _GIGABYTE,
         setup.job.search.batch_size,
         memory.candidates / _GIGABYTE,
         memory.prefixes / _GIGABYTE,
         (memory.network + memory.subset) / _GIGABYTE,
-        free / _GIGABYTE,
+        "" if free is None else f"; free here: {free / _GIGABYTE:.1f} GB",
     )
-    if memory.peak * num_workers > free and setup.job.cluster.session_address is None:
+    if free is not None and memory.peak * num_workers > free:
         log.warning(
             "that is more than is free here for %d workers: take a machine or a device with more memory, or "
             "search.precision bf16; a smaller search.batch_size needs less, but changes the result, since batch norms "
             "use the statistics of a batch",
             num_workers,
         )
+
+
+def _holds_more(setup: Setup) -> bool:
+    """Whether the search is evaluated in a way that the account of its memory does not cover."""
+    search = setup.job.search
+    return search.evaluation == "naive" or "sequential_statistics" in search.quirks
 
 
 def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:

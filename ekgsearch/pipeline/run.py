@@ -12,6 +12,7 @@ from ekgsearch.pipeline.adopt import adopt, find_search
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
+from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.preparing import pretrain, warm_up
 from ekgsearch.pipeline.searching import check_bank_store, search_and_fill_bank
 from ekgsearch.pipeline.setup import Setup, set_up
@@ -60,6 +61,8 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
         if state.line("done"):
             log.info("%s has finished before; its tables are written again", run_dir)
         check_bank_store(state)
+        if job.search.method == "ekg" and not state.line("search"):
+            state_memory(setup)
         pretrain(state)
         warm_up(state)
         search_and_fill_bank(state)
