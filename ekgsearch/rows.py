@@ -188,6 +188,9 @@ class SummaryRow:
     averaged_top1: float = column(
         "test accuracy of the mean of its weights after the last epochs, percent; NaN without averaging", math.nan
     )
+    replaced_bank_images: int = column(
+        "images that stand in for damaged ones of their class in the blocks of the memory bank that this run built", 0
+    )
 
 
 @dataclass(frozen=True, slots=True)

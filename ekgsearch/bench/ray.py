@@ -30,7 +30,7 @@ from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import BankOrder, Crew, Team
-from ekgsearch.pipeline.worker import SearchPlan, Worker
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -106,7 +106,7 @@ class PipeCrew:
             ) from None
         return answer
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """No search builds a bank."""
         raise EkgError("this benchmark measures a search; it builds no memory bank")
 
@@ -184,7 +184,7 @@ class Side:
         self._crew.ask(question, inbox, history)
         self._waited += time.perf_counter() - start - max(self._work.spans)
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Leave it to the workers."""
         self._crew.build_bank(order, on_block)
 

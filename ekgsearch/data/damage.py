@@ -136,13 +136,20 @@ class StandIns:
         )
 
 
-def sound_reader(images: ImageSet, ids: Tensor | None = None, *, max_share: float) -> Callable[[Tensor], Tensor]:
+def sound_reader(
+    images: ImageSet,
+    ids: Tensor | None = None,
+    *,
+    max_share: float,
+    on_replaced: Callable[[int], None] = lambda count: None,
+) -> Callable[[Tensor], Tensor]:
     """Let whatever needs un-augmented training images outside a loader survive damage by the rule of the loader.
 
     Args:
         images: the images; those in memory have no damage.
         ids: ids in use (M,), int64; None for all.
         max_share: see `StandIns`.
+        on_replaced: told after each batch how many of its images stand in for damaged ones.
 
     Returns:
         Reads the pixels (B, 3, H, W), uint8, of image ids (B,), int64, or of what stands in for them. It raises a
@@ -154,6 +161,8 @@ def sound_reader(images: ImageSet, ids: Tensor | None = None, *, max_share: floa
 
     def read(batch: Tensor) -> Tensor:
         with ThreadPoolExecutor(images.num_threads, thread_name_prefix="decode") as pool:
-            return stand_ins.read_squares(batch, pool)[1]
+            found, pixels = stand_ins.read_squares(batch, pool)
+        on_replaced(int((found != batch.cpu()).sum()))
+        return pixels
 
     return read

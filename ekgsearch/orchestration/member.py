@@ -1,5 +1,6 @@
 """One search worker on Ray: the process, and what the driver knows of it."""
 
+import logging
 import os
 import socket
 import time
@@ -12,9 +13,10 @@ import ray
 from ekgsearch.orchestration.pieces import Pieces, pack
 from ekgsearch.pipeline.reports import Answer, Question
 from ekgsearch.pipeline.team import BankOrder
-from ekgsearch.pipeline.worker import SearchPlan, Timed, Worker
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Timed, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
+from ekgsearch.runtime.progress import configure_logging
 
 
 @ray.remote
@@ -22,6 +24,8 @@ class SearchWorker:
     """A worker in a process of its own; it opens network and images when it is first asked."""
 
     def __init__(self, workload: Workload, plan: SearchPlan, owned: tuple[int, ...], attempt: int) -> None:
+        configure_logging(None)  # the log of a local session lets only errors pass
+        logging.getLogger("ekgsearch").setLevel(logging.WARNING)
         self._order = (workload, plan, owned, attempt)
 
     def open(self, history: Sequence[Subnetwork]) -> Timed[tuple[str, int]]:
@@ -35,8 +39,8 @@ class SearchWorker:
         """Answer a question of the search."""
         return pack(self._worker.answer(question))
 
-    def build_block(self, order: BankOrder, block: int) -> Timed[int]:
-        """Build one block of the memory bank; returns its images."""
+    def build_block(self, order: BankOrder, block: int) -> Timed[BuiltBlock]:
+        """Build one block of the memory bank."""
         return self._worker.build_block(order.spec, order.teachers, block, order.uri)
 
 

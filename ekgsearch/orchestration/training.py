@@ -96,9 +96,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     folder: Path = config["folder"]
     rank = ray.train.get_context().get_world_rank()
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report with all its metrics
-    if rank == 0:
-        configure_logging(folder.parent)
-    else:
+    configure_logging(folder.parent if rank == 0 else None)
+    if rank != 0:
         logging.getLogger("ekgsearch").setLevel(logging.WARNING)
     device = get_device()
     start = time.perf_counter()

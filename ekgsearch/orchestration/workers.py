@@ -15,7 +15,7 @@ from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.team import BankOrder
-from ekgsearch.pipeline.worker import SearchPlan
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -112,7 +112,7 @@ class RayCrew:
                     for key, value in answer.reports():
                         inbox.take(key, value)
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Build all blocks; every worker takes the next one once it is open and free."""
         waiting = list(order.blocks)
         blocks: dict[Member, int] = {}

@@ -10,7 +10,7 @@ import torch
 from ekgsearch.pipeline.reports import Inbox, Question
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import TrainingPlan, run_plan
-from ekgsearch.pipeline.worker import SearchPlan, Worker
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -61,7 +61,7 @@ class InProcessCrew:
         for key, value in answer.reports():
             inbox.take(key, value)
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Build all blocks, one after the other."""
         for block in order.blocks:
             answer = self._worker.build_block(order.spec, order.teachers, block, order.uri)

@@ -12,10 +12,10 @@ from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import expand_path
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import decisions, teachers_of, write_tables
+from ekgsearch.pipeline.tables import decisions, note_replaced, replaced_in_bank, teachers_of, write_tables
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import BankAddress
-from ekgsearch.pipeline.worker import SearchPlan
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
 from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
@@ -238,8 +238,16 @@ def _fill_bank(state: RunState, team: Team) -> None:
         Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
     ):
         team.charge(clock)
-        team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri), progress.advance)
+
+        def on_block(built: BuiltBlock) -> None:
+            progress.advance(built.images)
+            note_replaced(state, built.block, built.replaced)
+
+        team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri), on_block)
         manifest = commit(store, spec)
+    replaced = replaced_in_bank(state)
+    if replaced:
+        log.warning("memory bank: for %d images another one of their class stands in, theirs is damaged", replaced)
     line = state.line("bank")
     if line is None:
         state.journal.append("bank", manifest=manifest.sha256, teachers=list(chosen))

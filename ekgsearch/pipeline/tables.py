@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ekgsearch.bank.select import choose_teachers
@@ -47,6 +48,30 @@ def final_subnetwork(state: RunState) -> Subnetwork:
 def save_measurements(state: RunState, values: dict[str, float]) -> None:
     """Keep what was measured on this machine and so does not belong in the journal: latencies in milliseconds."""
     write_atomically(state.folder / "measurements.json", canonical_json(values).encode())
+
+
+def note_replaced(state: RunState, block: int, replaced: int) -> None:
+    """Keep how many images of a block of the memory bank stand in for damaged ones; a run without damage has no file.
+
+    The count depends on when a picture was damaged, so it does not belong in the journal.
+    """
+    counts = _replaced_by_block(state)
+    if counts.get(str(block), 0) != replaced:
+        write_atomically(_replaced_path(state), canonical_json({**counts, str(block): replaced}).encode())
+
+
+def replaced_in_bank(state: RunState) -> int:
+    """Images that stand in for damaged ones in the blocks of the memory bank that this run has built."""
+    return sum(_replaced_by_block(state).values())
+
+
+def _replaced_by_block(state: RunState) -> dict[str, int]:
+    path = _replaced_path(state)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _replaced_path(state: RunState) -> Path:
+    return state.folder / "bank-replaced.json"
 
 
 def write_tables(state: RunState) -> None:
@@ -181,6 +206,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         device=", ".join(sorted(set(devices))),
         ema_top1=_trained(state, "slim", lambda result: result.ema_top1),
         averaged_top1=_trained(state, "slim", lambda result: result.averaged_top1),
+        replaced_bank_images=replaced_in_bank(state),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.pipeline.reports import Inbox, Question
-from ekgsearch.pipeline.worker import SearchPlan
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, sum_over_batches
@@ -43,8 +43,8 @@ class Crew(Protocol):
         """
         ...
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
-        """Build all blocks; `on_block` is told the images of each as it is stored."""
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
+        """Build all blocks; `on_block` is told of each as it is stored."""
         ...
 
     def charge(self, clock: Clock) -> None:
@@ -121,8 +121,8 @@ class Team:
         answers = self._ask("settle", tuple(candidates), answers_per_batch=len(candidates))
         return evaluations(answers, len(candidates), self._nominal_batch)
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
-        """Build all blocks; `on_block` is told the images of each as it is stored."""
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
+        """Build all blocks; `on_block` is told of each as it is stored."""
         self._crew.build_bank(order, on_block)
 
     def _ask(

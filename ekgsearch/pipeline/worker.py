@@ -34,6 +34,21 @@ class Timed(Generic[T]):
     busy_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class BuiltBlock:
+    """A block of the memory bank that has been stored.
+
+    Attributes:
+        block: block index, from 0.
+        images: images in it.
+        replaced: how many of them stand in for a damaged one of their class.
+    """
+
+    block: int
+    images: int
+    replaced: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
     """Batches of the search subset and how networks are evaluated on them.
@@ -92,7 +107,9 @@ class Worker:
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
         train = workload.data.open().train
-        self._read_sound = sound_reader(train, max_share=workload.data.max_damaged)
+        self._num_replaced = 0
+        max_share = workload.data.max_damaged
+        self._read_sound = sound_reader(train, max_share=max_share, on_replaced=self._count_replaced)
         self._normalisation = workload.normalisation
         network = workload.open_network()
         for parameter in network.parameters():
@@ -130,15 +147,15 @@ class Worker:
         results = getattr(self._evaluator, question.name)(*question.arguments)
         return {batch: list(found) if isinstance(found, list) else [found] for batch, found in results.items()}
 
-    def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[int]:
-        """Run all teachers over one block of training images and store it; returns the number of images.
+    def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[BuiltBlock]:
+        """Run all teachers over one block of training images and store it.
 
         Raises:
             DataError: more pictures are damaged than allowed; the search itself, unlike the bank, replaces none.
         """
         return _timed(lambda: self._build_block(spec, teachers, block, uri))
 
-    def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> int:
+    def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> BuiltBlock:
         EXACT.set_backends()  # the search may have asked for another arithmetic; the bank is built after it
         ids = bank_layout(spec)[block]
         source = classifier(self._masked.graph).input if spec.embeddings else None
@@ -154,9 +171,13 @@ class Worker:
             for part in torch.split(ids, spec.batch_size):
                 yield self._normalisation(self._read_sound(part).to(self._device))
 
+        self._num_replaced = 0
         rows = build_block(forward, batches(), teachers)
         write_block(open_store(uri), spec, block, rows)
-        return len(ids)
+        return BuiltBlock(block, len(ids), self._num_replaced)
+
+    def _count_replaced(self, count: int) -> None:
+        self._num_replaced += count
 
 
 def _timed(work: Callable[[], T]) -> Timed[T]:

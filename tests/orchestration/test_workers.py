@@ -194,9 +194,10 @@ def build_bank(small: SmallSearch, team: Team, folder: Path) -> BankManifest:
         batch_size=64,
         batches_per_block=2,
     )
-    blocks, images = tuple(range(spec.num_blocks)), []
-    team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=blocks, uri=str(folder)), images.append)
-    assert sum(images) == spec.num_images
+    blocks, built = tuple(range(spec.num_blocks)), []
+    team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=blocks, uri=str(folder)), built.append)
+    assert sorted(block.block for block in built) == list(blocks)
+    assert sum(block.images for block in built) == spec.num_images
     return commit(open_store(str(folder)), spec)
 
 

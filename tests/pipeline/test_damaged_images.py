@@ -1,14 +1,17 @@
 """Pictures that turn bad after a run has opened them: the bank and the evaluation survive them like the loader."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from command_line import JOB
 from data.loading import picture_folder
 
+from ekgsearch.bank.build import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.norm import recalibrate
@@ -16,10 +19,15 @@ from ekgsearch.errors import DataError
 from ekgsearch.jobfile import load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
+from ekgsearch.orchestration.session import ray_session
+from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.finishing import _recalibrate
 from ekgsearch.pipeline.setup import set_up
-from ekgsearch.pipeline.worker import SearchPlan, Worker
+from ekgsearch.pipeline.tables import note_replaced, replaced_in_bank
+from ekgsearch.pipeline.team import BankOrder, Team
+from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
 from ekgsearch.pipeline.workload import DataRequest, Workload
+from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
 
@@ -54,6 +62,52 @@ def test_a_block_of_the_bank_holds_what_stands_in(workload: Workload, root: Path
     Worker(workload, PLAN, [0]).build_block(spec, [teacher], 0, str(tmp_path / "copied"))
     damaged, copied = (open_store(str(tmp_path / name)).list("bank/") for name in ("damaged", "copied"))
     assert list(damaged) == list(copied), "the key of a block ends in the checksum of its rows"
+
+
+def built_blocks(team: Team, workload: Workload, root: Path, uri: str) -> list[BuiltBlock]:
+    """Both blocks of a bank, built after a picture of the first has become damaged."""
+    graph = analyse(workload.open_network(), workload.net.input_shape)
+    hashes = {"dataset_hash": "d", "weights_hash": "w", "teachers": (graph.full().sha256,)}
+    spec = BankSpec(num_images=8, num_classes=2, batch_size=4, batches_per_block=1, **hashes)  # type: ignore[arg-type]
+    team.begin([graph.full()])  # the workers have opened the images
+    damaged = bank_layout(spec)[0][0].item()
+    (root / "train" / ("cat", "dog")[damaged // 4] / f"{damaged % 4:02d}.jpg").write_bytes(b"")
+    built: list[BuiltBlock] = []
+    order = BankOrder(spec=spec, teachers=(graph.full(),), blocks=(0, 1), uri=uri)
+    team.build_bank(order, built.append)
+    return built
+
+
+def test_replaced_pictures_are_counted_with_each_block(workload: Workload, root: Path, tmp_path: Path) -> None:
+    with InProcessBackend().team(workload, PLAN) as team:
+        built = built_blocks(team, workload, root, str(tmp_path / "bank"))
+    assert built == [BuiltBlock(0, 4, 1), BuiltBlock(1, 4, 0)]
+
+
+@pytest.mark.ray
+def test_replaced_pictures_are_counted_and_logged_where_workers_on_ray_build_the_bank(
+    workload: Workload, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ekgsearch.orchestration.backend import RayBackend
+
+    cluster = ClusterSection(search_workers=1, cpus_per_worker=0.5)
+    with ray_session(cluster, num_cpus=1), RayBackend(cluster).team(workload, PLAN) as team:
+        built = built_blocks(team, workload, root, str(tmp_path / "bank"))
+        said, deadline = "", time.monotonic() + 20
+        while "is damaged" not in said and time.monotonic() < deadline:
+            said += "".join(capfd.readouterr())
+            time.sleep(0.1)
+    assert built == [BuiltBlock(0, 4, 1), BuiltBlock(1, 4, 0)]
+    assert "is damaged, the next sound one of its class stands in for it (1 of at most 2)" in said
+
+
+def test_the_replaced_images_of_all_blocks_are_kept_with_the_run(tmp_path: Path) -> None:
+    state: Any = SimpleNamespace(folder=tmp_path)
+    note_replaced(state, 0, 0)
+    assert list(tmp_path.iterdir()) == []
+    for block, replaced in ((3, 2), (11, 1), (3, 2), (11, 0), (12, 4)):  # some were built again
+        note_replaced(state, block, replaced)
+    assert replaced_in_bank(state) == 6
 
 
 def test_the_evaluation_recalibrates_on_what_stands_in(workload: Workload, root: Path) -> None:

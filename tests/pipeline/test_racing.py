@@ -11,7 +11,7 @@ from ekgsearch.orchestration.placement import spread
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.reports import Inbox, Question
 from ekgsearch.pipeline.team import BankOrder, Team
-from ekgsearch.pipeline.worker import Worker
+from ekgsearch.pipeline.worker import BuiltBlock, Worker
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 
@@ -34,7 +34,7 @@ class SeveralWorkers:
                 for key, value in worker.answer(question).reports():
                     inbox.take(key, value)
 
-    def build_bank(self, order: BankOrder, on_block: Callable[[int], None]) -> None:
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         raise AssertionError("no memory bank here")
 
     def charge(self, clock: Clock) -> None:
