@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from command_line import JOB
@@ -15,15 +15,19 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.team import Team
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.search.base import Evaluator, decisions_from_records
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
 from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
+
+TIE_TOLERANCE = 5e-4
+"""Share of the lowest score within which candidates are settled: so much that the small search has near ties."""
 
 
 def children(pid: int) -> list[int]:
@@ -71,7 +75,9 @@ class SmallSearch:
 
     def run(self, team: Evaluator, path: Path) -> bytes:
         """Search, or continue the search that the journal holds; returns the bytes of the journal."""
-        search = EkgSearch(self.setup.graph, team, self.setup.budget, EkgSettings(step=0.4))
+        settings = ekg_settings(self.setup.job.search, self.setup.search_plan)
+        settings = replace(settings, tie_tolerance=TIE_TOLERANCE)
+        search = EkgSearch(self.setup.graph, team, self.setup.budget, settings)
         with Journal.open(path) as journal:
             for decision in search.run(decisions_from_records(journal.lines, self.setup.graph.full())):
                 journal.append("iteration", **decision.to_record())

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,18 @@ from ekgsearch.orchestration.pieces import Pieces, pack, unpack
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.reports import Answer
+from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.team import BankOrder, Team
+from ekgsearch.records import Subnetwork
 from ekgsearch.sections import ClusterSection
 from ekgsearch.storage.objects import open_store
 
 pytestmark = pytest.mark.ray
 
 KILL, HANG = signal.SIGKILL, signal.SIGSTOP
+
+QUESTIONS = {"begin", "scores", "evaluate", "settle"}
+"""What a search asks, near ties included."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,20 @@ def small(tmp_path_factory: pytest.TempPathFactory, session: None) -> SmallSearc
 @pytest.fixture(scope="module")
 def expected(small: SmallSearch, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return small.undisturbed(tmp_path_factory.mktemp("undisturbed") / "journal.jsonl")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the questions that workers on Ray are asked."""
+    names: set[str] = set()
+    ask = RayCrew.ask
+
+    def watched(crew: RayCrew, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+        names.add(question.name)
+        ask(crew, question, inbox, history)
+
+    monkeypatch.setattr(RayCrew, "ask", watched)
+    return names
 
 
 def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal.Signals], seed: int) -> list[bytes]:
@@ -69,31 +87,44 @@ def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal
 
 
 def test_random_kills_and_a_hang_leave_no_trace_in_the_journal(
-    small: SmallSearch, expected: bytes, tmp_path: Path
+    small: SmallSearch, expected: bytes, asked: set[str], tmp_path: Path
 ) -> None:
     for journal in sabotaged(small, tmp_path, workers=2, signals=[HANG, KILL, KILL, KILL], seed=3):
         assert journal == expected
+    assert asked == QUESTIONS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "kills", "hangs"), [(1, 5, 1), (2, 10, 2), (4, 8, 1), (8, 7, 0)])
 def test_many_random_kills_leave_no_trace_in_the_journal(
-    workers: int, kills: int, hangs: int, small: SmallSearch, expected: bytes, tmp_path: Path
+    workers: int, kills: int, hangs: int, small: SmallSearch, expected: bytes, asked: set[str], tmp_path: Path
 ) -> None:
     signals = [KILL] * kills + [HANG] * hangs
     random.Random(workers).shuffle(signals)
     for journal in sabotaged(small, tmp_path, workers, signals, seed=100 * workers):
         assert journal == expected
+    assert asked == QUESTIONS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
 def test_the_journal_is_that_of_one_process_for_any_number_of_workers(
-    workers: int, small: SmallSearch, expected: bytes, tmp_path: Path
+    workers: int, small: SmallSearch, expected: bytes, asked: set[str], tmp_path: Path
 ) -> None:
     with small.on_ray(workers) as (team, crew):
         assert len(crew.members) == workers
         assert small.run(team, tmp_path / "journal.jsonl") == expected
+    assert asked == QUESTIONS
+
+
+def test_the_quirks_of_the_published_program_are_searched_alike_by_workers_also_when_one_is_killed(
+    session: None, asked: set[str], tmp_path: Path
+) -> None:
+    small = SmallSearch.make(tmp_path, ["search.quirks=reference", "search.batch_size=12"])
+    expected = small.undisturbed(tmp_path / "alone.jsonl")
+    for journal in sabotaged(small, tmp_path, workers=2, signals=[KILL], seed=8):
+        assert journal == expected
+    assert asked == QUESTIONS
 
 
 def test_races_are_decided_alike_by_any_workers_also_when_some_are_killed(
