@@ -301,7 +301,9 @@ class ClusterSection(Section):
         description="auto: cuda where this machine has it; for workers of a named cluster: where a node of it does",
     )
     max_restarts: int = Field(
-        3, ge=0, description="times in a row that a lost worker is replaced without an answer before the run stops"
+        3,
+        ge=0,
+        description="times in a row that a lost worker is replaced, with no answer or checkpoint, before the run stops",
     )
     start_timeout_seconds: float = Field(
         300,

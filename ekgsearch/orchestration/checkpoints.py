@@ -10,6 +10,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode
 
 from ekgsearch.errors import StorageError
+from ekgsearch.storage.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,15 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0)
 class RayCheckpoints:
     """Checkpoints of one training, reported to Ray Train."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, reached: Path) -> None:
+        """Report the checkpoints of a training.
+
+        Args:
+            task: the training.
+            reached: file that says how far the newest checkpoint that counts has come.
+        """
         self._task = task
+        self._reached = reached
         self._scratch: list[tempfile.TemporaryDirectory[str]] = []
         self._has_saved = False
 
@@ -61,6 +69,8 @@ class RayCheckpoints:
             (Path(folder) / TASK_FILE).write_text(self._task, encoding="utf-8")
             ray.train.report(dict(metrics), checkpoint=Checkpoint.from_directory(folder), checkpoint_upload_fn=_store)
         _reported()
+        reached = f"{self._task} {int(metrics['epoch'])} {int(metrics.get('step', 0))}"
+        write_atomically(self._reached, reached.encode())
 
 
 def _reported() -> list[ray.train.ReportedCheckpoint]:

@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.orchestration.checkpoints import RayCheckpoints
-from ekgsearch.pipeline.training import TrainingPlan, TrainingTask, pending, run_plan
+from ekgsearch.pipeline.training import TrainingPlan, pending, run_plan
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.sections import ClusterSection
@@ -24,36 +24,49 @@ log = logging.getLogger(__name__)
 
 BUSY_FILE = "busy-{rank}.txt"
 
+REACHED_FILE = "reached.txt"
+"""Training, epochs and further steps of the newest checkpoint; every checkpoint changes it."""
+
 
 def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:
     """Train the networks of a plan with Ray Train on `workers` processes.
 
     The run lives under `folder`; the same call again continues after the last checkpoint. Processes that are lost are
-    started again here, not by Ray Train, which would do so after any error.
+    started again here, not by Ray Train, which would do so after any error. Failures count in a row: a new checkpoint
+    since the last one begins the count anew.
 
     Raises:
-        WorkerError: the processes died more often than the job allows.
+        WorkerError: the processes died more often in a row than the job allows.
         EkgError: what a process raised on purpose, such as a loss that is not finite.
     """
     if not pending(plan.tasks, folder):
         return
-    for restarts in range(cluster.max_restarts + 1):
+    failures, reached = 0, _reached(folder)
+    while True:
         try:
             _fit_interruptibly(_trainer(plan, folder, workers, cluster))
             return
         except ray.train.TrainingFailedError as error:
             _raise_own_error(error)
-            if restarts == cluster.max_restarts:
+            before, reached = reached, _reached(folder)
+            failures = failures + 1 if reached == before else 1
+            if failures > cluster.max_restarts:
                 raise WorkerError(
-                    f"training stopped: its processes failed more than cluster.max_restarts = {cluster.max_restarts} "
-                    "times. The last checkpoint is kept and the same command continues. "
-                    f"Last words: {str(error).strip()[-400:]}"
+                    f"training stopped: its processes failed {failures} times in a row without a new checkpoint, more "
+                    f"than cluster.max_restarts = {cluster.max_restarts}. The last checkpoint is kept and the same "
+                    f"command continues. Last words: {str(error).strip()[-400:]}"
                 ) from error
-            log.warning("training processes died; starting others (%d): %s", restarts + 1, str(error).strip()[-400:])
+            log.warning("training processes died; starting others (%d): %s", failures, str(error).strip()[-400:])
         finally:
             for path in folder.glob(BUSY_FILE.format(rank="*")):
                 clock.busy(float(path.read_text(encoding="utf-8")) * plan.devices_per_worker)
                 path.unlink()
+
+
+def _reached(folder: Path) -> str:
+    """How far the training has come; empty before its first checkpoint."""
+    path = folder / REACHED_FILE
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _trainer(plan: TrainingPlan, folder: Path, workers: int, cluster: ClusterSection) -> TorchTrainer:
@@ -102,16 +115,14 @@ def _train_loop(config: dict[str, Any]) -> None:
     device = get_device()
     start = time.perf_counter()
     try:
-        run_plan(plan, folder, device=str(device), port_of=_port)
+        run_plan(
+            plan, folder, device=str(device), port_of=lambda task: RayCheckpoints(task.name, folder / REACHED_FILE)
+        )
     finally:
         busy = folder / BUSY_FILE.format(rank=rank)
         write_atomically(busy, f"{time.perf_counter() - start:.3f}".encode())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-
-
-def _port(task: TrainingTask) -> RayCheckpoints:
-    return RayCheckpoints(task.name)
 
 
 def _raise_own_error(error: Exception) -> None:

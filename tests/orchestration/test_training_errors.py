@@ -1,10 +1,14 @@
 """An error that a training process raises on purpose stops the run at once; any other one is charged and repeated."""
 
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray.train
@@ -14,6 +18,8 @@ from small_search import SmallSearch
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.errors import DataError, WorkerError
 from ekgsearch.finetune.config import FinetuneConfig
+from ekgsearch.orchestration import training
+from ekgsearch.orchestration.checkpoints import RayCheckpoints
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.training import fit
 from ekgsearch.pipeline.training import TrainingPlan, TrainingTask
@@ -54,12 +60,10 @@ def session() -> Iterator[None]:
         yield
 
 
-def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
-    """Train in two processes with one restart."""
-    small, clock = SmallSearch.make(folder), Clock()
-    data = FaultyData(**asdict(small.workload.data), folder=folder, ranks=ranks, error=error)
+def plan_of(small: SmallSearch, data: DataRequest) -> TrainingPlan:
+    """One epoch of plain training."""
     config = FinetuneConfig(objective="plain", epochs=1, batch_size=64, milestones=())
-    plan = TrainingPlan(
+    return TrainingPlan(
         run="run",
         phase=Phase.FINETUNE,
         workload=replace(small.workload, data=data),
@@ -67,11 +71,77 @@ def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
         bank=None,
         threads=1,
     )
+
+
+def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
+    """Train in two processes with one restart."""
+    small, clock = SmallSearch.make(folder), Clock()
+    data = FaultyData(**asdict(small.workload.data), folder=folder, ranks=ranks, error=error)
+    plan = plan_of(small, data)
     (folder / "training").mkdir()
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
     with pytest.raises(type(error) if isinstance(error, DataError) else WorkerError, match=str(error)):
         fit(plan, folder=folder / "training", workers=2, cluster=cluster, clock=clock)
     return clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillsAfterACheckpoint(DataRequest):
+    """Images of processes whose first one is killed as soon as its second checkpoint is saved, once."""
+
+    folder: Path
+
+    def open(self) -> Dataset:
+        """Open the images; whoever does so is a training process."""
+        save, killed, saved = RayCheckpoints.save, self.folder / "killed.txt", []
+
+        def watched(port: RayCheckpoints, write: Callable[[Path], None] | None, metrics: Mapping[str, float]) -> None:
+            save(port, write, metrics)
+            saved.append(metrics)
+            if write is not None and len(saved) == 2 and not killed.exists():
+                killed.write_text(f"{metrics['step']:.0f}")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        RayCheckpoints.save = watched  # type: ignore[method-assign]
+        return DataRequest.open(self)
+
+
+def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(session: None, tmp_path: Path) -> None:
+    small = SmallSearch.make(tmp_path)
+    data = KillsAfterACheckpoint(**asdict(small.workload.data), folder=tmp_path)
+    (tmp_path / "training").mkdir()
+    plan = replace(plan_of(small, data), checkpoint_every_steps=4)
+    cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
+    fit(plan, folder=tmp_path / "training", workers=2, cluster=cluster, clock=Clock())
+    assert (tmp_path / "killed.txt").read_text() == "8"
+    assert "continuing after epoch 0 and 8 steps of 1 from" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "training" / "reached.txt").read_text() == "slim 1 0"
+
+
+@pytest.mark.parametrize(("moves", "is_lost"), [([0, 1, 2, 3, 4], False), ([1, 1], True), ([0, 0], True)])
+def test_failures_count_in_a_row_without_a_new_checkpoint(
+    moves: list[int], is_lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt comes so many steps far and dies; the one after the last ends well."""
+    remaining = list(moves)
+
+    def attempt(trainer: object) -> None:
+        if remaining:
+            step = remaining.pop(0)
+            if step:
+                (tmp_path / training.REACHED_FILE).write_text(f"slim 0 {step}")
+            raise ray.train.TrainingFailedError("killed")
+
+    monkeypatch.setattr(training, "_trainer", lambda *_: None)
+    monkeypatch.setattr(training, "_fit_interruptibly", attempt)
+    plan: Any = SimpleNamespace(tasks=[SimpleNamespace(name="slim")], devices_per_worker=1)
+    cluster = ClusterSection(max_restarts=1)
+    if is_lost:
+        with pytest.raises(WorkerError, match="failed 2 times in a row without a new checkpoint"):
+            fit(plan, folder=tmp_path, workers=2, cluster=cluster, clock=Clock())
+    else:
+        fit(plan, folder=tmp_path, workers=2, cluster=cluster, clock=Clock())
+        assert not remaining
 
 
 def attempts(folder: Path, rank: int) -> int:
