@@ -1,6 +1,7 @@
 """Distributed training through Ray Train: a killed process costs time, never the result."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -62,13 +63,21 @@ def training_processes(pid: int) -> list[int]:
     return found
 
 
+def position(reached: str) -> tuple[int, int]:
+    """Epochs and further steps of the newest checkpoint that counts."""
+    task, epoch, step = reached.split()
+    assert task == "slim"
+    return int(epoch), int(step)
+
+
 def test_a_killed_training_process_is_replaced_and_the_weights_are_the_same(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole")
     _, errors = whole.communicate(timeout=500)
     assert whole.returncode == 0, errors
 
     broken = start(tmp_path / "broken")
-    checkpoints = tmp_path / "broken" / "run" / "training" / "ray"
+    broken_run = tmp_path / "broken" / "run"
+    checkpoints = broken_run / "training" / "ray"
     deadline = time.monotonic() + 400
     seen: set[str] = set()
     while time.monotonic() < deadline and broken.poll() is None and len(seen) < 5:  # three in each epoch
@@ -76,9 +85,15 @@ def test_a_killed_training_process_is_replaced_and_the_weights_are_the_same(tmp_
         time.sleep(0.02)
     victims = training_processes(broken.pid)
     assert len(victims) == 2
+    reached = position((broken_run / "training" / "reached.txt").read_text())
+    assert reached >= (1, 0)
     os.kill(victims[1], signal.SIGKILL)
     _, errors = broken.communicate(timeout=500)
     assert broken.returncode == 0, errors
+    _, _, after = (broken_run / "log.txt").read_text().partition("training processes died; starting others (1)")
+    continued = re.findall(r"continuing after epoch (\d+)(?: and (\d+) steps)? of 4 from", after)
+    assert len(continued) == 1
+    assert tuple(int(number or 0) for number in continued[0]) >= reached  # no step before that is done again
 
     lines = {}
     for name in ("whole", "broken"):
