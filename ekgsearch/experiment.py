@@ -8,19 +8,15 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
+from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 from ekgsearch.records import content_hash
 from ekgsearch.search.steps import expand_reference
-from ekgsearch.sections import (
-    BankSection,
-    ClusterSection,
-    DataSection,
-    FinetuneSection,
-    NetSection,
-    PretrainSection,
-    SearchSection,
-    Section,
-    WarmupSection,
-)
+from ekgsearch.sections.bank import BankSection
+from ekgsearch.sections.base import Section
+from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.sections.data import DataSection, NetSection
+from ekgsearch.sections.search import SearchSection
+from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
 
 
 class Job(Section):
@@ -72,7 +68,7 @@ class Job(Section):
                 f"finetune.workers = {self.finetune.workers} x finetune.accumulate = {self.finetune.accumulate}"
             )
         share = self.finetune.batch_size // (self.finetune.workers * self.finetune.accumulate)
-        if self.finetune.objective in ("contrastive", "byol") and share < 2:
+        if self.finetune.objective in EMBEDDING_OBJECTIVES and share < 2:
             raise ValueError(
                 f"finetune.objective {self.finetune.objective} compares images: expected at least 2 per process and "
                 f"micro-batch, found {share} (finetune.batch_size = {self.finetune.batch_size} over finetune.workers x "

@@ -22,7 +22,7 @@ from ekgsearch.pipeline.workload import Workload
 from ekgsearch.search.base import Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 

@@ -36,7 +36,7 @@ from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Decision
 from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 
 TICKS = os.sysconf("SC_CLK_TCK")

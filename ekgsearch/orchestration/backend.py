@@ -13,7 +13,7 @@ from ekgsearch.pipeline.training import TrainingPlan
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 
 class RayBackend:

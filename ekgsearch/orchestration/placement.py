@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 
 @dataclass(frozen=True, slots=True)

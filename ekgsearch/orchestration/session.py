@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from ekgsearch.orchestration.checkpoints import RayCheckpoints
 from ekgsearch.pipeline.training import TrainingPlan, pending, run_plan
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.progress import configure_logging
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.files import write_atomically
 
 log = logging.getLogger(__name__)

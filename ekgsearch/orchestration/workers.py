@@ -19,7 +19,7 @@ from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from torch import nn
 from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.slim import slim
 from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
-from ekgsearch.finetune.config import FinetuneConfig, Objective, TrainData
+from ekgsearch.finetune.config import BANK_OBJECTIVES, FinetuneConfig, Objective, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.latency import median_latencies_ms
 from ekgsearch.pipeline.preparing import training_config
-from ekgsearch.pipeline.searching import BANK_OBJECTIVES, bank_address, structure_metadata
+from ekgsearch.pipeline.searching import bank_address, structure_metadata
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import final_subnetwork, save_measurements, write_tables
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student

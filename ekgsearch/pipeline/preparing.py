@@ -15,7 +15,7 @@ from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run
 from ekgsearch.records import Phase
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.sections import TrainingFields
+from ekgsearch.sections.training import TrainingFields
 from ekgsearch.storage.tensors import save_tensors
 
 log = logging.getLogger(__name__)

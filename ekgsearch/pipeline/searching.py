@@ -11,6 +11,7 @@ from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import expand_path
+from ekgsearch.finetune.config import BANK_OBJECTIVES, EMBEDDING_OBJECTIVES
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import decisions, note_replaced, replaced_in_bank, teachers_of, write_tables
 from ekgsearch.pipeline.team import BankOrder, Team
@@ -21,18 +22,12 @@ from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
 from ekgsearch.search.uniform import uniform_width
-from ekgsearch.sections import SearchSection
+from ekgsearch.sections.search import SearchSection
 from ekgsearch.storage.files import file_sha256, write_atomically
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
 
 log = logging.getLogger(__name__)
-
-BANK_OBJECTIVES = frozenset({"ekg", "contrastive", "byol"})
-"""Objectives of the fine-tuning that distil from the memory bank."""
-
-EMBEDDING_OBJECTIVES = frozenset({"contrastive", "byol"})
-"""Those of them that need the teachers' embeddings beside their logits."""
 
 MOST_BATCHES_PER_BLOCK = 8
 """Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""

@@ -19,6 +19,7 @@ from ekgsearch.data.datasets import Dataset
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError, NetworkError
 from ekgsearch.experiment import Job, expand_path
+from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
@@ -31,7 +32,7 @@ from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget, set_budget
 from ekgsearch.search.criteria import Rules
 from ekgsearch.search.steps import default_padding
-from ekgsearch.sections import NetSection
+from ekgsearch.sections.data import NetSection
 
 log = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.
 
 def _check_lightly(job: Job) -> None:
     """Refuse an objective whose package is missing; it would be needed only after the search."""
-    if job.finetune.objective in ("contrastive", "byol") and importlib.util.find_spec("lightly") is None:
+    if job.finetune.objective in EMBEDDING_OBJECTIVES and importlib.util.find_spec("lightly") is None:
         raise JobError(
             "the objectives contrastive and byol need lightly >= 1.6, found none; install it "
             "(pip install 'lightly>=1.6'), or use ekg"

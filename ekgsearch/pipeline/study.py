@@ -31,7 +31,8 @@ from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.search.steps import Quirk
-from ekgsearch.sections import Positive, SearchSection, Section
+from ekgsearch.sections.base import Positive, Section
+from ekgsearch.sections.search import SearchSection
 from ekgsearch.storage.files import remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table

@@ -9,7 +9,7 @@ from ekgsearch.orchestration import backend as module
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 
 @pytest.mark.parametrize(

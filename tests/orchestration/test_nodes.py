@@ -18,7 +18,7 @@ from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.placement import Request, nodes_of_cluster
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.pipeline.devices import Devices, find_devices
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 pytestmark = pytest.mark.ray
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ekgsearch.orchestration.placement import Request, no_room, spread
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 
 def test_gpu_workers_ask_for_a_gpu_and_cpu_workers_for_cores() -> None:

@@ -26,7 +26,7 @@ from ekgsearch.pipeline.training import TrainingPlan, TrainingTask
 from ekgsearch.pipeline.workload import DataRequest
 from ekgsearch.records import Phase
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 
 pytestmark = pytest.mark.ray
 

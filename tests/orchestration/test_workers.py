@@ -25,7 +25,7 @@ from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.reports import Answer, Inbox, Question
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.records import Subnetwork
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.objects import open_store
 
 pytestmark = pytest.mark.ray

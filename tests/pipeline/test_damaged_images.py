@@ -27,7 +27,7 @@ from ekgsearch.pipeline.tables import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
 from ekgsearch.pipeline.workload import DataRequest, Workload
-from ekgsearch.sections import ClusterSection
+from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
 

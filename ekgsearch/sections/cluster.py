@@ -1,0 +1,59 @@
+"""Section of a job: workers, their devices, and what happens when they are lost."""
+
+import os
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ekgsearch.sections.base import Positive, Section
+
+
+class ClusterSection(Section):
+    """Where the work runs."""
+
+    search_workers: int = Field(0, ge=0, description="long-lived Ray workers of search and bank; 0: in this process")
+    address: str | None = Field(None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local")
+    placement: Literal["spread", "pack"] = Field(
+        "spread", description="search workers over as many nodes as possible, or as few as possible"
+    )
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="cores that one worker holds; below 1 several share one; null: one for each thread"
+    )
+    gpus_per_worker: float = Field(
+        1, gt=0, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
+    )
+    threads_per_worker: Positive = Field(
+        1, description="torch threads of one worker of search, bank and fine-tuning (part of the arithmetic)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="auto: cuda where this machine has it; for workers of a named cluster: where a node of it does",
+    )
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="times in a row that a lost worker is replaced, with no answer or checkpoint, before the run stops",
+    )
+    start_timeout_seconds: float = Field(
+        300,
+        gt=0,
+        description="a search worker that has not started for so long is replaced; the next one gets twice as long",
+    )
+    timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
+    object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
+
+    @property
+    def session_address(self) -> str | None:
+        """Address of the Ray cluster to use: `address`, else $RAY_ADDRESS; None for a session on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS") or None
+
+    @property
+    def cores_per_worker(self) -> float:
+        """Cores that one worker holds."""
+        return self.threads_per_worker if self.cpus_per_worker is None else self.cpus_per_worker
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ClusterSection":
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(f"gpus_per_worker = {self.gpus_per_worker}: above 1 it must be a whole number of GPUs")
+        return self

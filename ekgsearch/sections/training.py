@@ -1,0 +1,110 @@
+"""Sections of a job: whatever trains a network."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ekgsearch.sections.base import Factor, Positive, Section
+
+
+class TrainingFields(Section):
+    """SGD with Nesterov momentum, step schedule, L2 on all parameters."""
+
+    epochs: int = Field(100, ge=0, description="epochs")
+    batch_size: Positive = Field(128, description="images of one optimiser step over all workers")
+    learning_rate: float = Field(0.01, gt=0, description="first learning rate")
+    milestones: tuple[float, ...] = Field(
+        (), description="shares of the epochs after which the learning rate is multiplied by `decay`, e.g. [0.3, 0.6]"
+    )
+    decay: float = Field(0.2, gt=0, le=1, description="factor at each milestone")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
+
+
+class PretrainSection(TrainingFields):
+    """Training of the unpruned network; skipped where net.weights is given."""
+
+    epochs: int = Field(200, ge=0, description="epochs")
+    learning_rate: float = Field(0.1, gt=0, description="first learning rate")
+    milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
+    crop: Literal["auto", "pad", "resized"] = Field(
+        "auto",
+        description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
+        "auto: resized for image_folder and parquet",
+    )
+    pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
+    flip: bool = Field(True, description="random horizontal flips")
+
+
+class WarmupSection(Section):
+    """A short training on the warm-up subset before the search."""
+
+    images_per_class: Positive = Field(256, description="images of the warm-up subset per class")
+    batch_size: Positive = Field(256, description="images of one step")
+    learning_rate: float = Field(1e-3, gt=0, description="constant learning rate")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
+    epochs: int = Field(1, ge=0, description="passes over the warm-up subset; 0 leaves the weights alone")
+
+
+class FinetuneSection(TrainingFields):
+    """Fine-tuning of the slim network."""
+
+    objective: Literal["plain", "single", "ekg", "contrastive", "byol"] = Field(
+        "ekg",
+        description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank; "
+        "contrastive, byol: ekg and a term on embeddings (NT-Xent, BYOL)",
+    )
+    seed: int | None = Field(
+        None, ge=0, description="seed of the order of images, the views and the heads; null: the seed of the job"
+    )
+    learning_rate: float = Field(0.01, gt=0, description="first learning rate")
+    milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
+    temperature: float | None = Field(
+        None, gt=0, description="tau_T of the distillation; null: 4 below 1000 classes, else 10"
+    )
+    teacher_gate: Literal["kl_to_top", "ce"] = Field("kl_to_top", description="when a teacher is left out (EKG)")
+    label_smoothing: float = Field(0, ge=0, lt=1, description="share of the label target spread over all classes")
+    embedding_weight: float = Field(1, ge=0, description="weight of the term on embeddings (contrastive, byol)")
+    contrast_temperature: float = Field(0.1, gt=0, description="temperature of NT-Xent")
+    negatives: int = Field(
+        0, ge=0, description="queue of past teacher projections as negatives; 0: the other images of the micro-batch"
+    )
+    head_width: Positive = Field(512, description="hidden features of projection and prediction heads")
+    projection_width: Positive = Field(128, description="features of a projection")
+    target_momentum: float = Field(0.996, ge=0, le=1, description="momentum of BYOL's target at the start; rises to 1")
+    ema_decay: float = Field(0, ge=0, lt=1, description="decay per step of a moving average of the weights; 0: none")
+    average_last: int = Field(0, ge=0, description="epochs at the end whose final weights are averaged; 0: none")
+    recalibrate_images: int = Field(
+        0, ge=0, description="training images that give new running statistics before each evaluation; 0: none"
+    )
+    accumulate: Positive = Field(
+        1, description="micro-batches of one step; batch statistics, negatives and teachers in use are of one of them"
+    )
+    synchronised_norm: bool = Field(
+        False, description="batch statistics over all workers; off, the result depends on their number"
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, an approximation")
+    channels_last: bool = Field(False, description="memory layout that is faster on GPUs")
+    compile: bool = Field(False, description="compile the network's forward and backward passes")
+    max_skipped: int = Field(
+        3, ge=0, description="steps in a row without a finite loss that are skipped before going back to a checkpoint"
+    )
+    max_rollbacks: int = Field(1, ge=0, description="times of going back before the run stops")
+    checkpoint_every_steps: int = Field(0, ge=0, description="steps between checkpoints within an epoch; 0: none")
+    workers: Positive = Field(1, description="processes of distributed data parallel training")
+    crop: Literal["auto", "pad", "resized"] = Field(
+        "auto",
+        description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
+        "auto: resized for image_folder and parquet",
+    )
+    pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
+    flip: bool = Field(True, description="random horizontal flips")
+    brightness: Factor = Field(0.2, description="half range of the brightness jitter, on images in 0..1")
+    contrast: Factor = Field(0.2, description="half range of the contrast factor")
+    saturation: Factor = Field(0.2, description="half range of the saturation factor")
+    lighting: float | None = Field(
+        None, ge=0, description="deviation of the noise along ImageNet's colours; null: 0.1 with a resized crop, else 0"
+    )
+    baselines: tuple[Literal["plain", "uniform"], ...] = Field(
+        (), description="also fine-tune: plain (same network, cross-entropy only), uniform (uniform-width network)"
+    )
