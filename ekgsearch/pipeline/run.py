@@ -88,11 +88,11 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
         write_atomically(run_dir / "provenance.json", json.dumps(found, indent=2, sort_keys=True).encode())
         journal.append("run", **facts)
         return
-    recorded = {name: value for name, value in journal.lines[0].items() if name in facts}
+    recorded = {name: journal.lines[0].get(name) for name in facts}
     differences = [
-        f"{name} was {value}, is {facts[name]}"
-        for name, value in recorded.items()
-        if facts[name] != value and name != "job"
+        f"{name} was {recorded[name]}, is {value}"
+        for name, value in facts.items()
+        if recorded[name] != value and name != "job"
     ]
     if recorded["job"] != facts["job"]:
         differences += _job_differences(run_dir / "job.yaml", setup.job)
