@@ -191,7 +191,11 @@ def kill_after(run: Path, job_file: Path, lines: int) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "status", "workers"),
-    [(signal.SIGINT, 130, 0), (signal.SIGTERM, 75, 0), pytest.param(signal.SIGTERM, 75, 2, marks=pytest.mark.ray)],
+    [
+        (signal.SIGINT, 130, 0),
+        pytest.param(signal.SIGTERM, 75, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 75, 2, marks=pytest.mark.ray),
+    ],
 )
 def test_a_stopped_run_says_so_and_continues(
     sent: signal.Signals, status: int, workers: int, reference: Path, job_file: Path, ekgsearch: RunCommand
