@@ -8,25 +8,17 @@ from ekgsearch.sections.base import Factor, Positive, Section
 
 
 class TrainingFields(Section):
-    """SGD with Nesterov momentum, step schedule, L2 on all parameters."""
+    """SGD with Nesterov momentum, step schedule, L2 on all parameters; how images are cut and mirrored."""
 
     epochs: int = Field(100, ge=0, description="epochs")
     batch_size: Positive = Field(128, description="images of one optimiser step over all workers")
     learning_rate: float = Field(0.01, gt=0, description="first learning rate")
     milestones: tuple[float, ...] = Field(
-        (), description="shares of the epochs after which the learning rate is multiplied by `decay`, e.g. [0.3, 0.6]"
+        (0.3, 0.6, 0.8), description="shares of the epochs after which the learning rate is multiplied by `decay`"
     )
     decay: float = Field(0.2, gt=0, le=1, description="factor at each milestone")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
-
-
-class PretrainSection(TrainingFields):
-    """Training of the unpruned network; skipped where net.weights is given."""
-
-    epochs: int = Field(200, ge=0, description="epochs")
-    learning_rate: float = Field(0.1, gt=0, description="first learning rate")
-    milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
     crop: Literal["auto", "pad", "resized"] = Field(
         "auto",
         description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
@@ -34,6 +26,13 @@ class PretrainSection(TrainingFields):
     )
     pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
     flip: bool = Field(True, description="random horizontal flips")
+
+
+class PretrainSection(TrainingFields):
+    """Training of the unpruned network; skipped where net.weights is given."""
+
+    epochs: int = Field(200, ge=0, description="epochs")
+    learning_rate: float = Field(0.1, gt=0, description="first learning rate")
 
 
 class WarmupSection(Section):
@@ -57,8 +56,6 @@ class FinetuneSection(TrainingFields):
     seed: int | None = Field(
         None, ge=0, description="seed of the order of images, the views and the heads; null: the seed of the job"
     )
-    learning_rate: float = Field(0.01, gt=0, description="first learning rate")
-    milestones: tuple[float, ...] = Field((0.3, 0.6, 0.8), description="shares of the epochs at which the rate decays")
     temperature: float | None = Field(
         None, gt=0, description="tau_T of the distillation; null: 4 below 1000 classes, else 10"
     )
@@ -92,13 +89,6 @@ class FinetuneSection(TrainingFields):
     max_rollbacks: int = Field(1, ge=0, description="times of going back before the run stops")
     checkpoint_every_steps: int = Field(0, ge=0, description="steps between checkpoints within an epoch; 0: none")
     workers: Positive = Field(1, description="processes of distributed data parallel training")
-    crop: Literal["auto", "pad", "resized"] = Field(
-        "auto",
-        description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
-        "auto: resized for image_folder and parquet",
-    )
-    pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
-    flip: bool = Field(True, description="random horizontal flips")
     brightness: Factor = Field(0.2, description="half range of the brightness jitter, on images in 0..1")
     contrast: Factor = Field(0.2, description="half range of the contrast factor")
     saturation: Factor = Field(0.2, description="half range of the saturation factor")
