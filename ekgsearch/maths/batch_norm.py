@@ -71,10 +71,10 @@ def _sum_of_rows(lines: Tensor, channels: int) -> Tensor:
 def batch_norm(values: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Normalise by the mean and the biased variance of the batch.
 
-    torch's CPU kernel spends nine tenths of its time on the statistics, which it sums in double precision, one number
-    after the other. Here each feature map is a vector that is summed and multiplied by itself; the result differs by a
-    few roundings, and takes half the time. Values in 16 bits, on another device, or laid out otherwise than one feature
-    map after the other go to torch.
+    torch's CPU kernel sums the statistics in double precision, one number after the other, and spends most of its time
+    there. Here each feature map is a vector that is summed and multiplied by itself; the result differs by a few
+    roundings. Values in 16 bits, on another device, or laid out otherwise than one feature map after the other go to
+    torch.
 
     Args:
         values: (B, C, ...).

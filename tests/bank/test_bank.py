@@ -1,14 +1,12 @@
 """A bank survives the way into a store and out again, and nothing else passes for it."""
 
-import errno
-import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from small_bank import IMAGES, PIXELS, SUBNETWORKS, block, build, forward, make_spec, pixels
 from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank, read_manifest
@@ -26,58 +24,17 @@ from ekgsearch.bank.manifest import BankManifest, BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows, RowFormat
 from ekgsearch.errors import JobError, NumericsError, StorageError
 from ekgsearch.records import Subnetwork
-from ekgsearch.storage.local_store import LocalStore
 from ekgsearch.storage.objects import ObjectStore, open_store
-
-IMAGES, CLASSES, PIXELS = 50, 3, 4
-SUBNETWORKS = [Subnetwork.of({"conv": range(kept)}) for kept in (4, 3, 2)]
 
 
 @pytest.fixture
 def spec() -> BankSpec:
-    return BankSpec(
-        dataset_hash="d" * 64,
-        weights_hash="w" * 64,
-        teachers=tuple(teacher.sha256 for teacher in SUBNETWORKS),
-        num_images=IMAGES,
-        num_classes=CLASSES,
-        batch_size=8,
-        batches_per_block=2,
-    )
+    return make_spec()
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ObjectStore:
     return open_store(str(tmp_path / "store"))
-
-
-def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
-    """A network whose result depends on the batch, as one with batch statistics does."""
-    weight = torch.arange(CLASSES * PIXELS, dtype=torch.float32).view(CLASSES, PIXELS)
-    mask = torch.zeros(PIXELS)
-    mask[list(teacher["conv"])] = 1
-    features = images.flatten(1)[:, :PIXELS] * mask
-    embeddings = (features - features.mean(dim=0)).relu()
-    return Outputs(embeddings @ weight.T - 10, embeddings)
-
-
-def without_embeddings(images: Tensor, teacher: Subnetwork) -> Outputs:
-    return Outputs(forward(images, teacher).logits)
-
-
-def pixels() -> Tensor:
-    return torch.randn(IMAGES, 3, 2, 2, generator=torch.Generator().manual_seed(1))
-
-
-def block(spec: BankSpec, index: int) -> BankRows:
-    ids = bank_layout(spec)[index]
-    batches = [pixels()[batch] for batch in torch.split(ids, spec.batch_size)]
-    return build_block(forward if spec.embeddings else without_embeddings, batches, SUBNETWORKS)
-
-
-def build(store: ObjectStore, spec: BankSpec, blocks: list[int] | None = None) -> None:
-    for index in range(spec.num_blocks) if blocks is None else blocks:
-        write_block(store, spec, index, block(spec, index))
 
 
 def test_every_image_is_in_one_block_and_only_the_last_batch_is_short(spec: BankSpec) -> None:
@@ -193,84 +150,6 @@ def test_a_bank_of_something_else_is_refused_with_the_difference(
         MemoryBank.open(store, other, cache_dir=tmp_path)
 
 
-class LaggingStore(LocalStore):
-    """A folder whose list of objects still holds what was removed, as Swift's may for a while."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.removed: dict[str, int] = {}
-
-    def delete(self, key: str) -> None:
-        if self.exists(key):
-            self.removed[key] = self.size(key)
-        super().delete(key)
-
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        ghosts = {key: size for key, size in self.removed.items() if key.startswith(prefix)}
-        return dict(sorted((ghosts | super().sizes(prefix)).items()))
-
-
-def test_objects_that_a_list_still_names_are_not_taken_for_there(spec: BankSpec, tmp_path: Path) -> None:
-    store = LaggingStore(tmp_path / "store")
-    build(store, spec)
-    manifest = commit(store, spec)
-    store.delete(manifest.shards[1].key)
-    assert missing_blocks(store, spec, verify=True) == [1]
-    with pytest.raises(StorageError, match="found none; build it first"):
-        read_manifest(store, replace(spec, seed=2))
-
-
-class LateStore(LocalStore):
-    """A folder whose list of objects shows what was stored only when it is asked for the n-th time."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.late: dict[str, int] = {}
-
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        found = super().sizes(prefix)
-        for key in found.keys() & self.late.keys():
-            self.late[key] -= 1
-        return {key: size for key, size in found.items() if self.late.get(key, 0) <= 0}
-
-
-def test_a_list_that_lags_behind_what_was_stored_is_asked_for_again(spec: BankSpec, tmp_path: Path) -> None:
-    store = LateStore(tmp_path / "store")
-    build(store, spec)
-    shards = find_shards(store, spec)
-    store.late = {shards[1].key: 3, shards[3].key: 2}
-    assert commit(store, spec, patience_seconds=0.2).shards == tuple(shards[block] for block in range(4))
-    store.late = {shards[1].key: 1000}
-    start = time.monotonic()
-    with pytest.raises(StorageError, match=r"expected 4 blocks, 1 are missing \(first \[1\]\)"):
-        commit(store, spec, patience_seconds=0.2)
-    assert 0.2 <= time.monotonic() - start < 5
-
-
-def test_a_manifest_stays_where_the_list_does_not_show_its_blocks_yet(spec: BankSpec, tmp_path: Path) -> None:
-    spec = replace(spec, dtype="float32")
-    store = LateStore(tmp_path / "store")
-    build(store, spec)
-    first = commit(store, spec)
-    write_block(store, spec, 1, BankRows(block(spec, 1).logits + 1e-6))
-    store.late = {first.shards[1].key: 1000}
-    assert commit(store, spec) == first
-
-
-def test_a_bank_is_completed_in_a_folder_without_hard_links(
-    spec: BankSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", refuse)
-    store = open_store(str(tmp_path / "store"))
-    build(store, spec)
-    assert commit(store, spec) == commit(store, spec) == read_manifest(store, spec)
-    bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
-    torch.testing.assert_close(bank.read(bank_layout(spec)[2]).logits, block(spec, 2).logits, rtol=2e-3, atol=2e-3)
-
-
 def test_banks_of_other_teachers_live_beside_each_other(store: ObjectStore, spec: BankSpec) -> None:
     other = replace(spec, teachers=spec.teachers[::-1])
     build(store, spec)
@@ -288,24 +167,6 @@ def test_a_damaged_manifest_is_named(store: ObjectStore, spec: BankSpec, tmp_pat
         store.put(key, damaged)
         with pytest.raises(StorageError, match=r"manifest.json: expected"):
             MemoryBank.open(store, spec, cache_dir=tmp_path)
-
-
-def test_the_first_manifest_stays_while_its_blocks_are_there(store: ObjectStore, spec: BankSpec) -> None:
-    spec = replace(spec, dtype="float32")
-    build(store, spec)
-    first = commit(store, spec)
-    other = block(spec, 1)
-    made = write_block(store, spec, 1, BankRows(other.logits + 1e-6))  # another kind of device computes the same block
-    assert made.key != first.shards[1].key
-    assert commit(store, spec) == read_manifest(store, spec) == first
-    store.delete(first.shards[1].key)
-    second = commit(store, spec)
-    assert [shard.key for shard in second.shards] == [
-        made.key if shard.block == 1 else shard.key for shard in first.shards
-    ]
-    assert read_manifest(store, spec) == second
-    store.put(manifest_key(spec), b"{")
-    assert commit(store, spec) == read_manifest(store, spec) == second
 
 
 def test_a_manifest_counts_what_it_lists(store: ObjectStore, spec: BankSpec) -> None:
