@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
+from ekgsearch.storage.secrets import names_a_secret, redact
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -90,6 +91,11 @@ def _describe(path: Path, model: type[BaseModel], root: yaml.Node | None, detail
     line = _line_of(root, location)
     place = f"{path}:{line}" if line else str(path)
     match detail["type"]:
+        case "extra_forbidden" if any(map(names_a_secret, location)):
+            return (
+                f"{place}: unknown key {dotted}, which looks like a credential; jobs hold none: set it where the "
+                "provider looks for it (environment variables, profile, instance role)"
+            )
         case "extra_forbidden":
             return f"{place}: {dotted}: unknown key (value {_short(detail['input'])}){_did_you_mean(model, location)}"
         case "missing":
@@ -126,5 +132,5 @@ def _did_you_mean(model: type[BaseModel], location: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -70,6 +70,22 @@ def test_every_mistake_is_one_line_with_place_value_and_what_is_allowed(
         assert part in message
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bank: {secret_access_key: hunter2hunter2}\n",
+        "bank: {s3: {region: eu, secret_access_key: hunter2hunter2}}\n",
+        "bank: {dtype: {password: hunter2hunter2}}\n",
+    ],
+)
+def test_a_credential_in_a_job_is_never_repeated(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, GOOD + text)
+    result = CliRunner().invoke(cli, ["validate", str(path)])
+    assert isinstance(result.exception, JobError)
+    assert "job.yaml:7: " in str(result.exception)
+    assert "hunter2" not in str(result.exception)
+
+
 def test_two_mistakes_are_two_lines(tmp_path: Path) -> None:
     with pytest.raises(JobError) as caught:
         load_job(write(tmp_path, GOOD.replace("0.5", "2")), ["seed=-1"])

@@ -73,15 +73,19 @@ def locked(key: str, task: str, *, required: bool) -> Iterator[None]:
 def cached_images(key: str, decode: Callable[[], tuple[np.ndarray, np.ndarray]]) -> ArrayImages:
     """Decode images once and map them into memory from then on; processes of one machine share the pages.
 
-    The checksum is verified at each opening. A cache that is damaged or cannot be written is a warning, no error.
+    Of the processes that need the same images at once, one decodes and the others wait. The checksum is verified at
+    each opening. A cache that is damaged or cannot be written is a warning, no error.
 
     Args:
         key: from `source_key`.
         decode: gives pixels (N, 3, H, W), uint8, and labels (N,), int64.
     """
-    stored = _load_images(key)
-    if stored is not None:
-        return stored
+    with locked(key, "decoding the same images", required=False):
+        stored = _load_images(key)
+        return _decoded_images(key, decode) if stored is None else stored
+
+
+def _decoded_images(key: str, decode: Callable[[], tuple[np.ndarray, np.ndarray]]) -> ArrayImages:
     images, labels = decode()
     images_file, labels_file = _npy(images), _npy(labels)
     fields = {

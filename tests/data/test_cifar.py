@@ -1,7 +1,10 @@
 import io
+import logging
 import pickle
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,30 @@ def _garble(folder: Path) -> None:
 def _replace_by_a_file(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_text("no folder")
+
+
+@pytest.mark.usefixtures("cache")
+def test_of_those_who_open_the_same_files_at_once_one_decodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_shards(tmp_path, "train", 1)
+    decoded: list[Path] = []
+    decode = cifar._decode_shard
+
+    def until_somebody_waits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+        decoded.append(path)
+        deadline = time.monotonic() + 30
+        while "waiting for another process" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return decode(path)
+
+    monkeypatch.setattr(cifar, "_decode_shard", until_somebody_waits)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(cifar._open_shards, [sorted(tmp_path.glob("train-*"))] * 2)
+    assert len(decoded) == 1
+    assert "waiting for another process of this machine, which is decoding the same images" in caplog.text
+    assert first.content_hash == second.content_hash
 
 
 @pytest.mark.parametrize("damage", [_flip_a_bit, _cut, _garble, _replace_by_a_file])
