@@ -34,11 +34,15 @@ from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import read_journal
 
-Case = Literal[
-    "naive", "naive tf32", "shared", "exact", "channels last", "compiled", "tf32", "bf16", "bf16 compiled", "racing"
-]
+Case = (
+    Literal[
+        "naive", "naive tf32", "shared", "exact", "channels last", "compiled", "tf32", "bf16", "bf16 compiled", "racing"
+    ]
+    | Annotated[float, Field(ge=0, le=1)]
+)
 """shared: candidates branch off one walk, nothing is sliced. exact: the default. racing: exact, but candidates that
-cannot win drop out; it needs more than 4 batches. The others: `search.precision` etc."""
+cannot win drop out; it needs more than 4 batches. A number: exact, with this `search.slice_below`. The others:
+`search.precision` etc."""
 
 RACING_ERROR = 0.05
 """Error of one race where the job does not race."""
@@ -54,7 +58,9 @@ class Settings(BenchSettings):
     journal: str | None = Field(
         None, description="journal of a finished run of this job, whose decisions are repeated; null: search first"
     )
-    cases: tuple[Case, ...] = Field(("shared", "exact"), description="ways of evaluating, each against naive")
+    cases: tuple[Case, ...] = Field(
+        ("shared", "exact"), description="ways of evaluating, each against naive; a number is a search.slice_below"
+    )
     baseline: Literal["naive", "naive tf32"] = Field("naive", description="what they are compared with")
     iterations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 20, 40, 60), min_length=1, description="iterations that are repeated; those beyond the search are left out"
@@ -132,6 +138,7 @@ def _compare(
     bandwidth: float | None,
 ) -> list[Measurement]:
     found: list[Measurement] = []
+    name = case if isinstance(case, str) else f"slice_below {case:g}"
     moved = 0
     totals: tuple[list[float], list[float]] = ([0.0] * pairs, [0.0] * pairs)
     same, worst, images = 0, 0.0, 0
@@ -144,22 +151,22 @@ def _compare(
         moved += convolution_bytes(repeat)
         images += sum(outcome.evaluation.images for outcome in decision.candidates)
         slow, fast = abab(repeat_naive, repeat, pairs=pairs, clock=_clock(setup.device))
-        found.append(ratio(case, f"{baseline} / {case}, iteration {iteration}", slow, fast))
+        found.append(ratio(name, f"{baseline} / {name}, iteration {iteration}", slow, fast))
         for total, seconds in zip(totals, (slow, fast), strict=True):
             total[:] = [one + other for one, other in zip(total, seconds, strict=True)]
     rates = [images / seconds for seconds in totals[1]]
     if bandwidth is not None:
         shares = [moved / bandwidth / seconds for seconds in totals[1]]
-        found.append(Measurement.of(case, "share of the bandwidth bound of its convolutions", "share", shares))
+        found.append(Measurement.of(name, "share of the bandwidth bound of its convolutions", "share", shares))
     return [
         *found,
-        Measurement.count(case, "moved by convolutions, per iteration", "GB", moved / len(chosen) / 1e9),
-        ratio(case, f"{baseline} / {case}, all {len(chosen)}", *totals),
-        Measurement.of(case, f"{baseline}, per iteration", "s", [seconds / len(chosen) for seconds in totals[0]]),
-        Measurement.of(case, f"{case}, per iteration", "s", [seconds / len(chosen) for seconds in totals[1]]),
-        Measurement.of(case, "candidate images", "images/s", rates),
-        Measurement.count(case, f"decisions as {baseline}", "share", same / len(chosen)),
-        Measurement.count(case, "largest relative deviation of a score", "", worst),
+        Measurement.count(name, "moved by convolutions, per iteration", "GB", moved / len(chosen) / 1e9),
+        ratio(name, f"{baseline} / {name}, all {len(chosen)}", *totals),
+        Measurement.of(name, f"{baseline}, per iteration", "s", [seconds / len(chosen) for seconds in totals[0]]),
+        Measurement.of(name, f"{name}, per iteration", "s", [seconds / len(chosen) for seconds in totals[1]]),
+        Measurement.of(name, "candidate images", "images/s", rates),
+        Measurement.count(name, f"decisions as {baseline}", "share", same / len(chosen)),
+        Measurement.count(name, "largest relative deviation of a score", "", worst),
     ]
 
 
@@ -167,6 +174,8 @@ def _plan(setup: Setup, case: Case) -> SearchPlan:
     """The job's search, evaluated in one of the ways compared here."""
     exact = replace(setup.search_plan, evaluation="fast", arithmetic=EXACT)
     match case:
+        case float():
+            return replace(exact, slice_below=case)
         case "naive":
             return replace(exact, evaluation="naive")
         case "naive tf32":

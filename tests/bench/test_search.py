@@ -39,7 +39,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def test_every_case_is_compared_with_naive_on_the_same_iterations(job: Path, tmp_path: Path) -> None:
-    cases = ["shared", "exact", "channels last", "bf16"]
+    cases = ["shared", "exact", "channels last", "bf16", 0, 0.9]
     bench = tmp_path / "bench.yaml"
     fields = {"bench": "search", "job": str(job), "cases": cases, "iterations": [1, 4], "pairs": 2}
     bench.write_text(yaml.safe_dump({**fields, "output": str(tmp_path / "rows.parquet")}))
@@ -47,14 +47,15 @@ def test_every_case_is_compared_with_naive_on_the_same_iterations(job: Path, tmp
     assert "ABAB" in title
     rows = pd.read_parquet(output)
     assert len(rows) == len(measurements)
-    for case in cases:
+    for case in ["shared", "exact", "channels last", "bf16", "slice_below 0", "slice_below 0.9"]:
         ratios = rows[(rows.case == case) & rows.quantity.str.startswith("naive / ")]
         assert list(ratios.repeats) == [2, 2, 2]
         assert (ratios.value > 0).all()
     agreement = rows[rows.quantity == "decisions as naive"].set_index("case").value
     assert agreement["shared"] == agreement["exact"] == 1.0
     deviation = rows[rows.quantity == "largest relative deviation of a score"].set_index("case").value
-    assert deviation["shared"] == 0.0
+    assert deviation["shared"] == deviation["slice_below 0"] == 0.0
+    assert deviation["exact"] == deviation["slice_below 0.9"]
     assert 0.0 < deviation["exact"] < 1e-5 < deviation["bf16"]
     assert "search up to iteration 4, wall" in set(rows.quantity)
 
