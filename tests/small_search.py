@@ -1,10 +1,10 @@
-"""A small search whose journal is compared, and a saboteur that kills or stops its worker processes."""
+"""A small search whose journal is compared, workers that share it, and a saboteur that kills or stops workers."""
 
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +13,17 @@ from command_line import JOB
 
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.backend import RayBackend
+from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.reports import Inbox, Question
 from ekgsearch.pipeline.searching import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.pipeline.team import Team
+from ekgsearch.pipeline.team import BankOrder, Team
+from ekgsearch.pipeline.worker import BuiltBlock, Worker
 from ekgsearch.pipeline.workload import Workload
+from ekgsearch.records import Subnetwork
+from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
@@ -98,6 +103,29 @@ class SmallSearch:
         cluster = ClusterSection(**{"search_workers": workers, "cpus_per_worker": 0.25} | options)  # type: ignore[arg-type]
         with RayBackend(cluster).team(self.workload, self.setup.search_plan) as team:
             yield team, team._crew  # type: ignore[misc]
+
+
+class SeveralWorkers:
+    """Workers in this process that own their batches as those on Ray do; counts what each is asked."""
+
+    def __init__(self, small: SmallSearch, number: int) -> None:
+        plan = small.setup.search_plan
+        shares = spread([len(ids) for _, ids in plan.batches], number)
+        self._workers = [(Worker(small.workload, plan, owned), owned) for owned in shares]
+        self.num_asked = [0] * number
+
+    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+        for index, (worker, owned) in reversed(list(enumerate(self._workers))):
+            if question.concerns(owned):
+                self.num_asked[index] += 1
+                for key, value in worker.answer(question).reports():
+                    inbox.take(key, value)
+
+    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
+        raise AssertionError("no memory bank here")
+
+    def charge(self, clock: Clock) -> None:
+        raise AssertionError("no ledger here")
 
 
 class Saboteur(threading.Thread):

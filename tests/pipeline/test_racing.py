@@ -1,44 +1,15 @@
 """Racing searches of a small network: what they save, and that nobody can tell how many workers there were."""
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from small_search import SmallSearch
+from small_search import SeveralWorkers, SmallSearch
 
-from ekgsearch.orchestration.placement import spread
 from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.reports import Inbox, Question
-from ekgsearch.pipeline.team import BankOrder, Team
-from ekgsearch.pipeline.worker import BuiltBlock, Worker
-from ekgsearch.records import Subnetwork
-from ekgsearch.runtime.ledger import Clock
+from ekgsearch.pipeline.team import Team
 
 ERROR = 0.5
-
-
-class SeveralWorkers:
-    """Workers in this process that own their batches as those on Ray do; counts what each is asked."""
-
-    def __init__(self, small: SmallSearch, number: int) -> None:
-        plan = small.setup.search_plan
-        shares = spread([len(ids) for _, ids in plan.batches], number)
-        self._workers = [(Worker(small.workload, plan, owned), owned) for owned in shares]
-        self.num_asked = [0] * number
-
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
-        for index, (worker, owned) in reversed(list(enumerate(self._workers))):
-            if question.concerns(owned):
-                self.num_asked[index] += 1
-                for key, value in worker.answer(question).reports():
-                    inbox.take(key, value)
-
-    def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
-        raise AssertionError("no memory bank here")
-
-    def charge(self, clock: Clock) -> None:
-        raise AssertionError("no ledger here")
 
 
 @pytest.fixture(scope="module")
