@@ -35,6 +35,7 @@ def open_dataset(
     limit: tuple[int, int] | None = None,
     max_bad: int = 0,
     num_threads: int | None = None,
+    index_file: Path | None = None,
 ) -> Dataset:
     """Open a data set; nothing is ever written into its folder, except a download.
 
@@ -49,9 +50,12 @@ def open_dataset(
         max_bad: unusable pictures that are left out of the training set of image_folder and parquet; their test sets
             allow none.
         num_threads: pictures of image_folder and parquet decoded at once; None means one per core, at most 16.
+        index_file: of image_folder alone, the file that says which pictures to open without verifying the folder; see
+            `open_image_folder`.
 
     Raises:
         DataError: an unknown name, missing, incomplete or damaged data.
+        StorageError: the index file is missing, damaged or of another folder.
     """
     if name == "digits":
         dataset = open_digits(image_size)
@@ -64,8 +68,10 @@ def open_dataset(
             raise DataError(f"{name}: expected the folder that holds train and val, found none; name it in the job")
         size = _PICTURE_SIZE if image_size is None else image_size
         threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
-        opened = open_image_folder if name == "image_folder" else open_parquet
-        dataset = opened(root, size, max_bad=max_bad, num_threads=threads)
+        if name == "image_folder":
+            dataset = open_image_folder(root, size, max_bad=max_bad, num_threads=threads, index_file=index_file)
+        else:
+            dataset = open_parquet(root, size, max_bad=max_bad, num_threads=threads)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
     return dataset if limit is None else _limited(dataset, limit)

@@ -6,7 +6,8 @@ from pathlib import Path
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index import ImageIndex, IndexedImage, check_same_classes, index_images
-from ekgsearch.errors import DataError
+from ekgsearch.data.index_file import load_indexes
+from ekgsearch.errors import DataError, StorageError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -15,25 +16,27 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """Files below a split folder."""
+    """Files below a split folder, of which an index is known."""
 
-    folder: Path
+    index: ImageIndex
 
     def read(self, image: IndexedImage) -> bytes:
         """Read a file."""
-        return (self.folder / image.path).read_bytes()
+        return (self.index.folder / image.path).read_bytes()
 
     def where(self, image: IndexedImage) -> str:
         """Name the file."""
-        return str(self.folder / image.path)
+        return str(self.index.folder / image.path)
 
 
 def folder_images(index: ImageIndex, image_size: int, *, num_threads: int) -> EncodedImages:
     """Read the pictures of a split folder by its index; see `EncodedImages`."""
-    return EncodedImages(index.images, FolderSource(index.folder), image_size, num_threads=num_threads)
+    return EncodedImages(index.images, FolderSource(index), image_size, num_threads=num_threads)
 
 
-def open_image_folder(root: Path, image_size: int, *, max_bad: int = 0, num_threads: int) -> Dataset:
+def open_image_folder(
+    root: Path, image_size: int, *, max_bad: int = 0, num_threads: int, index_file: Path | None = None
+) -> Dataset:
     """Open pictures laid out as root/{train, val or test}/<class>/<file>.
 
     Args:
@@ -41,25 +44,40 @@ def open_image_folder(root: Path, image_size: int, *, max_bad: int = 0, num_thre
         image_size: height and width that pictures are brought to, pixels.
         max_bad: unusable files that are left out of the training split with a warning; the test split allows none.
         num_threads: pictures decoded at once.
+        index_file: what `save_indexes` wrote of both splits; the pictures that it lists are opened, unverified, in
+            place of those that the folder has now. None verifies the folder.
 
     Raises:
         DataError: folders are missing or differ between the splits, or too many files are unusable.
+        StorageError: the index file is missing, damaged or of another folder.
     """
-    train_folder = root / "train"
-    test_folder = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
-    for folder in (train_folder, test_folder):
+    folders = _split_folders(root)
+    if index_file is None:
+        check_same_classes(*folders)
+        indexes = tuple(index_images(folder, num_threads=num_threads) for folder in folders)
+        for index, allowed in zip(indexes, (max_bad, 0), strict=True):
+            index.check_bad(allowed)
+    else:
+        indexes = load_indexes(index_file)
+        if tuple(index.folder for index in indexes) != folders:
+            listed = " and ".join(str(index.folder) for index in indexes) or "no folder"
+            raise StorageError(f"{index_file} lists the pictures of {listed}, expected those of {root}")
+    train, test = (folder_images(index, image_size, num_threads=num_threads) for index in indexes)
+    shape = (3, image_size, image_size)
+    return Dataset("image_folder", train, test, len(indexes[0].class_names), shape, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def indexes_of(dataset: Dataset) -> tuple[ImageIndex, ...]:
+    """The indexes of the training and the test split of an image folder."""
+    sources = [images.source for images in (dataset.train, dataset.test) if isinstance(images, EncodedImages)]
+    return tuple(source.index for source in sources if isinstance(source, FolderSource))
+
+
+def _split_folders(root: Path) -> tuple[Path, Path]:
+    """Find the folders of the training and the test split."""
+    train = root / "train"
+    test = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
+    for folder in (train, test):
         if not folder.is_dir():
             raise DataError(f"expected folders train and val (or test) in {root}, found no {folder.name}")
-    check_same_classes(train_folder, test_folder)
-    train, test = (index_images(folder, num_threads=num_threads) for folder in (train_folder, test_folder))
-    train.check_bad(max_bad)
-    test.check_bad(0)
-    return Dataset(
-        "image_folder",
-        folder_images(train, image_size, num_threads=num_threads),
-        folder_images(test, image_size, num_threads=num_threads),
-        len(train.class_names),
-        (3, image_size, image_size),
-        IMAGENET_MEAN,
-        IMAGENET_STD,
-    )
+    return train, test
