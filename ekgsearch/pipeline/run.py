@@ -12,6 +12,7 @@ from ekgsearch.pipeline.adopt import adopt, find_search
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
+from ekgsearch.pipeline.images import keep_index
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.preparing import pretrain, warm_up
 from ekgsearch.pipeline.searching import check_bank_store, search_and_fill_bank
@@ -48,7 +49,7 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
         raise JobError(
             f"search.method = {job.search.method} makes no decisions that --audit could repeat; leave it out"
         )
-    setup = set_up(job, backend.cluster_has_gpus)
+    setup = set_up(job, backend.cluster_has_gpus, in_run=True)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
         is_searched = any(line["kind"] == "search" for line in journal.lines)
@@ -75,7 +76,7 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
 
 
 def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> None:
-    """Write the first line of the journal, or compare it with this run.
+    """Write the first line of the journal, or compare it with this run; keep the index of the pictures.
 
     Raises:
         ResumeError: the run directory belongs to another job, other images, another kind of device, machine or version.
@@ -86,6 +87,7 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
     if not journal.lines:
         write_atomically(run_dir / "job.yaml", fields_text(setup.job).encode())
         write_atomically(run_dir / "provenance.json", json.dumps(found, indent=2, sort_keys=True).encode())
+        keep_index(setup.images)
         journal.append("run", **facts)
         return
     recorded = {name: journal.lines[0].get(name) for name in facts}
@@ -104,6 +106,7 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
         )
     for difference in differences:
         log.warning("continuing although %s", difference)
+    keep_index(setup.images)
 
 
 def _job_differences(path: Path, job: Job) -> list[str]:

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.devices import Devices, find_devices
+from ekgsearch.pipeline.images import OpenedImages, open_images
 from ekgsearch.pipeline.worker import SearchPlan
 from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.records import Costs
@@ -36,8 +36,6 @@ from ekgsearch.sections.data import NetSection
 
 log = logging.getLogger(__name__)
 
-DATA_VARIABLE = "EKGSEARCH_DATA"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
@@ -45,8 +43,7 @@ class Setup:
 
     Attributes:
         job: the job.
-        data: how any process opens the same images.
-        dataset: the images, opened in this process.
+        images: the images, opened in this process, and how any process opens the same ones.
         train_ids: training images in use; None for all.
         search_ids, warmup_ids: the two subsets, image ids in their fixed order.
         net: the unpruned network.
@@ -59,8 +56,7 @@ class Setup:
     """
 
     job: Job
-    data: DataRequest
-    dataset: Dataset
+    images: OpenedImages
     train_ids: torch.Tensor | None
     search_ids: torch.Tensor
     warmup_ids: torch.Tensor
@@ -72,6 +68,16 @@ class Setup:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     devices: Devices
+
+    @property
+    def data(self) -> DataRequest:
+        """How any process opens the same images."""
+        return self.images.request
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images, opened in this process."""
+        return self.images.dataset
 
     @property
     def device(self) -> str:
@@ -136,21 +142,21 @@ class Setup:
         )
 
 
-def set_up(job: Job, cluster_has_gpus: bool | None = None) -> Setup:
+def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = False) -> Setup:
     """Open and check what a job names.
 
     Args:
         job: the job.
         cluster_has_gpus: whether a node of the cluster that was named has a GPU; None where nobody has asked it.
+        in_run: whether the job is started or continued in its run directory; see `open_images`.
 
     Raises:
-        JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
+        JobError, DataError, NetworkError, BudgetError, StorageError: something is missing, damaged or out of reach.
     """
     devices = find_devices(job, cluster_has_gpus)
     _check_lightly(job)
-    data = data_request(job)
-    dataset = data.open()
-    data = dataclasses.replace(data, download=False, content_hash=dataset.content_hash)
+    images = open_images(job, in_run=in_run)
+    dataset = images.dataset
     train_ids = _first_of_each_class(dataset.train.labels, job.data.train_images)
     _check_batch_sizes(job, len(dataset.train) if train_ids is None else len(train_ids))
     search_ids, warmup_ids = split_search_subset(
@@ -173,8 +179,7 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None) -> Setup:
     )
     return Setup(
         job=job,
-        data=data,
-        dataset=dataset,
+        images=images,
         train_ids=train_ids,
         search_ids=search_ids,
         warmup_ids=warmup_ids,
@@ -186,25 +191,6 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None) -> Setup:
         mean=sidecar.mean if sidecar else dataset.mean,
         std=sidecar.std if sidecar else dataset.std,
         devices=devices,
-    )
-
-
-def data_request(job: Job) -> DataRequest:
-    """How the images of a job are opened; its folder is `data.root`, else $EKGSEARCH_DATA, else the user's cache."""
-    root: Path | None = None
-    if job.data.root is not None:
-        root = expand_path(job.data.root, "data.root")
-    elif job.data.name != "digits" and DATA_VARIABLE in os.environ:
-        root = Path(os.environ[DATA_VARIABLE])
-    return DataRequest(
-        name=job.data.name,
-        root=None if root is None else root.absolute(),
-        image_size=job.data.image_size,
-        download=job.data.download,
-        max_bad=job.data.max_bad_images,
-        loader=job.data.loader,
-        threads=job.data.loader_threads,
-        max_damaged=job.data.max_damaged,
     )
 
 

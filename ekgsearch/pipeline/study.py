@@ -121,7 +121,7 @@ def run_study(job: StudyJob, backend: Backend, *, continue_anyway: bool = False)
         EkgError: as `ekgsearch.pipeline.run.run_job`.
     """
     run_dir, section = job.run_dir, job.study
-    setup = set_up(job, backend.cluster_has_gpus)
+    setup = set_up(job, backend.cluster_has_gpus, in_run=True)
     with Journal.open(run_dir / "journal.jsonl") as journal:
         remove_partials(run_dir)
         start_or_check(setup, journal, continue_anyway)

@@ -1,5 +1,6 @@
 """What a process needs to open the network and the images of a run: a small value that travels to any worker."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from torch import nn
 from ekgsearch.data.datasets import Dataset, open_dataset
 from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Normalisation
-from ekgsearch.errors import DataError
+from ekgsearch.errors import DataError, StorageError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
 from ekgsearch.runtime.environment import num_cores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +33,9 @@ class DataRequest:
         threads: pictures decoded at once by one process; None for one per core, at most 16.
         max_damaged: share of the training images that may turn out damaged later and be replaced.
         content_hash: `Dataset.content_hash` of the images that are expected; None for whatever is there.
+        index: file with the index of the pictures that the run was opened with, readable from every node; None where
+            there is none. By it a process opens these pictures whatever has become of them: one that is gone or has
+            changed is met when it is read, and one that was added is ignored.
     """
 
     name: str
@@ -41,21 +47,18 @@ class DataRequest:
     threads: int | None = None
     max_damaged: float = 1e-4
     content_hash: str | None = None
+    index: Path | None = None
 
     def open(self) -> Dataset:
-        """Open the images.
+        """Open the images: by their index, or as they are found where it cannot be used.
 
         Raises:
             DataError: they are missing, damaged or others than expected.
         """
-        dataset = open_dataset(
-            self.name,
-            self.root,
-            image_size=self.image_size,
-            download=self.download,
-            max_bad=self.max_bad,
-            num_threads=self.num_threads,
-        )
+        indexed = self.open_indexed()
+        if indexed is not None:
+            return indexed
+        dataset = self._open(None)
         if self.content_hash is not None and (found := dataset.content_hash) != self.content_hash:
             raise DataError(
                 f"{self.name} in {self.root}: expected images of SHA-256 {self.content_hash}, as when the run was "
@@ -63,6 +66,39 @@ class DataRequest:
                 "restore them, or start a new run"
             )
         return dataset
+
+    def open_indexed(self) -> Dataset | None:
+        """Open the expected images by their index.
+
+        Returns:
+            The images; None where no index is named or no images are expected, and, with a warning, where the index is
+            missing, damaged, of another folder or of other images.
+
+        Raises:
+            DataError: the folder of the images is missing.
+        """
+        if self.index is None or self.content_hash is None:
+            return None
+        try:
+            dataset = self._open(self.index)
+        except StorageError as error:
+            log.warning("%s; the pictures are verified again", error)
+            return None
+        if dataset.content_hash != self.content_hash:
+            log.warning("%s lists other images than the run was opened with; they are verified again", self.index)
+            return None
+        return dataset
+
+    def _open(self, index: Path | None) -> Dataset:
+        return open_dataset(
+            self.name,
+            self.root,
+            image_size=self.image_size,
+            download=self.download,
+            max_bad=self.max_bad,
+            num_threads=self.num_threads,
+            index_file=index,
+        )
 
     @property
     def num_threads(self) -> int:

@@ -1,0 +1,92 @@
+"""How the images of a job are opened, and how a run that is continued opens the same ones again."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ekgsearch.data.datasets import Dataset
+from ekgsearch.data.folder import indexes_of
+from ekgsearch.data.index_file import save_indexes
+from ekgsearch.experiment import Job, expand_path
+from ekgsearch.pipeline.workload import DataRequest
+from ekgsearch.storage.journal import read_journal
+
+DATA_VARIABLE = "EKGSEARCH_DATA"
+
+INDEX_NAME = "pictures.parquet"
+"""File of a run directory with the index of the pictures that the run was opened with."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedImages:
+    """The images of a job, opened in this process.
+
+    Attributes:
+        request: how any process opens the same images.
+        dataset: the images.
+        is_indexed: whether the run directory has their index; else `keep_index` writes it.
+    """
+
+    request: DataRequest
+    dataset: Dataset
+    is_indexed: bool
+
+
+def open_images(job: Job, *, in_run: bool) -> OpenedImages:
+    """Open the images of a job.
+
+    A run over an image folder that was opened before gets the pictures that it was opened with, by their index in the
+    run directory. Where that cannot be used, as where `data.root` is another one now, the folder is verified anew.
+
+    Args:
+        job: the job.
+        in_run: whether the run directory of the job is started or continued, and so keeps the index.
+
+    Raises:
+        DataError: images are missing or damaged.
+        StorageError: the journal of the run is damaged.
+    """
+    request = data_request(job)
+    indexed = None
+    if in_run and request.name == "image_folder":
+        request = dataclasses.replace(request, index=job.run_dir / INDEX_NAME)
+        indexed = dataclasses.replace(request, content_hash=_opened_with(job.run_dir)).open_indexed()
+    dataset = request.open() if indexed is None else indexed
+    request = dataclasses.replace(request, download=False, content_hash=dataset.content_hash)
+    return OpenedImages(request, dataset, indexed is not None)
+
+
+def keep_index(images: OpenedImages) -> None:
+    """Write the index of the pictures of a run to its directory, unless it is there; the caller holds the journal.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    if images.request.index is not None and not images.is_indexed:
+        save_indexes(images.request.index, indexes_of(images.dataset))
+
+
+def data_request(job: Job) -> DataRequest:
+    """How the images of a job are opened; its folder is `data.root`, else $EKGSEARCH_DATA, else the user's cache."""
+    root: Path | None = None
+    if job.data.root is not None:
+        root = expand_path(job.data.root, "data.root")
+    elif job.data.name != "digits" and DATA_VARIABLE in os.environ:
+        root = Path(os.environ[DATA_VARIABLE])
+    return DataRequest(
+        name=job.data.name,
+        root=None if root is None else root.absolute(),
+        image_size=job.data.image_size,
+        download=job.data.download,
+        max_bad=job.data.max_bad_images,
+        loader=job.data.loader,
+        threads=job.data.loader_threads,
+        max_damaged=job.data.max_damaged,
+    )
+
+
+def _opened_with(run_dir: Path) -> str | None:
+    """`Dataset.content_hash` of the images that a run was opened with; None where it was never opened."""
+    path = run_dir / "journal.jsonl"
+    lines = read_journal(path) if path.exists() else []
+    return lines[0].get("data") if lines else None
