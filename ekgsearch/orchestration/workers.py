@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 class RayCrew:
     """Workers on Ray, each of which owns whole batches for the length of the run.
 
-    Workers beyond the batches join for the memory bank (`enlist`); they own no batch and are asked nothing else.
+    Workers beyond the batches join for the memory bank (`enlist`); they own no batch and are asked nothing else. Of a
+    plan without batches one such worker is there from the start.
 
     A worker that dies or does not answer in time is replaced by a new one, which recomputes the ensemble knowledge of
     its batches from the interim sub-networks and is asked the same again. What its predecessor says after that is
@@ -43,8 +44,8 @@ class RayCrew:
         self._given_up: list[Any] = []
         self.traffic = Traffic()
         sizes = [len(ids) for _, ids in plan.batches]
-        shares = spread(sizes, cluster.search_workers)
-        if len(shares) < cluster.search_workers:
+        shares = spread(sizes, cluster.search_workers) or [()]
+        if sizes and len(shares) < cluster.search_workers:
             log.warning(
                 "cluster.search_workers = %d, but the search subset has %d batches of at most %d images, and a batch "
                 "is never split: it is searched by %d workers",
@@ -194,7 +195,7 @@ class RayCrew:
         has_started = member.opening is None
         what = ("did not answer" if has_started else "did not start") if isinstance(error, TimeoutError) else "died"
         shortage = no_room(self._request, len(self.members), nodes_of_cluster()) if what == "did not start" else None
-        if shortage and member.owned and (member.attempt == 1 or len(self.members) == 1):
+        if shortage and (len(self.members) == 1 or (member.owned and member.attempt == 1)):
             raise WorkerError(
                 f"search worker {member.index} found no place in cluster.start_timeout_seconds = "
                 f"{self._cluster.start_timeout_seconds:g}: {shortage}. What is committed is kept: then run the same "

@@ -48,8 +48,10 @@ def search_and_fill_bank(state: RunState) -> None:
     if is_searched and is_filled:
         state.committed("search")
         return
-    workload = state.setup.workload(state.start_weights, state.setup.devices.search)
-    with state.backend.team(workload, state.setup.search_plan) as team:
+    workload, plan = state.setup.workload(state.start_weights, state.setup.devices.search), state.setup.search_plan
+    if is_searched:
+        plan = replace(plan, batches=())  # the bank replaces damaged pictures: nobody may stop at one of the search
+    with state.backend.team(workload, plan) as team:
         if not is_searched:
             _search(state, team)
             write_tables(state)

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,26 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
         assert [member.attempt for member in crew.members] == [1, 1, 2, 1]
         assert small.run(team, tmp_path / "after.jsonl") == expected
     assert done == {"answer": {0, 1}, "build_block": {0, 1, 2, 3}}
+
+
+def test_a_team_without_batches_builds_the_bank(
+    small: SmallSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = replace(small.setup.search_plan, batches=())
+    with InProcessBackend().team(small.workload, plan) as alone:
+        manifest = build_bank(small, alone, tmp_path / "alone")
+    backend = RayBackend(ClusterSection(search_workers=2, cpus_per_worker=0.5))
+    with backend.team(small.workload, plan) as team:
+        crew = team._crew
+        assert [member.owned for member in crew.members] == [()]
+        os.kill(ray.get(crew.members[0].opening).value[1], KILL)
+        assert build_bank(small, team, tmp_path / "one") == manifest
+        assert [member.attempt for member in crew.members] == [2]
+        crew.members[0].opening = "a call that never ends"
+        monkeypatch.setattr("ekgsearch.orchestration.workers.no_room", lambda *_: "its node is gone")
+        with pytest.raises(WorkerError, match=r"worker 0 found no place .*: its node is gone"):
+            crew._replace(crew.members[0], TimeoutError(), ())
+    assert "a batch is never split" not in caplog.text
 
 
 def test_workers_that_find_no_place_are_refused_with_what_there_is(small: SmallSearch) -> None:

@@ -105,6 +105,17 @@ def test_a_run_that_was_stopped_in_its_fine_tuning_goes_on_when_pictures_were_da
     assert "verified again" not in caplog.text
 
 
+def test_a_bank_that_is_filled_later_holds_what_stands_in_for_a_picture_of_the_search(
+    load: Callable[..., Job],
+) -> None:
+    job = load()
+    with pytest.raises(Stopped):
+        run_job(job, StoppedBeforeTheBank())
+    first_of_the_search(job).unlink()
+    run_job(job, InProcessBackend())
+    assert table(job, "summary").replaced_bank_images.tolist() == [1]
+
+
 def test_a_search_that_starts_later_names_the_picture_that_is_gone(load: Callable[..., Job]) -> None:
     job = load()
     with pytest.raises(Stopped):
