@@ -20,6 +20,13 @@ Call = Callable[[Values, Mapping[str, Tensor], NormMode], Any]
 _FRESH = frozenset({Kind.CONV, Kind.LINEAR, Kind.NORM, Kind.BINARY})
 """Kinds whose result is memory of its own."""
 
+_RECTIFIERS: Mapping[type[nn.Module] | str, Callable[[Tensor], Tensor]] = {
+    nn.ReLU: F.relu,
+    nn.ReLU6: F.relu6,
+    "relu": F.relu,
+    "relu6": F.relu6,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -127,11 +134,15 @@ def _step(
     return Step(node.name, inputs, call, overwrites, call_inplace, is_fresh)
 
 
+def rectifier(node: fx.Node, modules: Mapping[str, nn.Module]) -> Callable[[Tensor], Tensor] | None:
+    """The function of a node that is a ReLU or a ReLU6; None for any other."""
+    is_module = node.op == "call_module"
+    return _RECTIFIERS.get(type(modules[str(node.target)]) if is_module else operation_name(node))
+
+
 def is_relu(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Tell whether a node is a ReLU."""
-    if node.op == "call_module":
-        return type(modules[str(node.target)]) is nn.ReLU
-    return operation_name(node) == "relu"
+    return rectifier(node, modules) is F.relu
 
 
 def is_sum(node: fx.Node) -> bool:

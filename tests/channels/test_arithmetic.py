@@ -1,10 +1,13 @@
 """Faster arithmetic gives nearly the same numbers, from fewer or smaller ones, and nothing of it is on by default."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import images, random_subnetwork
 
+from ekgsearch.channels import fuse as fuse_module
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.fuse import fuse
 from ekgsearch.channels.graph import ChannelGraph, analyse
@@ -12,6 +15,7 @@ from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
+from ekgsearch.records import Subnetwork
 
 SHAPE = (3, 16, 16)
 LABELS = torch.tensor([0, 2, 3, 1, 1, 0, 2, 3])
@@ -19,7 +23,11 @@ LABELS = torch.tensor([0, 2, 3, 1, 1, 0, 2, 3])
 
 @pytest.fixture(scope="module", params=["resnet20", "resnet18"])
 def graph(request: pytest.FixtureRequest) -> ChannelGraph:
-    network = build(NetSpec(request.param, 4, SHAPE), seed=1).eval().requires_grad_(False)
+    return graph_of(request.param)
+
+
+def graph_of(name: str) -> ChannelGraph:
+    network = build(NetSpec(name, 4, SHAPE), seed=1).eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.8)
@@ -67,8 +75,10 @@ def test_channels_last_holds_through_the_network(graph: ChannelGraph) -> None:
         assert tensor.ndim != 4 or tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_fused_steps_compute_what_the_single_ones_do(graph: ChannelGraph) -> None:
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2"])
+def test_fused_steps_compute_what_the_single_ones_do(name: str) -> None:
     """In running mode the fused steps are not compiled: the same operations, the same bits."""
+    graph = graph_of(name)
     sites = frozenset(site.node for site in graph.sites)
     program = fuse(graph.trace, sites)
     single = graph.trace.program
@@ -76,6 +86,29 @@ def test_fused_steps_compute_what_the_single_ones_do(graph: ChannelGraph) -> Non
     assert sites <= set(program.index)
     expected = single.output(single.values(pixels()))
     assert torch.equal(program.output(program.values(pixels())), expected)
+
+
+def test_every_form_of_the_compiled_step_is_compiled_and_there_are_few(
+    graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two arithmetics in one process, all widths down to one channel, with and without gradients."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counting(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(module)
+        return module
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(fuse_module, "_compiled", partial(fuse_module._compiled, counting))
+    for arithmetic in (Arithmetic(compile=True), Arithmetic("bf16", channels_last=True, compile=True)):
+        network = SlicedNetwork(graph, 0.9, arithmetic)
+        for width in (100, 5, 2, 1):
+            sub = Subnetwork.of({group.name: range(min(width, group.size)) for group in graph.groups})
+            prepared = network.preparation.whole(sub)
+            network.forward(pixels(), prepared)  # more forms than the compiler takes would be an error
+            network.scores(pixels(), lambda logits: logits.float().logsumexp(1).mean(), prepared)
+    torch._dynamo.reset()
+    assert 4 <= len(graphs) <= 48
 
 
 @pytest.mark.slow
