@@ -8,7 +8,6 @@ import torch
 
 from ekgsearch.channels.memory import SearchMemory, search_memory
 from ekgsearch.pipeline.setup import Setup
-from ekgsearch.search.evaluate import PREFIX_BYTES
 from ekgsearch.search.steps import coarse_step
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
         num_classes=setup.net.num_classes,
         number_bytes=2 if section.precision == "bf16" else 4,
         masked_groups=masked,
-        prefix_bytes=PREFIX_BYTES,
+        prefix_bytes=setup.search_plan.prefix_bytes,
     )
 
 

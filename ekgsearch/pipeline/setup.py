@@ -115,6 +115,7 @@ class Setup:
                 seed=sub_seed(self.job.seed, "criterion"),
             ),
             norm_mode="batch_sequential" if "sequential_statistics" in section.quirks else "batch",
+            prefix_bytes=1_000_000 * self.job.cluster.prefix_mb,
         )
 
     @property

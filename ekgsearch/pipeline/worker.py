@@ -19,7 +19,7 @@ from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import NormMode, Subnetwork
 from ekgsearch.search.criteria import PUBLISHED, Rules
 from ekgsearch.search.ekg import TIE_TOLERANCE
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
+from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
 from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
 from ekgsearch.storage.objects import open_store
 
@@ -62,6 +62,7 @@ class SearchPlan:
         rules: importance criterion and teacher of the score.
         norm_mode: how batch norms are computed.
         arithmetic: numbers that the fast evaluation computes in.
+        prefix_bytes: memory of one worker for what scoring computed and candidates start from; it changes no result.
     """
 
     run: str
@@ -72,6 +73,7 @@ class SearchPlan:
     rules: Rules = PUBLISHED
     norm_mode: NormMode = "batch"
     arithmetic: Arithmetic = EXACT
+    prefix_bytes: int = PREFIX_BYTES
 
     @property
     def divisor(self) -> int:
@@ -123,7 +125,9 @@ class Worker:
         plan.arithmetic.set_backends()
         networks = plan.networks(graph)
         self._masked = networks.masked
-        self._evaluator = BatchEvaluator(networks, self._normalisation, batches, plan.divisor, plan.rules)
+        self._evaluator = BatchEvaluator(
+            networks, self._normalisation, batches, plan.divisor, plan.rules, plan.prefix_bytes
+        )
 
     def begin(self, history: Sequence[Subnetwork]) -> None:
         """Set the ensemble knowledge to the mean logits of these networks, in place of a worker that was lost."""

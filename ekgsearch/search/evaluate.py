@@ -15,8 +15,8 @@ from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScore
 from ekgsearch.search.criteria import PUBLISHED, Rules, channel_scores
 from ekgsearch.search.networks import Networks
 
-PREFIX_BYTES = 2**30
-"""Memory for what scoring computed and candidates start from; batches beyond it are walked through again."""
+PREFIX_BYTES = 1_000_000_000
+"""Default memory for what scoring computed and candidates start from; batches beyond it are walked through again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,7 @@ class BatchEvaluator:
                 if walk is not None and walk.num_bytes <= free:
                     free -= walk.num_bytes
                     self._walks[batch.index] = walk
+                walk = None  # the next batch may need the memory of a walk that is not kept
         else:
             found = channel_scores(self._rules, self._networks.masked.graph, current, count)
             for batch in self._batches:

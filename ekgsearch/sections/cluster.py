@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ekgsearch.search.evaluate import PREFIX_BYTES
 from ekgsearch.sections.base import Positive, Section
 
 
@@ -40,6 +41,12 @@ class ClusterSection(Section):
         description="a search worker that has not started for so long is replaced; the next one gets twice as long",
     )
     timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
+    prefix_mb: int = Field(
+        PREFIX_BYTES // 1_000_000,
+        ge=0,
+        description="megabytes of feature maps that a search worker keeps from scoring, for candidates to start from; "
+        "batches beyond are walked through again, to the same bits",
+    )
     object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
 
     @property

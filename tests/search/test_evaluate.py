@@ -1,9 +1,11 @@
 """Evaluations on the batches of a small search: whoever owns them and however they are run, the decisions stay."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,6 +100,25 @@ def test_walking_again_changes_no_bit(
     walks.clear()
     assert records(run(PREFIX_BYTES)) == records(made)
     assert all(walks)
+
+
+def test_a_walk_that_is_not_kept_is_gone_before_the_next_batch(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    alive: list[int] = []
+
+    class Counting(FastNetworks):
+        """Counts the walks that are in memory whenever a batch is scored."""
+
+        def scores(self, *arguments: Any) -> Any:
+            alive.append(sum(isinstance(one, Walk) for one in gc.get_objects()))
+            return super().scores(*arguments)
+
+    for prefix_bytes, expected in ((0, [0, 0, 0]), (PREFIX_BYTES, [0, 1, 2])):
+        alive.clear()
+        evaluator = BatchEvaluator(Counting(graph), lambda images: images, batches, 41, prefix_bytes=prefix_bytes)
+        evaluator.begin([graph.full()])
+        evaluator.scores(graph.full(), 1)
+        assert alive == expected
+        del evaluator
 
 
 @pytest.mark.parametrize("slice_below", [0.5, 0.9, 1.0])
