@@ -244,15 +244,18 @@ def replay(
     if data is None:
         raise click.UsageError("give the folder of the images: --data FOLDER, or set EKGSEARCH_DATA")
     opened, chosen, broken = open_replay(oracle, weights, data, reduction), sorted(set(iterations)) or None, 0
+    helped = []
     if opened.oracle.incomplete:
         click.echo(f"{len(opened.oracle.incomplete)} recorded iterations have no arrays and are not compared")
     for report in opened.run(chosen):
         click.echo(iteration_text(report))
         broken += bool(report.breaks)
+        helped += [report.iteration] if report.draws or report.near_ties else []
     for found in opened.free_runs(chosen):
         click.echo(free_run_text(found))
         broken += found.broke_at is not None
-    click.echo("BREAKS" if broken else "agrees")
+    notes = f"; with rounding draws or near ties in the recorded order: iterations {helped}" if helped else ""
+    click.echo("BREAKS" if broken else f"agrees{notes}")
     sys.exit(EXIT_BREAKS if broken else 0)
 
 

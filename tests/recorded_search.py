@@ -79,7 +79,7 @@ def record_search(
 
 def open_recorded(folder: Path, graph: ChannelGraph, batch: SearchBatch) -> Replay:
     """Open such a folder with the same network and images."""
-    return Replay(Oracle.open(folder), graph, lambda images: images, [batch], REDUCTION)
+    return Replay(Oracle.open(folder), graph, lambda images: images, [batch], REDUCTION, slice_below=0.0)
 
 
 def joined(batches: Sequence[SearchBatch]) -> SearchBatch:

@@ -53,6 +53,14 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
         ),
         (GOOD + "pretrain: {epochs: 0}\n", ["net.weights is null and pretrain.epochs is 0"]),
         (GOOD + "  method: uniform\n", ["finetune.objective ekg has no teachers"]),
+        (
+            GOOD + "  method: uniform\n  criterion: l1\n  racing: 0.05\nfinetune: {objective: plain}\n",
+            ["search.method uniform evaluates no candidates: search.criterion, search.racing would do nothing"],
+        ),
+        (
+            GOOD + "  evaluation: naive\n  slice_below: 0.5\n",
+            ["search.evaluation naive slices nothing: search.slice_below = 0.5 would do nothing"],
+        ),
         (GOOD.replace("digits", "image_folder"), ["data.root is null"]),
         (GOOD.replace("output: results/test\n", ""), ["output: missing"]),
         ("- 1\n- 2\n", ["expected sections"]),

@@ -13,6 +13,7 @@ from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
 from ekgsearch.search.agreement import FreeRun, IterationReport
 from ekgsearch.search.evaluate import SearchBatch
+from ekgsearch.search.networks import SLICE_BELOW
 from ekgsearch.search.oracle import Oracle
 from ekgsearch.search.replay import NOMINAL_BATCH, Replay
 
@@ -22,7 +23,9 @@ MEAN, STD = (113.9, 123.0, 125.3), (66.7, 62.1, 63.0)
 """Input normalisation of the recorded program, in pixel units 0..255, for red, green and blue."""
 
 
-def open_replay(folder: Path, weights: Path | None, data_root: Path, reduction: float) -> Replay:
+def open_replay(
+    folder: Path, weights: Path | None, data_root: Path, reduction: float, slice_below: float = SLICE_BELOW
+) -> Replay:
     """Open a folder of recorded decisions with the network and the images that they were made on.
 
     Args:
@@ -30,6 +33,7 @@ def open_replay(folder: Path, weights: Path | None, data_root: Path, reduction: 
         weights: weights that the search started from; None for the one .safetensors file in the folder.
         data_root: folder of the CIFAR-10 images.
         reduction: share of the cost that the recorded search removed.
+        slice_below: as `search.slice_below` of a job.
 
     Raises:
         DataError, NetworkError: something is missing, damaged or belongs to another network.
@@ -50,7 +54,7 @@ def open_replay(folder: Path, weights: Path | None, data_root: Path, reduction: 
         for index, part in enumerate(torch.split(ids, NOMINAL_BATCH))
     ]
     graph = analyse(network.eval(), NETWORK.input_shape)
-    return Replay(oracle, graph, Normalisation(MEAN, STD), batches, reduction)
+    return Replay(oracle, graph, Normalisation(MEAN, STD), batches, reduction, slice_below)
 
 
 def _only_weights(folder: Path) -> Path:

@@ -32,7 +32,7 @@ from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.search.steps import Quirk
 from ekgsearch.sections.base import Positive, Section
-from ekgsearch.sections.search import SearchSection
+from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table
@@ -41,19 +41,6 @@ log = logging.getLogger(__name__)
 
 Condition = Literal["eigenvalue_ratio", "relative"]
 
-
-IDLE = (
-    "method",
-    "criterion",
-    "search_teacher",
-    "evaluation",
-    "slice_below",
-    "precision",
-    "channels_last",
-    "compile",
-    "racing",
-)
-"""Fields of the search that do nothing in a study."""
 
 IDLE_QUIRKS: tuple[Quirk, ...] = ("nominal_batch_means", "sequential_statistics")
 """Quirks of the evaluation of candidates; the others change the warm-up, or which channels a step removes."""
@@ -94,8 +81,7 @@ class StudyJob(Job):
                 f"finetune.objective = {self.finetune.objective}: the study fine-tunes by cross-entropy alone; "
                 "use plain"
             )
-        defaults = SearchSection.model_fields
-        idle = [f"search.{name}" for name in IDLE if getattr(self.search, name) != defaults[name].default]
+        idle = self.search.changed(("method", *OF_CANDIDATES))
         idle += [f"search.quirks {quirk}" for quirk in IDLE_QUIRKS if quirk in self.search.quirks]
         idle += ["search_run"] if self.search_run is not None else []
         idle += ["finetune.baselines"] if self.finetune.baselines else []

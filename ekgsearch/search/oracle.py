@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.head import classifier
 from ekgsearch.errors import DataError
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import GroupScores
@@ -196,10 +197,11 @@ class Oracle:
         else:
             arrays = iteration_arrays(path, graph)
             state = RecordedState(*_masks_and_rates(arrays, names), arrays["knowledge"])
-        if state.knowledge.ndim != 2 or len(state.knowledge) != len(self.search_ids):
+        expected = (len(self.search_ids), graph.trace.modules[classifier(graph).path].out_features)
+        if state.knowledge.shape != expected:
             raise DataError(
-                f"{path}: expected ensemble knowledge of {len(self.search_ids)} images x classes, found an array of "
-                f"shape {state.knowledge.shape}"
+                f"{path}: expected ensemble knowledge of {expected[0]} images x {expected[1]} classes, found an array "
+                f"of shape {state.knowledge.shape}"
             )
         require_numbers(path, "the ensemble knowledge", state.knowledge)
         return state

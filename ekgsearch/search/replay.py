@@ -32,9 +32,9 @@ from ekgsearch.search.base import (
     sum_over_batches,
 )
 from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import FastNetworks
+from ekgsearch.search.networks import SLICE_BELOW, FastNetworks
 from ekgsearch.search.oracle import Oracle, RecordedIteration
 from ekgsearch.search.steps import QUIRKS
 
@@ -84,6 +84,7 @@ class Replay:
         normalise: maps pixels (B, 3, H, W) uint8 to the network's input.
         batches: the search subset in the recorded order, cut into batches of 256.
         reduction: share of the cost that the recorded search removed.
+        slice_below: as `search.slice_below` of a job, with near ties settled as there; 0 slices nothing.
 
     Raises:
         DataError: the record belongs to another network.
@@ -96,12 +97,14 @@ class Replay:
         normalise: Callable[[Tensor], Tensor],
         batches: Sequence[SearchBatch],
         reduction: float,
+        slice_below: float = SLICE_BELOW,
     ) -> None:
         self.oracle = oracle
         self.graph = graph
         self._batches = list(batches)
         self._normalise = normalise
-        self._networks = FastNetworks(graph, 0.0, "batch_sequential")
+        self._networks = FastNetworks(graph, slice_below, "batch_sequential")
+        self._settings = EkgSettings(quirks=frozenset(QUIRKS), tie_tolerance=TIE_TOLERANCE if slice_below else 0.0)
         self._budget = set_budget(graph, reduction=reduction, absolute=None, unit="macs", counter="ekg")
         full = self._costs(graph.full())
         if full != (oracle.full_macs, oracle.full_params):
@@ -221,8 +224,7 @@ class Replay:
         return dict(enumerate(torch.split(torch.from_numpy(record.before.knowledge), NOMINAL_BATCH)))
 
     def _search(self, evaluator: _GivenScores) -> EkgSearch:
-        settings = EkgSettings(quirks=frozenset(QUIRKS))
-        return EkgSearch(self.graph, evaluator, self._budget, settings)
+        return EkgSearch(self.graph, evaluator, self._budget, self._settings)
 
     def _decision_before(self, record: RecordedIteration) -> Decision:
         subnetwork = record.before.subnetwork

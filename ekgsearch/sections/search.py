@@ -1,5 +1,6 @@
 """Section of a job: the search."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,18 @@ from ekgsearch.records import Counter, Precision
 from ekgsearch.search.criteria import Criterion, SearchTeacher
 from ekgsearch.search.steps import Quirk
 from ekgsearch.sections.base import Positive, Section, Share
+
+OF_CANDIDATES = (
+    "criterion",
+    "search_teacher",
+    "evaluation",
+    "slice_below",
+    "precision",
+    "channels_last",
+    "compile",
+    "racing",
+)
+"""Fields that decide which channels are scored how, and how candidates are evaluated."""
 
 
 class SearchSection(Section):
@@ -48,6 +61,24 @@ class SearchSection(Section):
         description="drop candidates that cannot win any more before they have seen all batches; the probability with "
         "which one decision may lose the best candidate, e.g. 0.05. null: every candidate sees all images (exact)",
     )
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of some fields that are not as by default, with the name of the section."""
+        fields = type(self).model_fields
+        return [f"search.{name}" for name in names if getattr(self, name) != fields[name].default]
+
+    @model_validator(mode="after")
+    def _evaluates_candidates(self) -> "SearchSection":
+        if self.method == "uniform" and (idle := self.changed(OF_CANDIDATES)):
+            raise ValueError(
+                f"search.method uniform evaluates no candidates: {', '.join(idle)} would do nothing; leave it out"
+            )
+        if self.evaluation == "naive" and self.slice_below and self.changed(["slice_below"]):
+            raise ValueError(
+                f"search.evaluation naive slices nothing: search.slice_below = {self.slice_below} would do nothing; "
+                "leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_one_arithmetic(self) -> "SearchSection":

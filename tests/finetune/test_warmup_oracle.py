@@ -12,6 +12,7 @@ from ekgsearch.data.subset import split_search_subset
 from ekgsearch.data.views import Normalisation
 from ekgsearch.finetune.config import TrainData
 from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.metrics import StepReport
 from ekgsearch.finetune.world import World
 from ekgsearch.jobfile import load_job
 from ekgsearch.nets import zoo
@@ -36,10 +37,17 @@ def test_one_epoch_of_warmup_gives_the_recorded_network(data_dir: Path) -> None:
     job = load_job(Path(__file__).parents[2] / "jobs" / "reference_resnet56_cifar10.yaml")
     config = warmup_config(job, len(ids))
     data = TrainData(dataset.train, Normalisation(sidecar.mean, sidecar.std), ids=ids)
-    result = train(network, replace(data, test=None), config, world=World(torch.device("cpu")))
+    losses: list[float] = []
 
-    recorded = json.loads((data_dir / "oracle" / "warmup.json").read_text())[-1]["loss_running_mean"]
-    assert result.epochs[0].loss == pytest.approx(recorded / 2, rel=1e-4)
+    def note(report: StepReport) -> None:
+        assert report.loss is not None
+        losses.append(float(report.loss))
+
+    result = train(network, replace(data, test=None), config, world=World(torch.device("cpu")), on_step=note)
+
+    recorded = json.loads((data_dir / "oracle" / "warmup.json").read_text())
+    assert losses == pytest.approx([step["loss"] / 2 for step in recorded], rel=1e-3)  # it divided 256 images by 128
+    assert result.epochs[0].loss == pytest.approx(recorded[-1]["loss_running_mean"] / 2, rel=1e-4)
     assert result.epochs[0].train_top1 == 100.0
     expected, _ = load_tensors(data_dir / "oracle" / "resnet56_after_warmup.safetensors", require_checksum=False)
     found = network.state_dict()

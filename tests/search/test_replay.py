@@ -184,6 +184,15 @@ def set_array(name: str, index: int | Sequence[int] | slice, value: float) -> Ca
     return lambda folder: change_arrays(folder / "iters" / "iter_0002.npz", change)
 
 
+def with_more_classes(folder: Path) -> None:
+    """Give the ensemble knowledge of iteration 2 a class that the network has not."""
+
+    def change(arrays: dict[str, Any]) -> None:
+        arrays["knowledge"] = np.pad(arrays["knowledge"], ((0, 0), (0, 1)))
+
+    change_arrays(folder / "iters" / "iter_0001.npz", change)
+
+
 def set_initial(value: object) -> Callable[[Path], None]:
     return lambda folder: (folder / "initial.json").write_text(json.dumps({"flops": value, "params": 1}))
 
@@ -195,6 +204,10 @@ def set_initial(value: object) -> Callable[[Path], None]:
         (set_array("width_list", 3, -0.2), r"expected widths within 0\.\.1 in width_list, found -0\.2 to 1\.0"),
         (set_array("score_04", 0, math.inf), r"expected finite numbers in score_04, found inf"),
         (set_array("knowledge", 0, math.nan), r"expected finite numbers in the ensemble knowledge, found nan"),
+        (
+            with_more_classes,
+            r"iter_0001\.npz: expected ensemble knowledge of 41 images x 4 classes, found .* \(41, 5\)",
+        ),
         (set_array("mask_05", slice(None), 0), r"expected at least one kept channel in mask_05, found none"),
         (set_field("candidates", 0, "flops", value=math.inf), "iteration 2: .* flops = inf, which is not finite"),
         (set_field("candidates", 0, "flops", value=10**400), "iteration 2: .* too large"),
