@@ -165,7 +165,7 @@ def test_a_job_of_the_size_of_cifar_needs_few_small_messages(session: None, tmp_
         histories.append(histories[-1].replace(name, kept[: len(histories[-1][name]) // 2]))
     with job.on_ray(2) as (team, crew):
         assert job.run(team, tmp_path / "journal.jsonl").count(b"\n") >= 2
-        assert 2 <= crew.traffic.most_calls <= 4
+        assert 2 <= crew.traffic.most_calls <= 3
         assert crew.traffic.largest_bytes < 1e6
         crew.traffic.weigh(histories)  # what a worker that is replaced in the last iteration is sent
         assert crew.traffic.largest_bytes < 1e6
