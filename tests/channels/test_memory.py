@@ -64,7 +64,7 @@ def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int
     command = [sys.executable, "-c", WORKER, name, str(side), str(batch)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
     assert measured["candidates"] <= stated.candidates
-    assert 0.5 * stated.scores <= measured["scores"] <= stated.scores
+    assert 0.5 * stated.scores <= measured["scores"] <= stated.scores + stated.prefixes  # a walk is left, and gaps
     assert 0.5 * stated.prefixes <= measured["prefixes"] <= stated.prefixes
 
 
