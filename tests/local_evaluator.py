@@ -20,8 +20,8 @@ class LocalEvaluator:
         self.parts = parts
         self.num_candidates = 0
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
-        return mean_over_batches(merge(part.begin(history) for part in self.parts))
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
+        return mean_over_batches(merge(part.begin(interim) for part in self.parts))
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         return sum_over_batches(merge(part.scores(current, count) for part in self.parts))

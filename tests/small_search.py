@@ -114,7 +114,7 @@ class SeveralWorkers:
         self._workers = [(Worker(small.workload, plan, owned), owned) for owned in shares]
         self.num_asked = [0] * number
 
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+    def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:
         for index, (worker, owned) in reversed(list(enumerate(self._workers))):
             if question.concerns(owned):
                 self.num_asked[index] += 1

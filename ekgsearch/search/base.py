@@ -74,7 +74,7 @@ class Evaluator(Protocol):
     batch order makes every answer independent of how many workers hold the batches.
     """
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
         """Set the ensemble knowledge to the mean logits of these networks; return the evaluation of the last one."""
         ...
 

@@ -67,17 +67,17 @@ class EkgSearch:
         self._settings = settings
         self._rule = StepRule("rounded_rates" in settings.quirks)
 
-    def run(self, history: Sequence[Decision] = ()) -> Iterator[Decision]:
+    def run(self, made: Sequence[Decision] = ()) -> Iterator[Decision]:
         """Yield every decision as it is made; decision 0 is the unpruned network.
 
         Args:
-            history: decisions already committed, to continue from.
+            made: decisions already committed, to continue from.
 
         Raises:
             BudgetError: no channel group can be cut further although the budget is not met.
             NumericsError: the current network gives no finite loss.
         """
-        decisions = list(history)
+        decisions = list(made)
         evaluation = self._evaluator.begin([decision.subnetwork for decision in decisions] or [self._graph.full()])
         if not decisions:
             full = self._graph.full()

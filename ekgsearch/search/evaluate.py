@@ -88,10 +88,10 @@ class BatchEvaluator:
         self._knowledge = {batch.index: by_batch[batch.index].double() for batch in self._batches}
         self._count = count
 
-    def begin(self, history: Sequence[Subnetwork]) -> dict[int, BatchResult]:
+    def begin(self, interim: Sequence[Subnetwork]) -> dict[int, BatchResult]:
         """Average the logits of these networks alone; return the results of the last one by batch index."""
         self._knowledge, self._count = {}, 0
-        return self.extend(history)
+        return self.extend(interim)
 
     def extend(self, networks: Sequence[Subnetwork]) -> dict[int, BatchResult]:
         """Average the logits of further networks, at least one; return the results of the last one by batch index."""

@@ -65,9 +65,9 @@ class Racing:
         """Share of the candidates' batches that were evaluated, 0..1; 1 before the first race."""
         return self.num_evaluated / self.num_possible if self.num_possible else 1.0
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
         """Set the ensemble knowledge; see `Evaluator`."""
-        return self._evaluator.begin(history)
+        return self._evaluator.begin(interim)
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """Importance of every channel; see `Evaluator`."""

@@ -24,7 +24,7 @@ class RandomChoice:
         self._places = {group.name: place for place, group in enumerate(graph.groups)}
         self._iteration = 0
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
         """Nothing is measured."""
         return Evaluation(0.0, 0.0, 0, 1)
 

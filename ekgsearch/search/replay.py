@@ -57,8 +57,8 @@ class _GivenScores:
         self._batches = batches
         self._scores = scores
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
-        return mean_over_batches(self._batches.begin(history), NOMINAL_BATCH)
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
+        return mean_over_batches(self._batches.begin(interim), NOMINAL_BATCH)
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         return sum_over_batches(self._batches.scores(current, count)) if self._scores is None else self._scores

@@ -78,8 +78,8 @@ class Parts:
     def __init__(self, parts: Sequence[BatchEvaluator]) -> None:
         self.parts = parts
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
-        return mean_over_batches({k: v for part in self.parts for k, v in part.begin(history).items()})
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
+        return mean_over_batches({k: v for part in self.parts for k, v in part.begin(interim).items()})
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         return sum_over_batches({k: v for part in self.parts for k, v in part.scores(current, count).items()})

@@ -109,9 +109,9 @@ def test_a_search_continues_from_its_records_in_any_iteration(
     graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
 ) -> None:
     for stop in range(1, len(made)):
-        history = decisions_from_records(records(made[:stop]), graph.full())
+        before = decisions_from_records(records(made[:stop]), graph.full())
         search = EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph), SETTINGS)
-        assert records(history + list(search.run(history))) == records(made)
+        assert records(before + list(search.run(before))) == records(made)
 
 
 def test_importance_is_the_slope_of_the_score_along_a_gate_on_a_channel(
@@ -221,6 +221,6 @@ def test_every_quirk_of_the_search_alone_reaches_the_budget_and_continues_from_i
     budget = budget_of(graph, 0.35)
     made = list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget, settings).run())
     assert budget.is_met(made[-1].macs, made[-1].params)
-    history = decisions_from_records(records(made[:3]), graph.full())
+    before = decisions_from_records(records(made[:3]), graph.full())
     search = EkgSearch(graph, evaluator_of(graph, batches, [[0], [1, 2]]), budget, settings)
-    assert records(history + list(search.run(history))) == records(made)
+    assert records(before + list(search.run(before))) == records(made)

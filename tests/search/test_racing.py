@@ -28,8 +28,8 @@ class Table:
         self.sums, self.images = sums, images
         self.asked: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
-        return Evaluation(float(len(history)), 0.0, 0, sum(self.images))
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
+        return Evaluation(float(len(interim)), 0.0, 0, sum(self.images))
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         return {"group": np.array([float(count)])}
