@@ -72,7 +72,8 @@ class RayCrew:
         """Start the workers that have had no batch, as far as there are blocks of the memory bank and room for them."""
         room = self._request.room(nodes_of_cluster())
         wanted = min(self._cluster.search_workers, num_blocks, room)
-        for index in range(len(self.members), wanted):
+        first = max(member.index for member in self.members) + 1
+        for index in range(first, first + wanted - len(self.members)):
             self.members.append(Member(index, ()))
             self._start(self.members[-1], ())
 
@@ -114,7 +115,12 @@ class RayCrew:
                         inbox.take(key, value)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
-        """Build all blocks; every worker takes the next one once it is open and free."""
+        """Build all blocks; every worker takes the next one once it is open and free.
+
+        The search has ended: from now on nobody owns a batch, so who is replaced reads no picture of the search.
+        """
+        for member in self.members:
+            member.owned = ()
         waiting = list(order.blocks)
         blocks: dict[Member, int] = {}
         calls: dict[Any, Member] = {}
@@ -206,24 +212,29 @@ class RayCrew:
             return self._hand_over(member, shortage, history)
         member.losses += 1
         if member.losses > self._cluster.max_restarts:
-            raise WorkerError(
+            trouble = (
                 f"search worker {member.index} {what}, the {member.losses}. time in a row; cluster.max_restarts is "
-                f"{self._cluster.max_restarts}. What is committed is kept: look for lack of memory on its node, or for "
-                f"cores that another job holds (free now: {_free()}), then run the same command again. "
+                f"{self._cluster.max_restarts}"
+            )
+            if what == "did not start" and not member.owned and len(self.members) > 1:
+                return self._hand_over(member, trouble, history)
+            raise WorkerError(
+                f"{trouble}. What is committed is kept: look for lack of memory on its node, or for cores that another "
+                f"job holds (free now: {_free()}), then run the same command again. "
                 f"Last words: {' '.join(str(error).split())[:300]}"
             ) from error
         log.warning("search worker %d %s; starting another one (%d)", member.index, what, member.losses)
         self._start(member, history)
         return member
 
-    def _hand_over(self, member: Member, shortage: str, history: Sequence[Subnetwork]) -> Member:
-        """Give the batches of a worker that has lost its place, if any, to the worker with the fewest batches."""
+    def _hand_over(self, member: Member, trouble: str, history: Sequence[Subnetwork]) -> Member:
+        """Give the batches of a worker that is lost for good, if any, to the worker with the fewest batches."""
         self.members.remove(member)
         if not member.owned:
-            log.warning("%s. Going on without search worker %d", shortage, member.index)
+            log.warning("%s. Going on without search worker %d", trouble, member.index)
             return member
         heir = min(self.members, key=lambda other: (len(other.owned), other.index))
-        log.warning("%s. Going on without search worker %d: %d takes over", shortage, member.index, heir.index)
+        log.warning("%s. Going on without search worker %d: %d takes over", trouble, member.index, heir.index)
         heir.owned = tuple(sorted((*heir.owned, *member.owned)))
         heir.attempt = max(heir.attempt, member.attempt)
         ray.kill(heir.actor)

@@ -260,9 +260,10 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
         opening = [member.opening for member in crew.members[2:]]
         ray.wait(opening, num_returns=2, timeout=60)
         os.kill(ray.get(opening[0]).value[1], KILL)  # a worker without a batch is replaced as any other
+        os.kill(crew.members[0].process, KILL)
         assert build_bank(small, team, tmp_path / "together") == manifest
-        assert [member.attempt for member in crew.members] == [1, 1, 2, 1]
-        assert small.run(team, tmp_path / "after.jsonl") == expected
+        assert [member.attempt for member in crew.members] == [2, 1, 2, 1]
+        assert [member.owned for member in crew.members] == [()] * 4  # who is replaced reads nothing of the search
     assert done == {"answer": {0, 1}, "build_block": {0, 1, 2, 3}}
 
 
@@ -284,6 +285,33 @@ def test_a_team_without_batches_builds_the_bank(
         with pytest.raises(WorkerError, match=r"worker 0 found no place .*: its node is gone"):
             crew._replace(crew.members[0], TimeoutError(), ())
     assert "a batch is never split" not in caplog.text
+
+
+def test_a_worker_for_the_bank_that_never_starts_is_done_without(
+    small: SmallSearch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = replace(small.setup.search_plan, batches=())
+    backend = RayBackend(ClusterSection(search_workers=2, cpus_per_worker=1, max_restarts=0))
+    with backend.team(small.workload, plan) as team:
+        crew = team._crew
+        ray.get(crew.members[0].opening)
+        other = ray.remote(object).options(num_cpus=1).remote()  # another job holds the other core
+        backend.enlist(num_blocks=12)
+        assert len(crew.members) == 2
+        crew.members[1].deadline = 0.0
+        build_bank(small, team, tmp_path / "bank")
+        assert [member.index for member in crew.members] == [0]
+        ray.kill(other)
+    assert "worker 1 did not start, the 1. time in a row; cluster.max_restarts is 0. Going on without" in caplog.text
+
+
+def test_a_worker_that_joins_after_a_hand_over_has_an_index_of_its_own(small: SmallSearch) -> None:
+    with small.on_ray(2, cpus_per_worker=0.5) as (_, crew):
+        gone = crew.members[0]
+        ray.kill(gone.actor)
+        crew._hand_over(gone, "its node is gone", ())
+        crew.enlist(num_blocks=12)
+        assert [member.index for member in crew.members] == [1, 2]
 
 
 def test_workers_that_find_no_place_are_refused_with_what_there_is(small: SmallSearch) -> None:
