@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +91,7 @@ def index_images(folder: Path, *, num_threads: int) -> ImageIndex:
     once, one verifies and the others wait.
 
     Raises:
-        DataError: there are no class folders, one is empty or has folders inside.
+        DataError: there are no class folders, one is empty or has folders inside, or a name is not UTF-8.
     """
     class_names = class_folders(folder)
     paths = [path for name in class_names for path in _class_files(folder / name)]
@@ -113,7 +114,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the class folders of a split folder, in alphabetical order.
 
     Raises:
-        DataError: the folder is missing or has none, as an unsorted validation set.
+        DataError: the folder is missing or has none, as an unsorted validation set, or a name is not UTF-8.
     """
     if not folder.is_dir():
         raise DataError(f"expected a folder with one folder per class at {folder}, found none")
@@ -123,6 +124,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
         raise DataError(
             f"{folder}: expected one folder per class, found {files} files and no folder; sort the pictures by class"
         )
+    _check_encoding(folder, names)
     return names
 
 
@@ -142,6 +144,7 @@ def check_same_classes(first: Path, second: Path) -> None:
 
 def _class_files(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    _check_encoding(folder, [path.name for path in paths])
     nested = [path.name for path in paths if path.is_dir()]
     if nested:
         raise DataError(
@@ -151,6 +154,20 @@ def _class_files(folder: Path) -> list[Path]:
     if not paths:
         raise DataError(f"{folder}: the class has no pictures; add some or remove the folder from every split")
     return paths
+
+
+def _check_encoding(folder: Path, names: Iterable[str]) -> None:
+    bad = [repr(os.fsencode(name)) for name in names if not _is_text(name)]
+    if bad:
+        raise DataError(f"{folder}: expected names in UTF-8, found {_named(bad)}; rename them")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_all(paths: Sequence[Path], num_threads: int) -> list[Check]:

@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,21 @@ def test_a_test_split_may_be_called_test(root: Path) -> None:
     before = open_dataset("image_folder", root, image_size=16)
     (root / "val").rename(root / "test")
     assert open_dataset("image_folder", root, image_size=16).content_hash == before.content_hash
+
+
+@pytest.mark.parametrize("name", [b"cat/\xff.jpg", b"\xff/0.jpg"])
+def test_a_name_that_is_not_utf_8_is_refused(name: bytes, root: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(root / "train") + b"/" + name))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encoded(picture()))
+    with pytest.raises(DataError, match=r"train(/cat)?: expected names in UTF-8, found b'\\xff(\.jpg)?'; rename them"):
+        open_dataset("image_folder", root, image_size=16)
+
+
+def test_a_picture_may_be_a_link_to_a_name_that_is_not_utf_8(root: Path, tmp_path: Path) -> None:
+    path = root / "train" / "cat" / "0.jpg"
+    path.symlink_to(path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")))
+    assert len(open_dataset("image_folder", root, image_size=16).train) == 6
 
 
 def test_the_short_side_becomes_256_of_224_and_the_centre_is_cut() -> None:
