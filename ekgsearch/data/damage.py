@@ -108,8 +108,9 @@ class StandIns:
 
     def _try(self, image_id: int) -> bytes | None:
         """Read a picture; None where it is damaged."""
-        if image_id in self.damaged:
-            return None
+        with self._lock:
+            if image_id in self._damaged:
+                return None
         try:
             return self._images.read_bytes(image_id)
         except DamagedImageError as error:
