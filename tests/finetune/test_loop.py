@@ -92,7 +92,9 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(
     assert again == list(range(killed_after + 1, 5))
     assert equal_states(whole, resumed)
     clocks = {"wall_seconds": 0.0, "wait_seconds": 0.0}
-    assert [replace(found, **clocks) for found in result.epochs] == [replace(row, **clocks) for row in expected.epochs]
+    assert [repr(replace(found, **clocks)) for found in result.epochs] == [
+        repr(replace(row, **clocks)) for row in expected.epochs
+    ]
 
 
 def test_a_finished_training_is_not_repeated(
