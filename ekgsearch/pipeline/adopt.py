@@ -12,7 +12,7 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline.preparing import save_initial
 from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import canonical_json
-from ekgsearch.storage.files import file_sha256, read_bytes, write_atomically
+from ekgsearch.storage.files import file_sha256, make_folder, read_bytes, write_atomically
 from ekgsearch.storage.journal import Journal, read_journal
 from ekgsearch.storage.paths import inside
 
@@ -131,5 +131,5 @@ def _copy(source: Path, run_dir: Path, name: str, sha256: str) -> None:
             "altered; restore it, or leave search_run out to search anew"
         )
     target = inside(run_dir, name)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     write_atomically(target, read_bytes(path))

@@ -13,6 +13,7 @@ from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.base import Candidate, Decision
 from ekgsearch.search.ekg import EkgSearch
+from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def audit(state: RunState, count: int) -> list[AuditRow]:
             rows.append(_decide_again(setup.job.run_name, search, team, made[: iteration + 1]))
             progress.advance(iteration=iteration, agree=f"{sum(row.agrees for row in rows)}/{len(rows)}")
     folder = state.folder / "tables"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     write_table(folder / "audit.parquet", rows, TABLES["audit"])
     return rows
 

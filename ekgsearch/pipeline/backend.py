@@ -14,6 +14,7 @@ from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.storage.files import make_folder
 
 
 class Backend(Protocol):
@@ -104,6 +105,6 @@ class InProcessBackend:
 
     def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
         """Train the networks of a plan one after the other in this process."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with clock.working(plan.devices_per_worker):
             run_plan(plan, folder)

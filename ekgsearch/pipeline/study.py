@@ -33,7 +33,7 @@ from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.search.steps import Quirk
 from ekgsearch.sections.base import Positive, Section
 from ekgsearch.sections.search import OF_CANDIDATES
-from ekgsearch.storage.files import remove_partials
+from ekgsearch.storage.files import make_folder, remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table
 
@@ -213,5 +213,5 @@ def _write_table(state: RunState, job: StudyJob) -> None:
             )
         )
     path = state.folder / "tables" / "study.parquet"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_table(path, rows, StudyRow)

@@ -15,7 +15,7 @@ from ekgsearch.pipeline.training import Outcome, outcome_path
 from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.search.base import Decision, decisions_from_records
-from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.tables import write_table
 
 TRAININGS = ("full", "warmup", "slim", "plain", "uniform")
@@ -86,7 +86,7 @@ def write_tables(state: RunState) -> None:
     if state.line("evaluate"):
         rows["summary"] = [_summary(state, rows["device_hours"])]
     folder = state.folder / "tables"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for table, table_rows in rows.items():
         write_table(folder / f"{table}.parquet", table_rows, TABLES[table])
 

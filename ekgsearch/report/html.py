@@ -17,7 +17,7 @@ from ekgsearch.report.plots import PLOTS, plot_comparison
 from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.style import to_png, to_svg
 from ekgsearch.report.tables import RunTables, load_run, rows_of
-from ekgsearch.storage.files import file_sha256, write_atomically
+from ekgsearch.storage.files import file_sha256, make_folder, write_atomically
 
 MAX_DETAILED_RUNS = 8
 """Up to this many runs, a comparison contains the whole report of each."""
@@ -46,7 +46,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) 
     runs = [load_run(run_dir) for run_dir in run_dirs]
     target = _target(runs, out)
     figures = target.parent / "plots"
-    _make_folder(figures)
+    make_folder(figures)
     if len(runs) == 1:
         context = {"title": headline.title(runs[0]), "runs": [_run_context(runs[0], "run", figures)], "several": None}
     else:
@@ -59,13 +59,6 @@ def _target(runs: Sequence[RunTables], out: Path | str | None) -> Path:
     if out is not None:
         return Path(out)
     return runs[0].path / "report.html" if len(runs) == 1 else runs[0].path.parent / "comparison.html"
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {path} for figures: {error}; write the report elsewhere") from error
 
 
 def _render(context: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ekgsearch.report.style import colour, figure_style, new_figure, to_png
-from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.tables import read_table
 
 CONDITIONS = {
@@ -60,7 +60,7 @@ def write_study(table: Path, condition: str) -> tuple[Path, str]:
     """
     rows = read_table(table)
     path = table.parent.parent / "plots" / "study.png"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, to_png(plot_study(rows, condition)))
     by_loss, by_condition = correlations(rows, condition)
     text = (

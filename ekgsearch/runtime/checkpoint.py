@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ekgsearch.errors import StorageError
 from ekgsearch.records import canonical_json
+from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.paths import inside
 from ekgsearch.storage.tensors import load_tensors, save_tensors
 
@@ -35,10 +36,7 @@ def save_state(folder: Path, state: Mapping[str, Any], *, name: str = "checkpoin
     """
     tensors: dict[str, Tensor] = {}
     structure = canonical_json(_flatten(state, "state", tensors))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {folder} for checkpoints: {error.strerror}") from error
+    make_folder(folder)
     path = checkpoint_path(folder, name)
     save_tensors(path, tensors, {_STATE_KEY: structure})
     return path

@@ -15,7 +15,7 @@ from typing import Any
 from ekgsearch.errors import StorageError
 from ekgsearch.records import Phase, canonical_json
 from ekgsearch.rows import DeviceHoursRow
-from ekgsearch.storage.files import read_bytes, write_atomically
+from ekgsearch.storage.files import make_folder, read_bytes, write_atomically
 
 INTERRUPTED_EXIT_CODE = 75
 """Exit status of a run that was asked to stop and can continue (EX_TEMPFAIL)."""
@@ -118,10 +118,7 @@ class Ledger:
         self._folder = folder
         self._run = run
         self._live: dict[tuple[str, int], tuple[_Attempt, Clock]] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {folder} for the device-hours: {error.strerror}") from error
+        make_folder(folder)
         for path in self._paths():
             attempt = _read(path)
             if attempt.exit_state == _OPEN and not _lives(attempt):

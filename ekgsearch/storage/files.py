@@ -26,6 +26,7 @@ _REFUSED = {
     errno.ENOTDIR: "a part of its path is no folder",
     errno.ENAMETOOLONG: "its name is too long",
     errno.EISDIR: "it is a folder",
+    errno.EEXIST: "a file of its name is in the way",
 }
 
 
@@ -102,6 +103,21 @@ def write_fully(descriptor: int, view: memoryview) -> None:
     written = 0
     while written < view.nbytes:
         written += os.write(descriptor, view[written:])
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Args:
+        folder: folder to make.
+
+    Raises:
+        StorageError: the disk is full, read-only, or refuses; or a file of that name is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error, 0) from error
 
 
 def sync_folder(folder: Path) -> None:

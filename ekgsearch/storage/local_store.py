@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.create_once import warn_of_looking_first
-from ekgsearch.storage.files import PARTIAL_SUFFIX, can_link, free_bytes, read_bytes, write_atomically
+from ekgsearch.storage.files import PARTIAL_SUFFIX, can_link, free_bytes, make_folder, read_bytes, write_atomically
 from ekgsearch.storage.keys import check_key
 from ekgsearch.storage.paths import inside
 
@@ -26,11 +26,8 @@ class LocalStore:
             StorageError: the folder is missing or cannot be made.
         """
         self._root = root.absolute()
-        try:
-            if create:
-                self._root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {self._root} for the store: {error.strerror}") from error
+        if create:
+            make_folder(self._root)
         self._check_root()
 
     @property
@@ -41,13 +38,13 @@ class LocalStore:
     def put(self, key: str, data: bytes | bytearray | memoryview) -> None:
         """Write a whole object in two phases."""
         path = self._path(key)
-        self._make_folder(path.parent, key)
+        self._make_folder(path.parent)
         write_atomically(path, data)
 
     def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
         """Write a whole object unless another is there: the file system lets one writer win, or by looking first."""
         path = self._path(key)
-        self._make_folder(path.parent, key)
+        self._make_folder(path.parent)
         if not self.creates_once:
             if not self.exists(key):
                 self.put(key, data)
@@ -120,12 +117,9 @@ class LocalStore:
         check_key(key)
         return inside(self._root, key)
 
-    def _make_folder(self, folder: Path, key: str) -> None:
+    def _make_folder(self, folder: Path) -> None:
         self._check_root()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {folder} for {key!r}: {error.strerror}") from error
+        make_folder(folder)
 
     def _check_root(self) -> None:
         if not self._root.is_dir():

@@ -148,7 +148,7 @@ def test_no_run_directory_is_refused():
 
 def test_a_report_that_cannot_be_written_says_where(finished_run, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot make the folder"):
+    with pytest.raises(StorageError, match="a part of its path is no folder"):
         write_report([finished_run], tmp_path / "file" / "report.html")
 
 

@@ -13,6 +13,7 @@ from ekgsearch.errors import StorageError
 from ekgsearch.storage.files import (
     file_sha256,
     free_bytes,
+    make_folder,
     read_bytes,
     remove_partials,
     write_atomically,
@@ -106,6 +107,21 @@ def test_partial_files_of_killed_writers_are_removed_and_whole_ones_kept(tmp_pat
     (tmp_path / "whole").write_bytes(b"x")
     assert remove_partials(tmp_path) == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["sub", "whole"]
+
+
+def test_a_folder_is_made_with_those_above_it_or_the_reason_is_named(tmp_path: Path, read_only_disk: Path) -> None:
+    for _ in range(2):
+        make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_bytes(b"")
+    refused = {
+        tmp_path / "file": "a file of its name is in the way",
+        tmp_path / "file" / "a": "a part of its path is no folder",
+        read_only_disk / "a": "the file system is read-only",
+    }
+    for folder, reason in refused.items():
+        with pytest.raises(StorageError, match=f"cannot write {folder}: {reason}"):
+            make_folder(folder)
 
 
 def test_reading_a_missing_file_names_it(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_a_missing_folder_is_an_error_where_it_must_exist(tmp_path: Path) -> Non
     with pytest.raises(StorageError, match="is no folder"):
         open_store(str(tmp_path / "none"), create=False)
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="cannot make the folder"):
+    with pytest.raises(StorageError, match="file/below: a part of its path is no folder"):
         open_store(str(tmp_path / "file" / "below"))
 
 
