@@ -15,7 +15,7 @@ from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
 from ekgsearch.pipeline.images import keep_index
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.preparing import pretrain, warm_up
-from ekgsearch.pipeline.searching import check_bank_store, search_and_fill_bank
+from ekgsearch.pipeline.searching import check_bank_store, own_bank, search_and_fill_bank
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import canonical_json
@@ -51,7 +51,7 @@ def run_job(job: Job, backend: Backend, *, continue_anyway: bool = False, num_au
         )
     setup = set_up(job, backend.cluster_has_gpus, in_run=True)
     with Journal.open(run_dir / "journal.jsonl") as journal:
-        remove_partials(run_dir)
+        remove_partials(run_dir, shared=own_bank(run_dir))
         is_searched = any(line["kind"] == "search" for line in journal.lines)
         adopted = find_search(setup) if job.search_run is not None and not is_searched else None
         start_or_check(setup, journal, continue_anyway)

@@ -104,8 +104,13 @@ def bank_uri(state: RunState) -> str:
     """Where the memory bank lives: as the job says, else inside the run directory; folders are absolute."""
     uri = state.setup.job.bank.uri
     if uri is None:
-        return str(state.folder / "bank")
+        return str(own_bank(state.folder))
     return uri if "://" in uri else str(expand_path(uri, "bank.uri").absolute())
+
+
+def own_bank(run_dir: Path) -> Path:
+    """Where the memory bank lives unless the job says otherwise; jobs of other runs may name this folder, too."""
+    return run_dir / "bank"
 
 
 def bank_address(state: RunState) -> BankAddress:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import time
 from pathlib import Path
 
 from ekgsearch.errors import StorageError
@@ -12,6 +13,8 @@ PARTIAL_SUFFIX = ".partial"
 """End of the names of files that are not yet whole; no reader may open one."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
+_DAY_SECONDS = 24 * 3600
 
 _FULL = {
     errno.ENOSPC: "no space is left",
@@ -219,16 +222,24 @@ def file_sha256(path: Path) -> str:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def remove_partials(folder: Path) -> int:
+def remove_partials(folder: Path, *, shared: Path | None = None) -> int:
     """Remove what killed writers left behind in a folder and below; call it while nothing writes there.
 
     Args:
         folder: folder to clean, such as a run directory whose journal is held.
+        shared: folder below it into which others may be writing all the same; what is younger than a day stays there.
 
     Returns:
         Number of ``.partial`` files removed.
     """
-    partials = [path for path in folder.rglob(f".*{PARTIAL_SUFFIX}") if path.is_file()]
+    partials = [path for path in folder.rglob(f".*{PARTIAL_SUFFIX}") if _is_left_behind(path, shared)]
     for path in partials:
         _remove_quietly(path)
     return len(partials)
+
+
+def _is_left_behind(path: Path, shared: Path | None) -> bool:
+    try:
+        return path.is_file() and (shared not in path.parents or time.time() - path.stat().st_mtime > _DAY_SECONDS)
+    except FileNotFoundError:
+        return False  # its writer has just renamed it

@@ -112,7 +112,11 @@ def test_a_bank_that_is_filled_later_holds_what_stands_in_for_a_picture_of_the_s
     with pytest.raises(Stopped):
         run_job(job, StoppedBeforeTheBank())
     first_of_the_search(job).unlink()
+    partials = [job.run_dir / ".a.partial", job.run_dir / "bank" / ".b.partial"]
+    for path in partials:
+        path.touch()
     run_job(job, InProcessBackend())
+    assert [path.exists() for path in partials] == [False, True], "another run may be writing into the bank"
     assert table(job, "summary").replaced_bank_images.tolist() == [1]
 
 

@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,17 @@ def test_partial_files_of_killed_writers_are_removed_and_whole_ones_kept(tmp_pat
     (tmp_path / "whole").write_bytes(b"x")
     assert remove_partials(tmp_path) == 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["sub", "whole"]
+
+
+def test_young_partial_files_of_a_shared_folder_are_kept(tmp_path: Path) -> None:
+    partials = [tmp_path / name / f".{number}.partial" for number, name in enumerate(("own", "bank/a", "bank/b"))]
+    for path in partials:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x")
+    long_ago = time.time() - 100_000
+    os.utime(partials[2], (long_ago, long_ago))
+    assert remove_partials(tmp_path, shared=tmp_path / "bank") == 2
+    assert [path.exists() for path in partials] == [False, True, False]
 
 
 def test_a_folder_is_made_with_those_above_it_or_the_reason_is_named(tmp_path: Path, read_only_disk: Path) -> None:
