@@ -18,6 +18,7 @@ from ekgsearch.data.images import ArrayImages, array_hash
 from ekgsearch.errors import StorageError
 from ekgsearch.records import canonical_json, content_hash
 from ekgsearch.storage.files import write_atomically, write_error
+from ekgsearch.storage.sealed import read_sealed, sealed
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,11 @@ def source_key(kind: str, sources: Iterable[Path]) -> str:
     Raises:
         FileNotFoundError: a source is gone.
     """
-    stats = [(str(path.resolve()), status.st_size, status.st_mtime_ns) for path in sources for status in [path.stat()]]
+    stats = [
+        (os.fsencode(path.resolve()).decode(errors="backslashreplace"), status.st_size, status.st_mtime_ns)
+        for path in sources
+        for status in [path.stat()]
+    ]
     return content_hash([_VERSION, kind, stats])
 
 
@@ -93,24 +98,21 @@ def _decoded_images(key: str, decode: Callable[[], tuple[np.ndarray, np.ndarray]
         "labels": hashlib.sha256(labels_file).hexdigest(),
         "content_hash": array_hash(torch.from_numpy(images), torch.from_numpy(labels)),
     }
-    _store({f"{key}-images.npy": images_file, f"{key}-labels.npy": labels_file, f"{key}.json": _text(fields)})
+    fields_file = canonical_json(fields).encode()
+    _store({f"{key}-images.npy": images_file, f"{key}-labels.npy": labels_file, f"{key}.json": fields_file})
     return ArrayImages(torch.from_numpy(images), torch.from_numpy(labels), content_hash=fields["content_hash"])
 
 
 def cached_json(key: str, compute: Callable[[], Any]) -> Any:
     """Compute a JSON value once and read it from then on; a damaged or unwritable cache is a warning, no error."""
     path = cache_folder() / f"{key}.json"
-    try:
-        stored = json.loads(path.read_bytes())
-        if content_hash(stored["value"]) == stored["sha256"]:
-            return stored["value"]
-        logger.warning("cache file %s is damaged (its checksum differs): computing it again", path)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("cache file %s cannot be used (%s): computing it again", path, error)
+    if os.path.exists(path):
+        try:
+            return read_sealed(path)
+        except StorageError as error:
+            logger.warning("cache: %s; computing it again", error)
     value = compute()
-    _store({path.name: _text({"value": value, "sha256": content_hash(value)})})
+    _store({path.name: sealed(value)})
     return value
 
 
@@ -150,7 +152,3 @@ def _npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
-
-
-def _text(value: Any) -> bytes:
-    return canonical_json(value).encode()

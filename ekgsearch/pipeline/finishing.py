@@ -17,7 +17,7 @@ from ekgsearch.pipeline.latency import median_latencies_ms
 from ekgsearch.pipeline.preparing import training_config
 from ekgsearch.pipeline.searching import bank_address, structure_metadata
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import final_subnetwork, save_measurements, write_tables
+from ekgsearch.pipeline.tables import final_subnetwork, has_measurements, save_measurements, write_tables
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student
 from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.runtime.environment import device_name
@@ -117,24 +117,24 @@ def finetune_config(state: RunState, objective: Objective) -> FinetuneConfig:
 
 def evaluate_and_write_tables(state: RunState) -> None:
     """Measure accuracy and latency of the networks before and after, then write all tables."""
-    setup = state.setup
-    if not state.line("evaluate"):
-        device, devices = torch.device(setup.device), setup.num_local_devices
+    is_evaluated = state.line("evaluate") is not None
+    if not is_evaluated or not has_measurements(state):
+        EXACT.set_backends()  # a search in this process may have asked for another arithmetic
+        device, devices = torch.device(state.setup.device), state.setup.num_local_devices
         with state.ledger.attempt(Phase.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
-            correct, latencies = _measure(state, device)
-        save_measurements(state, latencies)
-        state.journal.append("evaluate", **correct)
+            full = state.setup.workload(state.committed("pretrain") or state.start_weights).open_network()
+            final = load_student(state.workload, final_subnetwork(state), state.folder / "final.safetensors")
+            correct = {} if is_evaluated else _correct(state, full, final, device)
+            save_measurements(state, _latencies(state, full, final, device))
+        if not is_evaluated:
+            state.journal.append("evaluate", **correct)
     write_tables(state)
 
 
-def _measure(state: RunState, device: torch.device) -> tuple[dict[str, int], dict[str, float]]:
-    """Correct test images of every network, and the latencies of the full and the final one."""
-    EXACT.set_backends()  # a search in this process may have asked for another arithmetic
+def _correct(state: RunState, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, int]:
+    """Correct test images of every network."""
     setup = state.setup
-    subnetwork = final_subnetwork(state)
-    full = setup.workload(state.committed("pretrain") or state.start_weights).open_network()
-    searched = slim(state.open_graph(), subnetwork)
-    final = load_student(state.workload, subnetwork, state.folder / "final.safetensors")
+    searched = slim(state.open_graph(), final_subnetwork(state))
     normalise = state.workload.normalisation
     correct: dict[str, int] = {}
     with Progress("evaluation", 4 * len(setup.dataset.test), "images", log) as progress:
@@ -149,11 +149,16 @@ def _measure(state: RunState, device: torch.device) -> tuple[dict[str, int], dic
         _recalibrate(state, searched, device)
         measure("recalibrated", searched)
         measure("final", final)
+    return {**correct, "images": len(setup.dataset.test)}
+
+
+def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, float]:
+    """How long the full and the final network take for one image and for 64."""
     latencies = {}
     for batch_size in (1, 64):
-        found = median_latencies_ms({"full": full, "slim": final}, setup.net.input_shape, batch_size, device)
+        found = median_latencies_ms({"full": full, "slim": final}, state.setup.net.input_shape, batch_size, device)
         latencies.update({f"{name}_batch{batch_size}_ms": value for name, value in found.items()})
-    return {**correct, "images": len(setup.dataset.test)}, latencies
+    return latencies
 
 
 def _recalibrate(state: RunState, network: nn.Module, device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """The parquet tables of a run, derived from its journal, its trainings, its ledger and its measurements."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ from ekgsearch.records import Phase, Subnetwork, canonical_json
 from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.search.base import Decision, decisions_from_records
 from ekgsearch.storage.files import make_folder, write_atomically
+from ekgsearch.storage.sealed import read_sealed, sealed
 from ekgsearch.storage.tables import write_table
+
+log = logging.getLogger(__name__)
 
 TRAININGS = ("full", "warmup", "slim", "plain", "uniform")
 
@@ -47,7 +51,23 @@ def final_subnetwork(state: RunState) -> Subnetwork:
 
 def save_measurements(state: RunState, values: dict[str, float]) -> None:
     """Keep what was measured on this machine and so does not belong in the journal: latencies in milliseconds."""
-    write_atomically(state.folder / "measurements.json", canonical_json(values).encode())
+    write_atomically(_measurements_path(state), sealed(values))
+
+
+def has_measurements(state: RunState) -> bool:
+    """Whether `save_measurements` has kept them and they are sound; they can be measured again."""
+    if not _measurements_path(state).exists():
+        return False
+    try:
+        read_sealed(_measurements_path(state))
+    except StorageError as error:
+        log.warning("%s; measuring again", error)
+        return False
+    return True
+
+
+def _measurements_path(state: RunState) -> Path:
+    return state.folder / "measurements.json"
 
 
 def note_replaced(state: RunState, block: int, replaced: int) -> None:
@@ -57,17 +77,27 @@ def note_replaced(state: RunState, block: int, replaced: int) -> None:
     """
     counts = _replaced_by_block(state)
     if counts.get(str(block), 0) != replaced:
-        write_atomically(_replaced_path(state), canonical_json({**counts, str(block): replaced}).encode())
+        write_atomically(_replaced_path(state), sealed({**counts, str(block): replaced}))
 
 
 def replaced_in_bank(state: RunState) -> int:
-    """Images that stand in for damaged ones in the blocks of the memory bank that this run has built."""
+    """Images that stand in for damaged ones in the blocks of the memory bank that this run has built.
+
+    Raises:
+        StorageError: the file with their counts is damaged.
+    """
     return sum(_replaced_by_block(state).values())
 
 
 def _replaced_by_block(state: RunState) -> dict[str, int]:
     path = _replaced_path(state)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        counts: dict[str, int] = read_sealed(path) if path.exists() else {}
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; restore it, or delete it: replaced_bank_images then counts none of the blocks built so far"
+        ) from error
+    return counts
 
 
 def _replaced_path(state: RunState) -> Path:
@@ -168,7 +198,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
     line = state.line("evaluate")
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
-    latencies = json.loads((state.folder / "measurements.json").read_text(encoding="utf-8"))
+    latencies = read_sealed(_measurements_path(state))
     kept = cost(setup.graph, final_subnetwork(state), setup.budget.counter)
     made = decisions(state)
     devices = [row.device for row in device_hours if row.phase in (Phase.SEARCH, Phase.FINETUNE, Phase.EVALUATE)]

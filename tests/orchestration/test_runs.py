@@ -14,8 +14,12 @@ import pytest
 import torch
 from command_line import JOB, RunCommand, command, environment
 
+from ekgsearch.jobfile import load_job
+from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.load import load_slim
+from ekgsearch.pipeline.run import run_job
 from ekgsearch.storage.journal import read_journal
+from ekgsearch.storage.sealed import read_sealed
 
 TABLES = ("summary", "iterations", "candidates", "subnetworks", "epochs", "device_hours")
 
@@ -54,6 +58,18 @@ def test_a_finished_run_is_not_done_again(reference: Path, ekgsearch: RunCommand
     assert "finished before" in again.stderr
     assert journal_bytes(reference) == before
     assert time.monotonic() - start < 60
+
+
+def test_latencies_that_are_lost_or_damaged_are_measured_again(reference: Path, job_file: Path) -> None:
+    run = job_file.parent / "run"
+    shutil.copytree(reference, run)
+    path = run / "measurements.json"
+    for damage in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])):
+        damage(path)
+        run_job(load_job(job_file), InProcessBackend())
+        summary = pd.read_parquet(run / "tables" / "summary.parquet").iloc[0]
+        assert summary.slim_latency_ms == read_sealed(path)["slim_batch1_ms"] > 0
+    assert journal_bytes(run) == journal_bytes(reference)
 
 
 def test_a_finished_exact_run_is_audited_without_a_trace_in_its_journal(reference: Path, ekgsearch: RunCommand) -> None:

@@ -15,7 +15,7 @@ from ekgsearch.bank.build import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.norm import recalibrate
-from ekgsearch.errors import DataError
+from ekgsearch.errors import DataError, StorageError
 from ekgsearch.jobfile import load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
@@ -108,6 +108,10 @@ def test_the_replaced_images_of_all_blocks_are_kept_with_the_run(tmp_path: Path)
     for block, replaced in ((3, 2), (11, 1), (3, 2), (11, 0), (12, 4)):  # some were built again
         note_replaced(state, block, replaced)
     assert replaced_in_bank(state) == 6
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b'"12":4', b'"12":5'))
+    with pytest.raises(StorageError, match=r"is damaged: .*; restore it, or delete it: replaced_bank_images then"):
+        replaced_in_bank(state)
 
 
 def test_the_evaluation_recalibrates_on_what_stands_in(workload: Workload, root: Path) -> None:
