@@ -9,7 +9,7 @@ from ekgsearch.bank.rows import STORED, BankDtype, RowFormat
 from ekgsearch.errors import JobError, StorageError
 from ekgsearch.records import canonical_json, content_hash
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class BankSpec:
     Attributes:
         dataset_hash: content hash of the training images.
         weights_hash: hash of the weights that all teachers share.
+        network_hash: hash of the unpruned network and its input normalisation; empty where no network gives the rows.
         teachers: `Subnetwork.sha256` of each teacher, the one of the lowest loss first.
         num_images: N, images of the training set.
         num_classes: C, logits per image and teacher.
@@ -35,6 +36,7 @@ class BankSpec:
     teachers: tuple[str, ...]
     num_images: int
     num_classes: int
+    network_hash: str = ""
     batch_size: int = 256
     seed: int = 1
     batches_per_block: int = 8

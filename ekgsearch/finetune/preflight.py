@@ -79,6 +79,7 @@ def facts_of(
     facts = {f"config.{name}": value for name, value in _plain(dataclasses.asdict(config)).items()}
     facts["initial weights"] = state_hash(model)
     facts["train images"] = data.train.content_hash
+    facts["input mean"], facts["input std"] = data.normalisation.mean, data.normalisation.std
     facts["train ids"] = "all" if data.ids is None else content_hash(data.ids.tolist())
     facts["memory bank"] = bank.spec.sha256 if bank is not None and config.needs_bank else None
     facts["classifier"] = classifier if config.needs_embeddings else None

@@ -97,7 +97,11 @@ def _differences(setup: Setup, found: FoundSearch, first: dict[str, Any]) -> lis
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
-    differences += [f"{name} differs" for name, value in setup.facts.items() if first.get(name) != value]
+    differences += [
+        f"{name} {'differs' if name in first else 'is not recorded there'}"
+        for name, value in setup.facts.items()
+        if first.get(name) != value
+    ]
     if setup.job.net.weights is not None and not differences:
         with tempfile.TemporaryDirectory() as folder:
             given = file_sha256(save_initial(setup, Path(folder)))

@@ -79,7 +79,8 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
     """Write the first line of the journal, or compare it with this run; keep the index of the pictures.
 
     Raises:
-        ResumeError: the run directory belongs to another job, other images, another kind of device, machine or version.
+        ResumeError: the run directory belongs to another job, network, input normalisation, other images, another kind
+            of device, machine or version.
     """
     run_dir = setup.job.run_dir
     facts = {"job": setup.job.sha256, **setup.facts, **setup.devices.facts}
@@ -90,7 +91,7 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
         keep_index(setup.images)
         journal.append("run", **facts)
         return
-    recorded = {name: journal.lines[0].get(name) for name in facts}
+    recorded = {name: journal.lines[0].get(name, "not recorded") for name in facts}
     differences = [
         f"{name} was {recorded[name]}, is {value}"
         for name, value in facts.items()

@@ -17,7 +17,7 @@ from ekgsearch.pipeline.tables import decisions, note_replaced, replaced_in_bank
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import BankAddress
 from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
-from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.records import Phase, Subnetwork, canonical_json, content_hash
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
@@ -137,6 +137,7 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
     spec = BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=weights_hash,
+        network_hash=content_hash([setup.net.to_dict(), setup.mean, setup.std]),
         teachers=teachers,
         num_images=num_images,
         num_classes=setup.dataset.num_classes,

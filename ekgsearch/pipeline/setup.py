@@ -124,6 +124,8 @@ class Setup:
         return {
             "data": self.dataset.content_hash,
             "net": self.net.to_dict(),
+            "mean": list(self.mean),
+            "std": list(self.std),
             "counter": self.budget.counter,
             "macs": self.full_costs.macs,
             "params": self.full_costs.params,

@@ -163,7 +163,7 @@ def test_a_damaged_manifest_is_named(store: ObjectStore, spec: BankSpec, tmp_pat
     commit(store, spec)
     key = manifest_key(spec)
     whole = store.get(key)
-    for damaged in (whole[:40], b"[]", b"{}", whole.replace(b'"version":2', b'"version":9')):
+    for damaged in (whole[:40], b"[]", b"{}", whole.replace(b'"version":3', b'"version":9')):
         store.put(key, damaged)
         with pytest.raises(StorageError, match=r"manifest.json: expected"):
             MemoryBank.open(store, spec, cache_dir=tmp_path)

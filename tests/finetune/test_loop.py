@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.data.datasets import ArrayImages
+from ekgsearch.data.views import Normalisation
 from ekgsearch.errors import EkgError, JobError, NetworkError, ResumeError, StorageError
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
@@ -132,6 +133,9 @@ def test_a_checkpoint_of_another_training_is_refused_with_the_difference(
     network[6].bias.data += 1  # type: ignore[index]
     with pytest.raises(ResumeError, match="initial weights"):
         train(network, data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
+    brighter = replace(data, normalisation=Normalisation((61.0,) * 3, data.normalisation.std))
+    with pytest.raises(ResumeError, match=r"input mean: this training has \(61.0, .*\), the checkpoint \(60.0, "):
+        train(make_network(), brighter, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path))
 
 
 def test_a_damaged_checkpoint_is_named(

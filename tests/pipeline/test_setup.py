@@ -3,18 +3,24 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import JOB
 
-from ekgsearch.errors import JobError
-from ekgsearch.jobfile import load_job
+from ekgsearch.errors import JobError, ResumeError
+from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
-from ekgsearch.pipeline.setup import set_up
+from ekgsearch.pipeline.adopt import find_search
+from ekgsearch.pipeline.run import start_or_check
+from ekgsearch.pipeline.searching import bank_spec
+from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.runtime.environment import provenance
 from ekgsearch.search.steps import QUIRKS
 from ekgsearch.storage.files import file_sha256
+from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 
 
@@ -47,3 +53,54 @@ def test_all_quirks_pad_as_the_published_program_unless_the_job_or_a_sidecar_say
     sidecar = {"net": net.to_dict(), "mean": [0.0] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
     sidecar_path(weights).write_text(json.dumps(sidecar))
     assert padding(given, "search.quirks=reference") == "torch"
+
+
+def test_another_normalisation_or_padding_makes_another_run_search_and_memory_bank(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
+    weights, net = tmp_path / "weights.safetensors", NetSpec("resnet20", 10, (3, 8, 8))
+    save_tensors(weights, build(net, seed=0).state_dict(), {})
+
+    def opened(*settings: str, **changes: object) -> Setup:
+        fields = {"net": net.to_dict(), "mean": [7.5] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
+        sidecar_path(weights).write_text(json.dumps(fields | changes))
+        return set_up(load_job(tmp_path / "job.yaml", [f"net.weights={weights}", *settings]))
+
+    def bank_hash(setup: Setup) -> str:
+        return bank_spec(SimpleNamespace(setup=setup), teachers=("a",), weights_hash="w").sha256  # type: ignore[arg-type]
+
+    first = opened()
+    others = {
+        "mean": opened(mean=[7.5, 7.5, 8.0]),
+        "std": opened(std=[2.0] * 3),
+        "net": opened(net=net.to_dict() | {"padding": "tf_same"}),
+    }
+    first.job.run_dir.mkdir()
+    with Journal.open(first.job.run_dir / "journal.jsonl") as journal:
+        start_or_check(first, journal, False)
+        start_or_check(opened(), journal, False)
+        for name, other in others.items():
+            with pytest.raises(ResumeError, match=rf"belongs to another run: {name} was .*, is "):
+                start_or_check(other, journal, False)
+        journal.append("search")
+    assert bank_hash(opened()) == bank_hash(first)
+    assert len({bank_hash(setup) for setup in (first, *others.values())}) == 4
+    adopting = f"output={tmp_path / 'other'}", f"search_run={first.job.run_dir}"
+    with pytest.raises(JobError, match=r"is not the one that this job describes: std differs\. Make them equal"):
+        find_search(opened(*adopting, std=[2.0] * 3))
+
+
+def test_what_an_older_run_has_not_recorded_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
+    setup = set_up(load_job(tmp_path / "job.yaml"))
+    setup.job.run_dir.mkdir()
+    with Journal.open(setup.job.run_dir / "journal.jsonl") as journal:
+        facts = {name: value for name, value in setup.facts.items() if name not in ("mean", "std")}
+        journal.append("run", job=setup.job.sha256, **facts, **setup.devices.facts)
+        journal.append("search")
+        (setup.job.run_dir / "job.yaml").write_text(fields_text(setup.job))
+        (setup.job.run_dir / "provenance.json").write_text(json.dumps(provenance()))
+        with pytest.raises(ResumeError, match=r"another run: mean was not recorded, is \[.*; std was not recorded, is"):
+            start_or_check(setup, journal, False)
+    adopting = f"output={tmp_path / 'other'}", f"search_run={setup.job.run_dir}"
+    with pytest.raises(JobError, match="describes: mean is not recorded there; std is not recorded there"):
+        find_search(set_up(load_job(tmp_path / "job.yaml", adopting)))
