@@ -28,11 +28,11 @@ class SearchWorker:
         logging.getLogger("ekgsearch").setLevel(logging.WARNING)
         self._order = (workload, plan, owned, attempt)
 
-    def open(self, history: Sequence[Subnetwork]) -> Timed[tuple[str, int]]:
+    def open(self, interim: Sequence[Subnetwork]) -> Timed[tuple[str, int]]:
         """Open network and images, average these networks, and say on which host and in which process."""
         start = time.perf_counter()
         self._worker = Worker(*self._order)
-        self._worker.begin(history)
+        self._worker.begin(interim)
         return Timed((socket.gethostname(), os.getpid()), time.perf_counter() - start)
 
     def answer(self, question: Question) -> Answer | Pieces:

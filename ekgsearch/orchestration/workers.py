@@ -91,7 +91,7 @@ class RayCrew:
         """Report the work done from now on to this clock."""
         self._clock = clock
 
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+    def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:
         """Put a question to all workers; those that are lost are replaced and asked again."""
         self._drop_late(inbox)
         self.traffic.weigh(question)
@@ -106,7 +106,7 @@ class RayCrew:
             if question.concerns(member.owned):
                 send(member)
         while calls:
-            for member, answer in self._next(calls, history):
+            for member, answer in self._next(calls, interim):
                 if answer is None:
                     if member in self.members:
                         send(member)
@@ -147,7 +147,7 @@ class RayCrew:
         member.deadline = time.monotonic() + self._cluster.timeout_seconds
         return getattr(member.actor, method).remote(*arguments)
 
-    def _next(self, calls: dict[Any, Member], history: Sequence[Subnetwork]) -> Iterator[tuple[Member, Any]]:
+    def _next(self, calls: dict[Any, Member], interim: Sequence[Subnetwork]) -> Iterator[tuple[Member, Any]]:
         """Wait until something happens; yield workers with their answers, None where the call must be repeated."""
         patience = min(member.deadline for member in calls.values()) - time.monotonic()
         done, _ = ray.wait(list(calls), num_returns=1, timeout=max(patience, 0))
@@ -165,7 +165,7 @@ class RayCrew:
             except RayTaskError as error:
                 raise _own_error(error, member.index) from error
             except (RayError, TimeoutError) as error:
-                heir = self._replace(member, error, history)
+                heir = self._replace(member, error, interim)
                 for other in [known for known, owner in calls.items() if owner is heir]:
                     self._given_up.append(other)
                     del calls[other]
@@ -196,7 +196,7 @@ class RayCrew:
                 for key, value in answer.reports():
                     inbox.take(key, value)
 
-    def _replace(self, member: Member, error: Exception, history: Sequence[Subnetwork]) -> Member:
+    def _replace(self, member: Member, error: Exception, interim: Sequence[Subnetwork]) -> Member:
         """Start another process in place of a lost one, as often as the job allows; returns whom it belongs to."""
         has_started = member.opening is None
         what = ("did not answer" if has_started else "did not start") if isinstance(error, TimeoutError) else "died"
@@ -209,7 +209,7 @@ class RayCrew:
             ) from error
         ray.kill(member.actor)
         if shortage:
-            return self._hand_over(member, shortage, history)
+            return self._hand_over(member, shortage, interim)
         member.losses += 1
         if member.losses > self._cluster.max_restarts:
             trouble = (
@@ -217,17 +217,17 @@ class RayCrew:
                 f"{self._cluster.max_restarts}"
             )
             if what == "did not start" and not member.owned and len(self.members) > 1:
-                return self._hand_over(member, trouble, history)
+                return self._hand_over(member, trouble, interim)
             raise WorkerError(
                 f"{trouble}. What is committed is kept: look for lack of memory on its node, or for cores that another "
                 f"job holds (free now: {_free()}), then run the same command again. "
                 f"Last words: {' '.join(str(error).split())[:300]}"
             ) from error
         log.warning("search worker %d %s; starting another one (%d)", member.index, what, member.losses)
-        self._start(member, history)
+        self._start(member, interim)
         return member
 
-    def _hand_over(self, member: Member, trouble: str, history: Sequence[Subnetwork]) -> Member:
+    def _hand_over(self, member: Member, trouble: str, interim: Sequence[Subnetwork]) -> Member:
         """Give the batches of a worker that is lost for good, if any, to the worker with the fewest batches."""
         self.members.remove(member)
         if not member.owned:
@@ -238,10 +238,10 @@ class RayCrew:
         heir.owned = tuple(sorted((*heir.owned, *member.owned)))
         heir.attempt = max(heir.attempt, member.attempt)
         ray.kill(heir.actor)
-        self._start(heir, history)
+        self._start(heir, interim)
         return heir
 
-    def _start(self, member: Member, history: Sequence[Subnetwork]) -> None:
+    def _start(self, member: Member, interim: Sequence[Subnetwork]) -> None:
         """Start a process for a worker and let it open network and images."""
         member.attempt += 1
         member.host, member.process = "", 0
@@ -253,9 +253,9 @@ class RayCrew:
         }
         arguments = (self._workload, self._plan, member.owned, member.attempt)
         self.traffic.weigh(arguments)
-        self.traffic.weigh(history)
+        self.traffic.weigh(interim)
         member.actor = SearchWorker.options(**options).remote(*arguments)  # type: ignore[attr-defined]
-        member.opening = member.actor.open.remote(tuple(history))
+        member.opening = member.actor.open.remote(tuple(interim))
         patience = self._cluster.start_timeout_seconds * 2**member.losses  # a machine under load is not pressed further
         member.deadline = time.monotonic() + patience
 

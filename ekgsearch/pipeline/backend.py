@@ -55,8 +55,8 @@ class InProcessCrew:
         """Report the work done from now on to this clock."""
         self._clock = clock
 
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
-        """Answer a question here; the one worker needs no history, since it never gets lost."""
+    def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:
+        """Answer a question here; the one worker needs no interim sub-networks, since it never gets lost."""
         answer = self._worker.answer(question)
         self._busy(answer.busy_seconds)
         for key, value in answer.reports():

@@ -33,13 +33,13 @@ class BankOrder:
 class Crew(Protocol):
     """The workers of a team: one in this process, or several elsewhere. Together they own every batch once."""
 
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+    def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:
         """Put a question to all workers and hand their reports to the inbox until none is missing.
 
         Args:
             question: what to ask.
             inbox: takes the reports; it has been told the question.
-            history: networks whose logits are in the ensemble knowledge when the question is asked.
+            interim: networks whose logits are in the ensemble knowledge when the question is asked.
         """
         ...
 
@@ -63,7 +63,7 @@ class Team:
         self._crew = crew
         self._nominal_batch = plan.nominal_batch
         self._inbox = Inbox(plan.run, [index for index, _ in plan.batches])
-        self._history: list[Subnetwork] = []
+        self._interim: list[Subnetwork] = []
         self._iteration = 0
 
     @property
@@ -75,19 +75,19 @@ class Team:
         """Report the work done from now on to this clock."""
         self._crew.charge(clock)
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
         """Set the ensemble knowledge to the mean logits of these networks; return the evaluation of the last one."""
-        self._history = []
-        self._iteration = len(history) - 1
-        answers = self._ask("begin", tuple(history))
-        self._history = list(history)
+        self._interim = []
+        self._iteration = len(interim) - 1
+        answers = self._ask("begin", tuple(interim))
+        self._interim = list(interim)
         return evaluations(answers, 1, self._nominal_batch)[0]
 
     def extend(self, networks: Sequence[Subnetwork]) -> None:
         """Average the logits of further networks, at least one, into the ensemble knowledge."""
-        self._iteration = len(self._history) + len(networks) - 1
+        self._iteration = len(self._interim) + len(networks) - 1
         self._ask("extend", tuple(networks))
-        self._history += networks
+        self._interim += networks
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """Importance of every channel; the first question of an iteration.
@@ -97,8 +97,8 @@ class Team:
             count: networks in the ensemble knowledge, this one included.
         """
         self._iteration = count
-        if count > len(self._history):
-            self._history.append(current)
+        if count > len(self._interim):
+            self._interim.append(current)
         answers = self._ask("scores", current, count)
         return sum_over_batches({batch: values[0] for batch, values in answers.items()})
 
@@ -136,5 +136,5 @@ class Team:
             batches=batches,
         )
         self._inbox.ask(question)
-        self._crew.ask(question, self._inbox, self._history)
+        self._crew.ask(question, self._inbox, self._interim)
         return self._inbox.answers()

@@ -129,10 +129,10 @@ class Worker:
             networks, self._normalisation, batches, plan.divisor, plan.rules, plan.prefix_bytes
         )
 
-    def begin(self, history: Sequence[Subnetwork]) -> None:
+    def begin(self, interim: Sequence[Subnetwork]) -> None:
         """Set the ensemble knowledge to the mean logits of these networks, in place of a worker that was lost."""
-        if history:
-            self._evaluator.begin(history)
+        if interim:
+            self._evaluator.begin(interim)
 
     def answer(self, question: Question) -> Answer:
         """Answer a question of the search for the batches that this worker owns."""
