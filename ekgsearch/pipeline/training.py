@@ -1,6 +1,5 @@
 """Train the networks of a run, one after the other, in however many processes the backend provides."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -25,11 +24,12 @@ from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.workload import Workload
-from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.rows import EpochRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.objects import open_store
+from ekgsearch.storage.sealed import read_sealed, sealed
 from ekgsearch.storage.tensors import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
@@ -128,12 +128,12 @@ class Outcome:
         """
         path = outcome_path(folder, name)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_sealed(path)
             epochs = tuple(EpochMetrics.from_dict(epoch) for epoch in values["epochs"])
             averages = {average: weights_path(folder, name, average) for average in values.get("averages", ())}
             result, weights = TrainResult(epochs), weights_path(folder, name)
             return cls(name, values["phase"], values["objective"], result, weights, averages)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: expected the record of a finished training, found {error}") from error
 
     def rows(self, run: str) -> list[EpochRow]:
@@ -262,7 +262,7 @@ def _write_outcome(folder: Path, plan: TrainingPlan, task: TrainingTask, model: 
         "epochs": [epoch.to_dict() for epoch in result.epochs],
         "averages": sorted(result.averages),
     }
-    write_atomically(outcome_path(folder, task.name), canonical_json(record).encode())
+    write_atomically(outcome_path(folder, task.name), sealed(record))
 
 
 def load_student(workload: Workload, subnetwork: Subnetwork | None, weights: Path) -> nn.Module:

@@ -1,7 +1,6 @@
 """Where the device-hours go: what every attempt at every phase has cost, also when it was killed."""
 
 import dataclasses
-import json
 import logging
 import os
 import socket
@@ -10,12 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import Phase, canonical_json
+from ekgsearch.records import Phase
 from ekgsearch.rows import DeviceHoursRow
-from ekgsearch.storage.files import make_folder, read_bytes, write_atomically
+from ekgsearch.storage.files import make_folder, write_atomically
+from ekgsearch.storage.sealed import read_sealed, sealed
 
 INTERRUPTED_EXIT_CODE = 75
 """Exit status of a run that was asked to stop and can continue (EX_TEMPFAIL)."""
@@ -262,16 +261,14 @@ def _row(attempt: _Attempt) -> DeviceHoursRow:
 
 
 def _write(path: Path, attempt: _Attempt) -> None:
-    write_atomically(path, canonical_json(dataclasses.asdict(attempt)).encode())
+    write_atomically(path, sealed(dataclasses.asdict(attempt)))
 
 
 def _read(path: Path) -> _Attempt:
-    data = read_bytes(path)
     try:
-        values: dict[str, Any] = json.loads(data)
-        attempt = _Attempt(**values)
+        attempt = _Attempt(**read_sealed(path))
         Phase(attempt.phase)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StorageError) as error:
         raise StorageError(
             f"{path} is no record of an attempt ({error}); move it away, its device-hours are then not counted"
         ) from error

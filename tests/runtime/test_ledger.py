@@ -232,6 +232,15 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
         Ledger(tmp_path, "run")
 
 
+def test_a_flipped_digit_of_a_record_is_noticed(tmp_path: Path) -> None:
+    with Ledger(tmp_path, "run").attempt(Phase.SEARCH, "cpu", 1):
+        pass
+    path = tmp_path / "search-0001.json"
+    path.write_text(path.read_text().replace('"num_devices":1', '"num_devices":7'))
+    with pytest.raises(StorageError, match=r"search-0001\.json is no record of an attempt .*expected SHA-256"):
+        Ledger(tmp_path, "run")
+
+
 def test_an_interrupt_at_any_line_of_the_start_is_recorded_as_one(tmp_path: Path) -> None:
     """Ctrl-C before every line that runs until the block begins: no record, or one of an interruption."""
     states, line = [], 0
