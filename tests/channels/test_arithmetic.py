@@ -91,7 +91,7 @@ def test_fused_steps_compute_what_the_single_ones_do(name: str) -> None:
 def test_every_form_of_the_compiled_step_is_compiled_and_there_are_few(
     graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two arithmetics in one process, all widths down to one channel, with and without gradients."""
+    """Two kinds of arithmetic in one process, all widths down to one channel, with and without gradients."""
     graphs: list[torch.fx.GraphModule] = []
 
     def counting(module: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
