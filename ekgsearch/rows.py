@@ -119,8 +119,8 @@ class EpochRow:
     skipped_steps: int = column("steps left out because a loss or gradient was not finite", 0)
     replaced_images: int = column("training images seen that stood in for a damaged one of their class", 0)
     wait_seconds: float = column(
-        "part of wall_seconds in which the first process waited for images and rows of the memory bank, seconds; NaN "
-        "in older tables",
+        "part of wall_seconds in which the first process waited for images and rows of the memory bank, seconds; "
+        "views that torch makes, not DALI, are made while it waits, on a GPU launched only; NaN in older tables",
         math.nan,
     )
 

@@ -88,7 +88,8 @@ class LoadedBatch:
         views: network input (B, V, 3, H, W), float32.
         global_size: images of the batch over all processes.
         replaced: images of this part that were damaged; others of their class, named in `ids`, stand in for them.
-        wait_seconds: how long the computation waited for it.
+        wait_seconds: how long the computation waited for it; views that are made in its own thread are part of that,
+            on a GPU the time it takes to launch them.
     """
 
     ids: Tensor
@@ -216,9 +217,9 @@ class ReadingLoader(Generic[Pixels]):
     ) -> LoadedBatch:
         begin = time.monotonic()
         batch, views = future.result()
-        waited = time.monotonic() - begin
         if views is None:
             views = self._views(batch, epoch)
+        waited = time.monotonic() - begin
         if views.is_cuda:  # made on another stream: its memory must not be used again before this one is done with it
             views.record_stream(torch.cuda.current_stream(views.device))
         ids, labels = (to_device(values, self._settings.device) for values in (batch.ids, batch.labels))

@@ -1,7 +1,9 @@
 """The contract of every loader, over every kind of images and every back end."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from data import loading
 from data.loading import PAD, RESIZED, all_ids, arrays, by_id, picture_folder, settings
 
 from ekgsearch.data import loader
+from ekgsearch.data.batching import ReadingLoader
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.loader import LoaderSettings, open_loader
@@ -70,6 +73,18 @@ def test_every_image_comes_once_with_its_label(images: ImageSet, make: Callable[
         assert (batch.global_size, batch.replaced) == (len(batch.ids), 0)
         assert batch.wait_seconds >= 0
     assert loader.damaged == {}
+
+
+def test_views_that_are_made_in_the_thread_of_the_computation_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ReadingLoader._views
+
+    def slow(*given: Any) -> torch.Tensor:
+        time.sleep(0.05)
+        return made(*given)
+
+    monkeypatch.setattr(ReadingLoader, "_views", slow)
+    (batch,) = open_loader(arrays(8), settings(batch_size=8)).epoch(1)
+    assert batch.wait_seconds >= 0.05
 
 
 def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one(
