@@ -3,7 +3,10 @@
 Both make the same decisions, so the naive cost follows from them: every candidate and both passes of the scores run
 the whole unpruned network. The exact tier is counted as it runs, operation by operation (torch's FLOP counter,
 convolutions forward and backward, two FLOPs per MAC), on a few images of noise and random weights: MACs depend on
-shapes and on which channels are kept, not on what the pixels show. Both are per image, so their number does not matter.
+shapes and on which channels are kept, not on what the pixels show. Both are per image, so the number of images matters
+only in this: what scoring computed and candidates start from is kept up to `prefix_bytes`, and a batch whose share does
+not fit is walked again. Batches as small as these fit; `prefix_bytes: 0` keeps nothing and so counts the most that a
+search of any batch size executes.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +36,7 @@ from ekgsearch.search.base import (
 )
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.search.networks import FastNetworks
 
 T = TypeVar("T")
@@ -53,6 +56,9 @@ class Settings(BenchSettings):
     )
     step: float = Field(0.2, gt=0, lt=1, description="r of the search")
     slice_below: float = Field(0.9, ge=0, le=1, description="as search.slice_below")
+    prefix_bytes: int = Field(
+        PREFIX_BYTES, ge=0, description="memory for what scoring computed and candidates start from; the search's own"
+    )
     seed: int = Field(0, description="seed of weights and images")
 
 
@@ -61,7 +67,11 @@ def run(settings: Settings) -> list[Measurement]:
     graph, batches = noise(settings)
     counted = CountingEvaluator(
         BatchEvaluator(
-            FastNetworks(graph, settings.slice_below), lambda images: images, batches, divisor=settings.images
+            FastNetworks(graph, settings.slice_below),
+            lambda images: images,
+            batches,
+            divisor=settings.images,
+            prefix_bytes=settings.prefix_bytes,
         )
     )
     budget = set_budget(graph, reduction=max(settings.reductions), absolute=None, unit="macs", counter="macs")
@@ -155,14 +165,19 @@ def noise(settings: Settings) -> tuple[ChannelGraph, list[SearchBatch]]:
     shape = (3, settings.image_size, settings.image_size)
     network = build(NetSpec(settings.net, settings.num_classes, shape), seed=settings.seed).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(settings.seed)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
+    draw_norms(network, generator)
     images = torch.randn(settings.images, *shape, generator=generator)
     labels = torch.randint(0, settings.num_classes, (settings.images,), generator=generator)
     parts = zip(torch.split(images, settings.batch_size), torch.split(labels, settings.batch_size), strict=True)
     return analyse(network, shape), [SearchBatch(index, *part) for index, part in enumerate(parts)]
+
+
+def draw_norms(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw the scales and shifts of batch norms: at their initial values residual branches are closed, and all ties."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.2, generator=generator)
 
 
 def _follows_a_site(graph: ChannelGraph, path: str) -> bool:

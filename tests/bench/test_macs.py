@@ -42,6 +42,20 @@ def test_a_resnet56_search_executes_at_most_1_in_1_9_of_the_naive_macs(reduction
     assert found(run(settings), "naive / executed", f"{reduction:.0%}") >= 1.9
 
 
+def test_what_is_not_kept_is_walked_again() -> None:
+    settings = Settings(bench="macs", net="resnet20", num_classes=4, image_size=8, images=4, batch_size=2)
+    settings = settings.model_copy(update={"reductions": (0.1,)})
+    kept, walked = (
+        {
+            measured.quantity: measured.value
+            for measured in run(settings.model_copy(update={"prefix_bytes": prefix_bytes}))
+        }
+        for prefix_bytes in (settings.prefix_bytes, 0)
+    )
+    assert walked["naive, per image"] == kept["naive, per image"]
+    assert walked["executed, per image"] > 1.05 * kept["executed, per image"]
+
+
 @pytest.mark.parametrize(
     ("reductions", "said"),
     [("[]", "reductions = .*at least 1 item"), ("[0.4, 1.0]", "reductions.1 = 1.0: must be less than 1")],
