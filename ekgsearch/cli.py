@@ -173,7 +173,7 @@ def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None
 @_set_option
 @_verbose_option
 def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Run the BENCHMARK that a YAML file describes: print one table, add its rows to a parquet file.
+    """Run the BENCHMARK that a YAML file describes: add rows to a parquet file as they come, print one table.
 
     \b
     Examples:

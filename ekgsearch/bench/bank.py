@@ -8,8 +8,7 @@ uncompressed, of whose small row groups those with a wanted row are read. `packe
 what the others give; `float32` adds the conversion on both sides. Warm passes are compared by process time,
 interleaved; cold ones, where the disk works, by wall time, the page cache dropped before each.
 
-Speeds come first, one line for each way of reading, then the ratios. Rows per second times the bytes of a row are
-bytes per second.
+Rows per second times the bytes of a row are bytes per second.
 """
 
 import multiprocessing
@@ -17,7 +16,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -52,7 +51,7 @@ class Settings(BenchSettings):
     folder: str | None = Field(None, description="where the files are put for the time being; null: the system's place")
 
 
-def run(settings: Settings) -> list[Measurement]:
+def run(settings: Settings) -> Iterator[Measurement]:
     """Build a bank of random logits and read it in every way."""
     spec = BankSpec(
         dataset_hash="random",
@@ -66,17 +65,14 @@ def run(settings: Settings) -> list[Measurement]:
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         folder = Path(name)
         _build(spec, folder / "store")
-        found = [
-            Measurement.count("bank", "size", "MB", spec.num_bytes / 1e6),
-            Measurement.count("bank", "size of a row", "B", spec.row_format.row_bytes),
-            _memory(spec, folder, settings.batch_size),
-        ]
+        yield Measurement.count("bank", "size", "MB", spec.num_bytes / 1e6)
+        yield Measurement.count("bank", "size of a row", "B", spec.row_format.row_bytes)
+        yield _memory(spec, folder, settings.batch_size)
         bank = _open(spec, folder)
         _write_others(bank, folder, settings.batch_size)
-        found += _warm(bank, folder, settings)
+        yield from _warm(bank, folder, settings)
         del bank
-        found += _cold(spec, folder, settings)
-        return sorted(found, key=lambda measurement: measurement.unit == "x")
+        yield from _cold(spec, folder, settings)
 
 
 def _build(spec: BankSpec, folder: Path) -> None:
@@ -160,7 +156,7 @@ def _draw(settings: Settings, batches: int, seed: int) -> list[torch.Tensor]:
     return [torch.randint(settings.images, (settings.batch_size,), generator=generator) for _ in range(batches)]
 
 
-def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measurement]:
+def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> Iterator[Measurement]:
     rows, batches = _map(bank.spec, folder), _draw(settings, settings.batches, 1)
     in_order = torch.split(bank.order, settings.batch_size)
     _scan_bank(bank, in_order)
@@ -174,7 +170,7 @@ def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measuremen
 
         return read_all
 
-    found = _compare(
+    yield from _compare(
         "shuffled, warm, packed",
         "numpy",
         every(bank.read_packed),
@@ -184,9 +180,9 @@ def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measuremen
     )
     for name, read in (("arrow", _arrow_rows(bank.spec, folder)), ("parquet", _parquet_rows(folder))):
         case = "shuffled, warm, packed"
-        found += _compare(case, name, every(bank.read_packed), every(read), num_random, settings)[1:]
+        yield from _compare(case, name, every(bank.read_packed), every(read), num_random, settings)[1:]
     if settings.dtype != "int8":
-        found += _compare(
+        yield from _compare(
             "shuffled, warm, float32",
             "numpy",
             every(bank.read),
@@ -194,7 +190,7 @@ def _warm(bank: MemoryBank, folder: Path, settings: Settings) -> list[Measuremen
             num_random,
             settings,
         )
-    return found + _compare(
+    yield from _compare(
         "in order, warm, packed",
         "pyarrow",
         lambda: _scan_bank(bank, in_order),

@@ -1,14 +1,16 @@
 """What every benchmark shares: its settings, interleaved pairs, one table on screen and rows in parquet.
 
 A benchmark is a module `ekgsearch/bench/NAME.py` with a docstring that says what it compares and why that is fair, a
-class `Settings(BenchSettings)`, and a function `run(settings) -> list[Measurement]`; `jobs/bench_NAME.yaml` names it.
+class `Settings(BenchSettings)`, and a function `run(settings) -> Iterable[Measurement]`; `jobs/bench_NAME.yaml` names
+it. A long one yields its measurements as it makes them: each is stored at once, so that a killed benchmark loses one.
 """
 
 import importlib
 import json
+import logging
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +22,10 @@ from ekgsearch.errors import JobError
 from ekgsearch.jobfile import load_fields, load_model
 from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
+from ekgsearch.storage.files import write_error
 from ekgsearch.storage.tables import append_rows
+
+log = logging.getLogger(__name__)
 
 
 class BenchSettings(BaseModel):
@@ -121,7 +126,7 @@ def ratio(case: str, quantity: str, numerator: Sequence[float], denominator: Seq
 
 
 def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Measurement], Path]:
-    """Run the benchmark that a YAML file describes and store its rows.
+    """Run the benchmark that a YAML file describes; log and store each measurement as it comes.
 
     Args:
         path: the YAML file.
@@ -132,12 +137,21 @@ def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Meas
 
     Raises:
         JobError: the file, the name or a field is wrong.
+        StorageError: the parquet file cannot be written, or holds something else.
     """
     module, settings = load_bench(path, overrides)
-    measurements: list[Measurement] = module.run(settings)
     output = Path(settings.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    append_rows(output, _rows(settings, measurements), BenchRow)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(output, error, 0) from error
+    append_rows(output, [], BenchRow)  # a file that takes no rows is met before anything is measured
+    machine = provenance()
+    measurements: list[Measurement] = []
+    for measurement in module.run(settings):
+        append_rows(output, [_row(settings, measurement, machine)], BenchRow)
+        measurements.append(measurement)
+        log.info("%s: %s: %.5g %s", measurement.case, measurement.quantity, measurement.value, measurement.unit)
     return str(module.__doc__).strip(), measurements, output
 
 
@@ -170,19 +184,15 @@ def table(measurements: Sequence[Measurement]) -> str:
     )
 
 
-def _rows(settings: BenchSettings, measurements: Sequence[Measurement]) -> list[BenchRow]:
-    machine: dict[str, Any] = provenance()
-    return [
-        BenchRow(
-            bench=settings.bench,
-            **{name: getattr(measurement, name) for name in Measurement.__slots__},
-            settings=settings.model_dump_json(exclude={"bench", "output"}),
-            cpu=machine["cpu"],
-            cores=machine["cores"],
-            gpus=json.dumps(machine["gpus"]),
-            python=machine["python"],
-            packages=json.dumps(machine["packages"]),
-            commit=machine["commit"] or "",
-        )
-        for measurement in measurements
-    ]
+def _row(settings: BenchSettings, measurement: Measurement, machine: Mapping[str, Any]) -> BenchRow:
+    return BenchRow(
+        bench=settings.bench,
+        **{name: getattr(measurement, name) for name in Measurement.__slots__},
+        settings=settings.model_dump_json(exclude={"bench", "output"}),
+        cpu=machine["cpu"],
+        cores=machine["cores"],
+        gpus=json.dumps(machine["gpus"]),
+        python=machine["python"],
+        packages=json.dumps(machine["packages"]),
+        commit=machine["commit"] or "",
+    )

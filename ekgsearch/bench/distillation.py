@@ -34,6 +34,7 @@ from ekgsearch.bank.build import bank_layout, commit, write_block
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
@@ -82,30 +83,36 @@ class Settings(BenchSettings):
         return self
 
 
-def run(settings: Settings) -> list[Measurement]:
+def run(settings: Settings) -> Iterator[Measurement]:
     """Measure every objective against plain steps, and plain steps against themselves."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         others = [
-            spawn.Process(target=_measure, args=(settings, rank, Path(folder)), daemon=True)
+            spawn.Process(target=_take_part, args=(settings, rank, Path(folder)), daemon=True)
             for rank in range(1, settings.processes)
         ]
         for other in others:
             other.start()
         try:
-            found = _measure(settings, 0, Path(folder))
+            yield from _measure(settings, 0, Path(folder))
             for other in others:
                 other.join()
         finally:
             for other in others:
                 other.kill()
                 other.join()
-        return found
 
 
-def _measure(settings: Settings, rank: int, folder: Path) -> list[Measurement]:
+def _take_part(settings: Settings, rank: int, folder: Path) -> None:
+    """Measure beside the first process, which reports."""
+    for _ in _measure(settings, rank, folder):
+        pass
+
+
+def _measure(settings: Settings, rank: int, folder: Path) -> Iterator[Measurement]:
     """Measure as one of the processes; all find the same."""
     torch.set_num_threads(1)
+    EXACT.set_backends()  # the kernels of any training
     device = torch.device(settings.device)
     generator = torch.Generator().manual_seed(1)
     images = settings.steps * settings.batch_size
@@ -128,15 +135,14 @@ def _measure(settings: Settings, rank: int, folder: Path) -> list[Measurement]:
         world = World.current(device)
         plain = _plain(network(), data, settings, world)
         again = _plain(network(), data, settings, world)
-        found = _compare("plain", "plain against itself", again, plain, settings, world)
+        yield from _compare("plain", "plain against itself", again, plain, settings, world)
         for objective in settings.objectives:
             teacher = graph.network if objective == "single" else None
             config = _config(settings, objective)
             width = head.width if config.needs_embeddings else 0
             bank = _bank(settings, images, width, folder / objective, world) if config.needs_bank else None
             distilled = _distilled(network(), data, config, world, bank, head.path, teacher)
-            found += _compare(objective, f"{objective} against plain, two views", distilled, plain, settings, world)
-    return found
+            yield from _compare(objective, f"{objective} against plain, two views", distilled, plain, settings, world)
 
 
 def _compare(

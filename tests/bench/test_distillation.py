@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -30,13 +31,13 @@ def test_the_rows_of_every_step_come_from_the_file_of_a_bank(monkeypatch: pytest
         return gather(file, positions, **options)
 
     monkeypatch.setattr(RowFile, "gather", watched)
-    run(small(steps=2))
+    list(run(small(steps=2)))
     assert gathered == [8] * 4  # one unmeasured call, one pair
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_every_objective_is_compared_with_plain_steps(processes: int) -> None:
-    found = run(small(processes=processes, objectives=("single", "ekg", "byol"), pairs=3))
+    found = list(run(small(processes=processes, objectives=("single", "ekg", "byol"), pairs=3)))
     ratios = [(measurement.case, measurement.quantity) for measurement in found if measurement.unit == "x"]
     assert ratios == [
         (case, f"{clock} time of a step")
@@ -69,7 +70,7 @@ def test_two_processes_share_every_batch_and_sum_over_both(monkeypatch: pytest.M
 
     monkeypatch.setattr(distillation, "train_step", watched)
     monkeypatch.setattr(World, "sum", counted)
-    run(small(processes=2))
+    list(run(small(processes=2)))
     assert shapes == {(8, 4, 2)}
     assert sums[:2] == [2, 2], "teachers and finite numbers are those of both processes"
 
@@ -85,11 +86,17 @@ def test_an_objective_with_a_second_network_runs_it_in_every_step(monkeypatch: p
     monkeypatch.setattr(nn.BatchNorm2d, "forward", counted)
     for objective in ("ekg", "single", "byol"):
         passes[objective] = 0
-        run(small(objectives=(objective,)))
+        list(run(small(objectives=(objective,))))
     network = build(NetSpec("resnet20", 10, (3, 8, 8)), seed=1)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     for objective in ("single", "byol"):
         assert passes[objective] - passes["ekg"] == 2 * norms  # one unmeasured call, one pair
+
+
+def test_the_kernels_are_those_of_a_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    list(run(small()))
+    assert not torch.backends.cudnn.allow_tf32
 
 
 def test_two_processes_are_for_cpus() -> None:
