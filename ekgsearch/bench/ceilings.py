@@ -48,7 +48,11 @@ class _Operands(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if "convolution" in str(func):
-            tensors = [leaf for leaf in pytree.tree_leaves((args, result)) if isinstance(leaf, Tensor)]
+            operands = args
+            if "backward" in str(func):  # the input is read for the gradient of the weight, the weight for the input's
+                gradient, saved, weight, *_, (wants_input, wants_weight, _) = args
+                operands = (gradient, saved if wants_weight else None, weight if wants_input else None)
+            tensors = [leaf for leaf in pytree.tree_leaves((operands, result)) if isinstance(leaf, Tensor)]
             self.num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         return result
 

@@ -2,13 +2,18 @@
 
 All ways repeat the same iterations of one search, from the same network, ensemble knowledge and images, one after the
 other in one process with one set of threads; each pair is interleaved (ABAB), so that other work on the machine falls
-on both. On a CPU the clock is the processor time of the process, on a GPU the wall time up to its last kernel. The
-sub-network, candidates and winner of every iteration are compared with the naive ones. The warm-up is left out: the
-search starts from the weights that the job names, or from given ones.
+on both; the baseline against itself, in as many pairs at the first iteration, shows the noise. On a CPU the clock is
+the processor time of the process, on a GPU the wall time up to its last kernel. The sub-network, candidates and winner
+of every iteration are compared with the naive ones. The warm-up is left out: the search starts from the weights that
+the job names, or from given ones. Where `net.weights` is null they are drawn at random, and then only times mean
+something.
+
+Without cases it only searches, so that a whole search gets its times.
 """
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +23,7 @@ from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.bench.ceilings import ceilings, convolution_bytes
+from ekgsearch.bench.macs import draw_norms
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
@@ -33,6 +39,7 @@ from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import read_journal
+from ekgsearch.storage.tensors import save_tensors
 
 Case = (
     Literal[
@@ -59,20 +66,26 @@ class Settings(BenchSettings):
         None, description="journal of a finished run of this job, whose decisions are repeated; null: search first"
     )
     cases: tuple[Case, ...] = Field(
-        ("shared", "exact"), description="ways of evaluating, each against naive; a number is a search.slice_below"
+        ("shared", "exact"),
+        description="ways of evaluating, each against naive; a number is a search.slice_below, [] only searches",
     )
     baseline: Literal["naive", "naive tf32"] = Field("naive", description="what they are compared with")
     iterations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (1, 20, 40, 60), min_length=1, description="iterations that are repeated; those beyond the search are left out"
+        (1, 20, 40, 60),
+        min_length=1,
+        description="iterations that are repeated; the search ends after the last of them",
     )
     pairs: int = Field(5, gt=0, description="interleaved pairs per iteration and case")
 
 
-def run(settings: Settings) -> list[Measurement]:
+def run(settings: Settings) -> Iterator[Measurement]:
     """Search with the exact tier, then repeat the chosen iterations."""
-    setup, workload = open_search(settings)
+    with tempfile.TemporaryDirectory(prefix="ekgsearch-bench-") as folder:
+        yield from _measure(settings, *open_search(settings, Path(folder)))
+
+
+def _measure(settings: Settings, setup: Setup, workload: Workload) -> Iterator[Measurement]:
     backend = InProcessBackend()
-    found: list[Measurement] = []
     if settings.journal is not None:
         decisions = _journaled(setup, expand_path(settings.journal, "journal"))
     else:
@@ -83,12 +96,12 @@ def run(settings: Settings) -> list[Measurement]:
         last = decisions[-1]
         is_over = setup.budget.is_met(last.macs, last.params)
         span = "whole search" if is_over else f"search up to iteration {last.iteration}"
-        found += [
-            Measurement.count("exact", "iterations searched", "", last.iteration),
-            Measurement.count("exact", "candidates evaluated", "", sum(len(made.candidates) for made in decisions)),
-            Measurement.count("exact", f"{span}, processor time", "s", times[0]),
-            Measurement.count("exact", f"{span}, wall", "s", times[1]),
-        ]
+        yield Measurement.count("exact", "iterations searched", "", last.iteration)
+        yield Measurement.count("exact", "candidates evaluated", "", sum(len(made.candidates) for made in decisions))
+        yield Measurement.count("exact", f"{span}, processor time", "s", times[0])
+        yield Measurement.count("exact", f"{span}, wall", "s", times[1])
+    if not settings.cases:
+        return
     chosen = [iteration for iteration in settings.iterations if iteration < len(decisions)]
     if not chosen:
         raise JobError(
@@ -96,34 +109,48 @@ def run(settings: Settings) -> list[Measurement]:
             "of those, or another journal"
         )
     most = ceilings(torch.device(setup.device))
+    yield from most
     bandwidth = most[0].value * 1e9 if most else None
-    with backend.team(workload, _plan(setup, settings.baseline)) as naive:
+    baseline = settings.baseline
+    with backend.team(workload, _plan(setup, baseline)) as naive:
+        repeat = _repetition(setup, naive, baseline, decisions[: chosen[0]])
+        noise = abab(repeat, repeat, pairs=settings.pairs, clock=_clock(setup.device))
+        yield ratio(baseline, f"{baseline} / {baseline}, iteration {chosen[0]}", *noise)
         for case in settings.cases:
             with backend.team(workload, _plan(setup, case)) as team:
-                found += _compare(
-                    setup, case, team, settings.baseline, naive, decisions, chosen, settings.pairs, bandwidth
-                )
-    return found + most
+                yield from _compare(setup, case, team, baseline, naive, decisions, chosen, settings.pairs, bandwidth)
 
 
-def open_search(settings: Settings) -> tuple[Setup, Workload]:
+def open_search(settings: Settings, folder: Path) -> tuple[Setup, Workload]:
     """Open the network, the images and the weights of the search that is repeated.
+
+    Args:
+        settings: what is measured.
+        folder: takes random weights where none are named.
 
     Raises:
         JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
     """
-    job = load_job(Path(settings.job), settings.overrides)
-    weights = settings.weights or job.net.weights
-    if weights is None:
-        raise JobError(f"{settings.job}: net.weights is null: the benchmark repeats the search of given weights")
-    setup = set_up(job)
+    if settings.journal is not None and not settings.cases:
+        raise JobError("cases: [] only searches, and journal names a finished search; leave one of them out")
+    setup = set_up(load_job(Path(settings.job), settings.overrides))
+    only_gpu = [case for case in (*settings.cases, settings.baseline) if case in ("tf32", "naive tf32")]
+    if only_gpu and setup.device == "cpu":
+        field = "cases" if only_gpu[0] in settings.cases else "baseline"
+        raise JobError(f"{field}: {only_gpu[0]}: only GPUs multiply in TF32, and this is a CPU; leave it out")
     num_batches = len(setup.search_plan.batches)
     if "racing" in settings.cases and num_batches <= LEAST_BATCHES:
         raise JobError(
             f"cases: racing needs more than {LEAST_BATCHES} batches, but the search subset has {num_batches}; leave it "
             "out, or lower search.batch_size in overrides"
         )
-    return setup, setup.workload(expand_path(weights, "weights"))
+    weights = settings.weights or setup.job.net.weights
+    if weights is not None:
+        return setup, setup.workload(expand_path(weights, "weights"))
+    draw_norms(setup.network, torch.Generator().manual_seed(setup.job.seed))
+    drawn = folder / "weights.safetensors"
+    save_tensors(drawn, setup.network.state_dict(), {})
+    return setup, setup.workload(drawn)
 
 
 def _compare(
@@ -136,8 +163,7 @@ def _compare(
     chosen: Sequence[int],
     pairs: int,
     bandwidth: float | None,
-) -> list[Measurement]:
-    found: list[Measurement] = []
+) -> Iterator[Measurement]:
     name = case if isinstance(case, str) else f"slice_below {case:g}"
     moved = 0
     totals: tuple[list[float], list[float]] = ([0.0] * pairs, [0.0] * pairs)
@@ -151,23 +177,20 @@ def _compare(
         moved += convolution_bytes(repeat)
         images += sum(outcome.evaluation.images for outcome in decision.candidates)
         slow, fast = abab(repeat_naive, repeat, pairs=pairs, clock=_clock(setup.device))
-        found.append(ratio(name, f"{baseline} / {name}, iteration {iteration}", slow, fast))
+        yield ratio(name, f"{baseline} / {name}, iteration {iteration}", slow, fast)
         for total, seconds in zip(totals, (slow, fast), strict=True):
             total[:] = [one + other for one, other in zip(total, seconds, strict=True)]
     rates = [images / seconds for seconds in totals[1]]
     if bandwidth is not None:
         shares = [moved / bandwidth / seconds for seconds in totals[1]]
-        found.append(Measurement.of(name, "share of the bandwidth bound of its convolutions", "share", shares))
-    return [
-        *found,
-        Measurement.count(name, "moved by convolutions, per iteration", "GB", moved / len(chosen) / 1e9),
-        ratio(name, f"{baseline} / {name}, all {len(chosen)}", *totals),
-        Measurement.of(name, f"{baseline}, per iteration", "s", [seconds / len(chosen) for seconds in totals[0]]),
-        Measurement.of(name, f"{name}, per iteration", "s", [seconds / len(chosen) for seconds in totals[1]]),
-        Measurement.of(name, "candidate images", "images/s", rates),
-        Measurement.count(name, f"decisions as {baseline}", "share", same / len(chosen)),
-        Measurement.count(name, "largest relative deviation of a score", "", worst),
-    ]
+        yield Measurement.of(name, "share of the bandwidth bound of its convolutions", "share", shares)
+    yield Measurement.count(name, "moved by convolutions, per iteration", "GB", moved / len(chosen) / 1e9)
+    yield ratio(name, f"{baseline} / {name}, all {len(chosen)}", *totals)
+    yield Measurement.of(name, f"{baseline}, per iteration", "s", [seconds / len(chosen) for seconds in totals[0]])
+    yield Measurement.of(name, f"{name}, per iteration", "s", [seconds / len(chosen) for seconds in totals[1]])
+    yield Measurement.of(name, "candidate images", "images/s", rates)
+    yield Measurement.count(name, f"decisions as {baseline}", "share", same / len(chosen))
+    yield Measurement.count(name, "largest relative deviation of a score", "", worst)
 
 
 def _plan(setup: Setup, case: Case) -> SearchPlan:
