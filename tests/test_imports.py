@@ -9,6 +9,9 @@ import pytest
 CORE = [
     "ekgsearch.bank.bank",
     "ekgsearch.bank.build",
+    "ekgsearch.bench.distillation",
+    "ekgsearch.bench.loader",
+    "ekgsearch.bench.search",
     "ekgsearch.channels.graph",
     "ekgsearch.channels.masks",
     "ekgsearch.channels.slim",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,11 @@ import pytest
 import torch
 from torch import nn
 
+from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.build import bank_layout, commit, write_block
+from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankRows
+from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.norm import recalibrate
 from ekgsearch.data.batching import epoch_order
 from ekgsearch.errors import JobError, NumericsError
@@ -30,12 +35,17 @@ from ekgsearch.finetune.metrics import StepReport, TrainResult
 from ekgsearch.finetune.resume import read_checkpoint, save_checkpoint
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.world import World
+from ekgsearch.storage.local_store import LocalStore
 from ekgsearch.storage.tensors import load_tensors
 
 ALONE = World(torch.device("cpu"))
 CLASSIFIER = "6"
 WORKER = Path(__file__).with_name("kill_worker.py")
 Make = Callable[[], nn.Module]
+
+RESUMED = {"cpu": 0.0, "cuda": 1e-2}
+"""Relative tolerance of the losses of a resumed training: a CPU gives the same bits, while kernels of a GPU may add in
+another order each time, in numbers of three digits."""
 
 EVERYTHING = {
     "ekg": {"accumulate": 2, "label_smoothing": 0.1},
@@ -110,6 +120,70 @@ def test_a_training_killed_within_an_epoch_continues_to_the_same_bits(
     assert numbers(result) == numbers(expected)
     assert all(same(network, expected.averages[name]) for name, network in result.averages.items())
     assert ("averaged" in result.averages) == (objective == "byol")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_training_in_bfloat16_continues_with_the_bank_of_its_device(
+    data: TrainData, small: FinetuneConfig, make_network: Make, bank, tmp_path: Path, device: str
+) -> None:
+    EXACT.set_backends()
+    config = replace(small, precision="bfloat16", channels_last=True)
+    on_device = replace(data, train=data.train.to(device), test=data.test.to(device))
+    spec = store_bank(bank, tmp_path / "store")
+
+    def losses(
+        place: FolderCheckpoints | None, killed_at: tuple[int, int] | None = None
+    ) -> dict[tuple[int, int], float]:
+        """Train as a new process would; losses by epoch and step."""
+        found: dict[tuple[int, int], float] = {}
+
+        def note(report: StepReport) -> None:
+            assert report.loss is not None
+            found[report.epoch, report.step] = float(report.loss)
+            if (report.epoch, report.step) == killed_at:
+                raise KilledError
+
+        opened = MemoryBank.open(
+            LocalStore(tmp_path / "store"), spec, cache_dir=tmp_path / "cache", device=device, resident=True
+        )
+        assert opened.is_resident == (device == "cuda")
+        with suppress(KilledError):
+            train(
+                make_network().to(device),
+                on_device,
+                config,
+                world=World(torch.device(device)),
+                bank=opened,
+                checkpoint=place,
+                checkpoint_every_steps=2,
+                on_step=note,
+            )
+        return found
+
+    expected, place = losses(None), FolderCheckpoints(tmp_path / "checkpoints")
+    before = losses(place, killed_at=(2, 5))
+    after = losses(place)
+    assert (max(before), min(after), max(after)) == ((2, 5), (2, 5), (3, 6)), "one step was lost"
+    assert before | after == pytest.approx(expected, rel=RESUMED[device], abs=0)
+
+
+def store_bank(bank, folder: Path) -> BankSpec:
+    """Store the rows of a bank that is a tensor."""
+    spec = BankSpec(
+        dataset_hash="d",
+        weights_hash="w",
+        teachers=tuple("abcd"),
+        num_images=len(bank),
+        num_classes=bank.rows.shape[1],
+        batch_size=8,
+        batches_per_block=2,
+        dtype="float32",
+    )
+    store = LocalStore(folder)
+    for block, ids in enumerate(bank_layout(spec)):
+        write_block(store, spec, block, BankRows(bank.rows[ids]))
+    commit(store, spec)
+    return spec
 
 
 def test_no_result_depends_on_how_often_checkpoints_are_made(
