@@ -116,9 +116,9 @@ class CountingEvaluator:
     batches: BatchEvaluator
     iterations: list[IterationMacs] = field(default_factory=list)
 
-    def begin(self, history: Sequence[Subnetwork]) -> Evaluation:
+    def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
         """Set the ensemble knowledge; not counted, it happens once."""
-        return mean_over_batches(self.batches.begin(history))
+        return mean_over_batches(self.batches.begin(interim))
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """Score channels; a new iteration begins."""

@@ -78,7 +78,7 @@ class PipeCrew:
         """Report the work done from now on to this clock."""
         self._clock = clock
 
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+    def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:
         """Put a question to all workers and take their answers.
 
         Raises:
@@ -177,11 +177,11 @@ class Side:
         self.cpu.append(cpu + self._cpu_of_others() - others)
         self.wait_share.append(self._waited / wall)
 
-    def ask(self, question: Question, inbox: Inbox, history: Sequence[Subnetwork]) -> None:
+    def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:
         """Put a question to the workers, and note how long nobody worked."""
         self._work.spans.clear()
         start = time.perf_counter()
-        self._crew.ask(question, inbox, history)
+        self._crew.ask(question, inbox, interim)
         self._waited += time.perf_counter() - start - max(self._work.spans)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:

@@ -247,21 +247,21 @@ def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:
     return decisions
 
 
-def _repetition(setup: Setup, team: Team, case: Case, history: Sequence[Decision]) -> Callable[[], Decision]:
-    """A function that makes the decision after a history, as often as it is called."""
+def _repetition(setup: Setup, team: Team, case: Case, made: Sequence[Decision]) -> Callable[[], Decision]:
+    """A function that makes the decision after others, as often as it is called."""
     plan = _plan(setup, case)
     evaluator: Evaluator = team
     plan.arithmetic.set_backends()
-    team.begin([decision.subnetwork for decision in history])
+    team.begin([decision.subnetwork for decision in made])
     if case == "racing":
         error = setup.job.search.racing or RACING_ERROR
         evaluator = Racing(team, [index for index, _ in plan.batches], error, plan.nominal_batch)
     search = EkgSearch(setup.graph, evaluator, setup.budget, ekg_settings(setup.job.search, plan))
-    rates = search.rates_after(history)
+    rates = search.rates_after(made)
 
     def decide() -> Decision:
         plan.arithmetic.set_backends()
-        return search.decide(history[-1], rates)
+        return search.decide(made[-1], rates)
 
     return decide
 
