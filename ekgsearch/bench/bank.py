@@ -6,7 +6,8 @@ that could have held the rows instead give shuffled ones, too: Arrow by `take` f
 bytes (from the many batches that a scan wants, `take` copies all of them), and a Parquet file of the same bytes,
 uncompressed, of whose small row groups those with a wanted row are read. `packed` are rows as they are stored, which is
 what the others give; `float32` adds the conversion on both sides. Warm passes are compared by process time,
-interleaved; cold ones, where the disk works, by wall time, the page cache dropped before each.
+interleaved; cold ones, where the disk works, by wall time, the page cache dropped before each. A store that is named
+(`uri`) takes a bank of the same rows and gives it back as a file of this machine, once each; then it is empty again.
 
 Rows per second times the bytes of a row are bytes per second.
 """
@@ -32,6 +33,7 @@ from ekgsearch.bank.build import bank_layout, commit, write_block
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.errors import JobError
 from ekgsearch.storage.objects import open_store
 
 _GROUP_ROWS = 16
@@ -48,6 +50,7 @@ class Settings(BenchSettings):
     batch_size: int = Field(256, ge=1, description="rows of one read")
     batches: int = Field(20, ge=1, description="reads of one warm pass; cold passes make a fifth")
     pairs: int = Field(7, ge=1, description="interleaved pairs of passes")
+    uri: str | None = Field(None, description="empty place in a store that a bank is written to and fetched from")
     folder: str | None = Field(None, description="where the files are put for the time being; null: the system's place")
 
 
@@ -64,7 +67,9 @@ def run(settings: Settings) -> Iterator[Measurement]:
     )
     with tempfile.TemporaryDirectory(dir=settings.folder) as name:
         folder = Path(name)
-        _build(spec, folder / "store")
+        if settings.uri is not None:
+            yield from _staged(spec, settings.uri, folder)
+        _build(spec, str(folder / "store"))
         yield Measurement.count("bank", "size", "MB", spec.num_bytes / 1e6)
         yield Measurement.count("bank", "size of a row", "B", spec.row_format.row_bytes)
         yield _memory(spec, folder, settings.batch_size)
@@ -75,8 +80,32 @@ def run(settings: Settings) -> Iterator[Measurement]:
         yield from _cold(spec, folder, settings)
 
 
-def _build(spec: BankSpec, folder: Path) -> None:
-    store = open_store(str(folder))
+def _staged(spec: BankSpec, uri: str, folder: Path) -> list[Measurement]:
+    """Write a bank to a store, and fetch all of it into a file of this machine."""
+    store = open_store(uri)
+    if names := store.list():
+        raise JobError(f"uri = {uri}: expected an empty place, found {names[0]!r}; name another one")
+    try:
+        begin = time.perf_counter()
+        _build(spec, uri)
+        built = time.perf_counter()
+        MemoryBank.open(store, spec, cache_dir=folder / "staged").wait()
+        seconds = {"written": built - begin, "fetched": time.perf_counter() - built}
+    finally:
+        for name in store.list():
+            store.delete(name)
+    return [
+        Measurement.count(f"store: {verb}", quantity, unit, amount / seconds[verb])
+        for verb in seconds
+        for quantity, unit, amount in (
+            ("wall time", "rows/s", spec.num_images),
+            ("wall time, bytes", "MB/s", spec.num_bytes / 1e6),
+        )
+    ]
+
+
+def _build(spec: BankSpec, uri: str) -> None:
+    store = open_store(uri)
     generator = torch.Generator().manual_seed(1)
     for block, ids in enumerate(bank_layout(spec)):
         logits = torch.randn(len(ids), spec.num_classes, spec.num_teachers, generator=generator) * 3

@@ -8,6 +8,8 @@ import torch
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bench import bank as bench
 from ekgsearch.bench.bank import Settings, run
+from ekgsearch.errors import JobError
+from ekgsearch.storage.objects import open_store
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -35,11 +37,26 @@ def test_every_read_is_compared(tmp_path: Path, dtype: str) -> None:
     assert list(tmp_path.iterdir()) == [], "files of the benchmark are left behind"
 
 
+def test_a_store_is_written_to_and_fetched_from_and_empty_again(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    settings = Settings(
+        bench="bank", images=600, classes=50, batch_size=64, batches=5, pairs=1, folder=str(tmp_path), uri=str(place)
+    )
+    found = {(row.case, row.unit): row.value for row in run(settings) if row.case.startswith("store: ")}
+    assert set(found) == {(f"store: {verb}", unit) for verb in ("written", "fetched") for unit in ("rows/s", "MB/s")}
+    assert found["store: fetched", "rows/s"] == pytest.approx(found["store: fetched", "MB/s"] * 1e6 / (50 * 5 * 2))
+    assert open_store(str(place)).list() == []
+    open_store(str(place)).put("a key", b"of somebody else")
+    with pytest.raises(JobError, match="expected an empty place, found 'a key'"):
+        list(run(settings))
+    assert open_store(str(place)).list() == ["a key"]
+
+
 def test_other_formats_give_the_rows_that_the_bank_gives(tmp_path: Path) -> None:
     spec = BankSpec(
         dataset_hash="", weights_hash="", teachers=("a", "b"), num_images=1000, num_classes=50, batches_per_block=1
     )
-    bench._build(spec, tmp_path / "store")
+    bench._build(spec, str(tmp_path / "store"))
     bank = bench._open(spec, tmp_path)
     bench._write_others(bank, tmp_path, 64)
     places = torch.tensor([999, 3, 500, 3, 16, 15])
