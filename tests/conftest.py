@@ -15,6 +15,7 @@ def pytest_configure() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plug-in reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of a file in one process (`pytest -n 2`), and in one of them all files that start Ray."""
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
