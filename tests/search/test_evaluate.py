@@ -109,7 +109,7 @@ def test_a_walk_that_is_not_kept_is_gone_before_the_next_batch(graph: ChannelGra
         """Counts the walks that are in memory whenever a batch is scored."""
 
         def scores(self, *arguments: Any) -> Any:
-            alive.append(sum(isinstance(one, Walk) for one in gc.get_objects()))
+            alive.append(sum(type(one) is Walk for one in gc.get_objects()))
             return super().scores(*arguments)
 
     for prefix_bytes, expected in ((0, [0, 0, 0]), (PREFIX_BYTES, [0, 1, 2])):
