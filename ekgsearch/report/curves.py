@@ -32,6 +32,8 @@ def plot_search(run: RunTables) -> Figure:
         losses.legend(loc="upper left")
         _lines(accuracy, table, {"search_top1": "top-1"})
         accuracy.set_title("Search subset: top-1 (%)")
+        low, high = accuracy.get_ylim()
+        accuracy.set_ylim(low, min(high, 100 + 0.05 * (100 - low)))  # nobody has more than 100 %
         percent = table.assign(macs=100 * table["macs_reduction"], params=100 * table["params_reduction"])
         _lines(removed, percent, {"macs": "MACs", "params": "parameters"})
         removed.set_title("Removed (%)")

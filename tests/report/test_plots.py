@@ -1,5 +1,6 @@
 """The figures show what the tables hold."""
 
+import dataclasses
 import re
 
 import matplotlib as mpl
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ekgsearch.report.curves import plot_objectives
+from ekgsearch.report.curves import plot_objectives, plot_search
 from ekgsearch.report.plots import PLOTS, plot_accuracy, plot_comparison, plot_rewards, plot_widths
 from ekgsearch.report.style import PALETTE, to_png, to_svg
 from ekgsearch.report.tables import load_run
@@ -35,6 +36,13 @@ def test_every_finite_reward_is_drawn_and_winners_are_marked(run):
     assert len(rest.get_xdata()) + len(won.get_xdata()) == len(rewards) - 1
     assert list(won.get_ydata()) == list(run.candidates.loc[run.candidates["won"], "reward"])
     assert "1 more not finite" in rest.get_label()
+
+
+@pytest.mark.parametrize("top1", [100.0, 40.0])
+def test_no_axis_of_the_search_goes_far_beyond_all_images(run, top1):
+    searched = dataclasses.replace(run, iterations=run.iterations.assign(search_top1=top1))
+    low, high = plot_search(searched).axes[1].get_ylim()
+    assert low < top1 < high <= 101
 
 
 def test_the_accuracy_figure_holds_before_after_baselines_and_published_points(run):
