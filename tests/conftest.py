@@ -15,14 +15,6 @@ def pytest_configure() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plug-in reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process (`pytest -n 2`), and in one of them all files that start Ray."""
-    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Folder of real data named by EKGSEARCH_DATA; tests that need it skip where it is not set."""
