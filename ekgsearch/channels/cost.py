@@ -63,9 +63,21 @@ class _Table:
             counter: np.array([_factors(layer, counter) for layer in self.layers], dtype=np.int64).reshape(-1, 4).T
             for counter in get_args(Counter)
         }
+        self._count_shared_kernels_once()
         counted = {id(tensor) for layer in self.layers for tensor in layer.module.parameters()}
         others = {id(tensor): tensor.numel() for tensor in _used_parameters(graph)}
         self._other_params = sum(size for key, size in others.items() if key not in counted)
+        self._other_macs = sum(graph.trace.other_macs.values())
+
+    def _count_shared_kernels_once(self) -> None:
+        """Layers that share a kernel have the parameters of it once; such layers are frozen."""
+        seen: set[int] = set()
+        for position, layer in enumerate(self.layers):
+            kernel = id(layer.module.weight)
+            if kernel in seen and isinstance(layer.module.weight, nn.Parameter):
+                for factors in self._factors.values():
+                    factors[2, position] = 0
+            seen.add(kernel)
 
     def _counts(self, lines: list[Tensor], column_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """How many channels of a layer one channel of each group stands for, and how many are always there."""
@@ -98,10 +110,10 @@ class _Table:
         return mac_pair * pairs + mac_single * outputs, param_pair * pairs + param_single * outputs
 
     def costs(self, kept: np.ndarray, counter: Counter) -> Costs:
-        """Sum over the layers; parameters outside them are added where the counter counts more than kernels."""
+        """Sum over the layers and add what lies outside them; parameters where the counter counts more than kernels."""
         macs, params = self.rows(kept, counter)
         others = 0 if counter == "2xmac" else self._other_params
-        return Costs(int(macs.sum()), int(params.sum()) + others)
+        return Costs(int(macs.sum()) + _scale(counter) * self._other_macs, int(params.sum()) + others)
 
 
 def _used_parameters(graph: ChannelGraph) -> list[Tensor]:
@@ -112,25 +124,31 @@ def _used_parameters(graph: ChannelGraph) -> list[Tensor]:
     return found
 
 
+def _scale(counter: Counter) -> int:
+    """How often a multiply-accumulate is counted."""
+    return 2 if counter == "2xmac" else 1
+
+
 def _factors(layer: Layer, counter: Counter) -> tuple[int, int, int, int]:
     """Operations and parameters of a layer: (per input-output pair, per output) of each."""
     module = layer.module
     kernels_only = counter == "2xmac"
     if isinstance(module, nn.PReLU):
-        return 0, 0, 0, 0 if kernels_only else 1
+        return 0, 0, 0, 0 if kernels_only else len(list(module.parameters()))
     if layer.kind is Kind.NORM:
-        affine = 0 if module.weight is None or kernels_only else 2
+        affine = 0 if kernels_only else len(list(module.parameters(recurse=False)))
         statistics = 2 if counter == "ekg" and module.running_mean is not None else 0
         return 0, _NORM_MACS[counter] * layer.out_positions, 0, affine + statistics
-    scale = 2 if kernels_only else 1
     kernel = math.prod(getattr(module, "kernel_size", ()))
     bias = module.bias is not None
     bias_macs = layer.out_positions if bias and counter == "thop_old" and layer.kind is Kind.CONV else 0
-    bias_params = 1 if bias and not kernels_only else 0
-    macs = scale * layer.positions * kernel
+    macs = _scale(counter) * layer.positions * kernel
+    # tensors that are buffers of the network are computed with, but they are no parameters
+    params = kernel if isinstance(module.weight, nn.Parameter) else 0
+    bias_params = 1 if isinstance(module.bias, nn.Parameter) and not kernels_only else 0
     if layer.is_depthwise:
-        return 0, macs + bias_macs, 0, kernel + bias_params
-    return macs, bias_macs, kernel, bias_params
+        return 0, macs + bias_macs, 0, params + bias_params
+    return macs, bias_macs, params, bias_params
 
 
 _tables: WeakKeyDictionary[ChannelGraph, _Table] = WeakKeyDictionary()
@@ -146,7 +164,9 @@ def cost(graph: ChannelGraph, sub: Subnetwork, counter: Counter = "macs") -> Cos
     """Count the operations per image and the parameters of a sub-network.
 
     Convolutions, linear layers and norms are counted, each as the counter has it; pooling, activations and additions
-    are not. Parameters outside these layers are added, except by "2xmac", which counts kernels only.
+    are not. Matrix products elsewhere (attention, layers of a kind that is not known) are added as the counter of torch
+    counts them; they are the same in every sub-network. Parameters outside the layers are added, except by "2xmac",
+    which counts kernels only.
 
     | counter    | convolution                       | norm, per output element | parameters of a norm |
     |------------|-----------------------------------|--------------------------|----------------------|
@@ -168,7 +188,7 @@ def cost(graph: ChannelGraph, sub: Subnetwork, counter: Counter = "macs") -> Cos
 
 
 def layer_costs(graph: ChannelGraph, sub: Subnetwork, counter: Counter = "macs") -> list[LayerCost]:
-    """List the cost of each layer of a sub-network, in execution order; see `cost`."""
+    """List the cost of each layer of a sub-network, in execution order, without what is no layer; see `cost`."""
     table = _table(graph)
     kept = table.kept(graph, sub)
     inputs, outputs = table.channels(kept)

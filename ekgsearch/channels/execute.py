@@ -225,7 +225,8 @@ class _Tensors:
     @property
     def weight(self) -> Tensor:
         given = self._given.get(self._path)
-        return self._module.get_parameter("weight").detach() if given is None else given
+        own: Tensor = self._module.weight  # type: ignore[assignment]
+        return own.detach() if given is None else given
 
     def find(self, name: str) -> Tensor | None:
         """A bias or a running statistic; None where the module has none."""
@@ -270,10 +271,18 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm, value: Tensor, tensors:
 
 
 def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Run a module that may do anything in evaluation mode; its modes and tensors are as before afterwards.
+
+    Hooks may set tensors (`weight_norm`, masks); one that belongs to a recorded graph would not even be copied.
+    """
     modes = [(part, part.training) for part in module.modules()]
+    tensors = [
+        (part, {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}) for part, _ in modes
+    ]
     module.eval()
     try:
         return module(*args, **kwargs)
     finally:
-        for part, training in modes:
+        for (part, training), (_, own) in zip(modes, tensors, strict=True):
             part.training = training
+            vars(part).update(own)

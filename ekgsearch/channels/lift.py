@@ -1,10 +1,9 @@
 """Bring any traced graph into one form: layers are called as modules, nothing is written in place."""
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -24,15 +23,47 @@ _DROPOUT: dict[str, type[nn.Module]] = {
     "feature_dropout": nn.Dropout2d,
     "feature_alpha_dropout": nn.FeatureAlphaDropout,
 }
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+"""Names of the tensors that functional layers take and that their modules hold."""
+
+_SETTINGS = ("stride", "padding", "output_padding", "dilation", "groups", "eps", "momentum")
+"""Names of their other arguments."""
+
+_COUNT = "num_batches_tracked"
+"""Buffer of a batch norm that no function takes."""
+
 _WITHOUT_EFFECT = frozenset({"_assert", "_assert_is_none", "_assert_async", "sym_constrain_range_for_size"})
 
 
-def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> dict[str, nn.Module]:
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """The modules that a lifted graph calls.
+
+    Attributes:
+        modules: by path.
+        borrowed: for modules that stand in for a functional layer, which tensor of the network each of their tensors
+            is: path in the network by name in the module, by path of the module.
+    """
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    borrowed: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def bind(self, read: Callable[[str], Tensor]) -> None:
+        """Give the stand-ins the tensors that the network holds now, should it hold others than before."""
+        for path, names in self.borrowed.items():
+            for name, target in names.items():
+                tensor = read(target)
+                if getattr(self.modules[path], name) is not tensor:
+                    _adopt(self.modules[path], name, tensor)
+
+
+def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> Leaves:
     """Rewrite a traced graph into the one form that the channel analysis reads.
 
-    Functional convolutions, linear layers, batch norms and PReLUs on parameters of the network become calls of plain
-    torch modules that share those parameters; functional dropout becomes a module; in-place operations become their
-    plain counterparts; checks and dead nodes go.
+    Functional convolutions, linear layers, batch norms and PReLUs on tensors of the network become calls of plain
+    torch modules that share those tensors, parameters as parameters and buffers as buffers; tensors that several calls
+    read stay functions of them. Functional dropout becomes a module; in-place operations become their plain
+    counterparts; checks and dead nodes go.
 
     Args:
         graph: graph traced in evaluation mode; changed in place.
@@ -40,12 +71,13 @@ def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> 
         read: reads a tensor that the graph uses outside layers, by its path.
 
     Returns:
-        The leaf modules that the graph calls, by path.
+        The leaf modules that the graph calls.
 
     Raises:
         NetworkError: a tensor is written in place in a way that cannot be expressed without it.
     """
-    modules: dict[str, nn.Module] = {}
+    lifter = _Lifter(network, read)
+    modules = lifter.leaves.modules
     for node in list(graph.nodes):
         if node.op == "call_module":
             modules[str(node.target)] = network.get_submodule(str(node.target))
@@ -54,14 +86,17 @@ def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> 
             _drop_check(graph, node)
     for node in list(graph.nodes):
         if node.op == "call_function":
-            _lift_function(node, network, modules, read)
+            lifter.lift(node)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output") or writes(node, modules))
     for node in list(graph.nodes):
         if writes(node, modules):
             write_elsewhere(node, modules)
     graph.lint()
     used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    return {path: module for path, module in modules.items() if path in used}
+    return Leaves(
+        {path: module for path, module in modules.items() if path in used},
+        {path: names for path, names in lifter.leaves.borrowed.items() if path in used},
+    )
 
 
 def _positional(node: fx.Node) -> None:
@@ -80,76 +115,91 @@ def _arguments(node: fx.Node, names: list[str]) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _lift_function(
-    node: fx.Node, network: nn.Module, modules: dict[str, nn.Module], read: Callable[[str], Tensor]
-) -> None:
-    match function_name(node.target):
-        case "conv2d" | "conv_transpose2d" as name:
-            given = _arguments(node, _CONV if name == "conv2d" else _TRANSPOSED)
-            _replace(node, given, read, modules, lambda weight, bias: _convolution(name, given, weight, bias))
-        case "linear":
-            given = _arguments(node, _LINEAR)
-            _replace(node, given, read, modules, _linear)
-        case "prelu" | "_prelu_kernel":
-            given = _arguments(node, _LINEAR)
-            _replace(node, given, read, modules, lambda weight, _: _adopt(nn.PReLU(weight.numel()), weight, None))
-        case "batch_norm":
-            given = _arguments(node, _FUNCTIONAL_NORM if node.target is F.batch_norm else _NORM)
-            if given.get("training", False) is False:
-                _replace(node, given, read, modules, partial(_norm, node, given, network, read))
-        case name if name in _DROPOUT:
-            _lift_dropout(node, name, modules)
+class _Lifter:
+    """Turns functional layers into calls of modules."""
 
+    def __init__(self, network: nn.Module, read: Callable[[str], Tensor]) -> None:
+        self.leaves = Leaves()
+        self._network = network
+        self._read = read
+        self._settings: dict[str, list[Any]] = {}
 
-def _lift_dropout(node: fx.Node, name: str, modules: dict[str, nn.Module]) -> None:
-    """Replace dropout that is off in evaluation mode; one that is always on stays a function."""
-    given = _arguments(node, ["input", "p", "training", "inplace"])
-    if given.get("training", given.get("train", True)) is False:
-        path = f"_{node.name}"
-        modules[path] = _DROPOUT[name](given.get("p", 0.5))
-        _call(node, path, given["input"])
+    def lift(self, node: fx.Node) -> None:
+        """Lift one node, if it is a layer."""
+        match function_name(node.target):
+            case "conv2d" | "conv_transpose2d" as name:
+                given = _arguments(node, _CONV if name == "conv2d" else _TRANSPOSED)
+                self._replace(node, given, lambda weight: _convolution(name, given, weight))
+            case "linear":
+                given = _arguments(node, _LINEAR)
+                self._replace(node, given, lambda weight: _linear(given, weight))
+            case "prelu" | "_prelu_kernel":
+                given = _arguments(node, _LINEAR)
+                self._replace(node, given, lambda weight: nn.PReLU(weight.numel(), device="meta"))
+            case "batch_norm":
+                given = _arguments(node, _FUNCTIONAL_NORM if node.target is F.batch_norm else _NORM)
+                if given.get("training", False) is False:
+                    self._replace(node, given, lambda weight: _norm(node, given, weight))
+            case name if name in _DROPOUT:
+                self._lift_dropout(node, name)
+
+    def _lift_dropout(self, node: fx.Node, name: str) -> None:
+        """Replace dropout that is off in evaluation mode; one that is always on stays a function."""
+        given = _arguments(node, ["input", "p", "training", "inplace"])
+        if given.get("training", given.get("train", True)) is False:
+            path = f"_{node.name}"
+            self.leaves.modules[path] = _DROPOUT[name](given.get("p", 0.5))
+            _call(node, path, given["input"])
+
+    def _replace(self, node: fx.Node, given: dict[str, Any], build: Callable[[Tensor], nn.Module]) -> None:
+        """Turn a functional layer whose tensors all belong to the network into a module call."""
+        tensors = {name: given[name] for name in _TENSORS if given.get(name) is not None}
+        settings = [function_name(node.target), *(given.get(name) for name in _SETTINGS)]
+        if "weight" not in tensors or not all(map(_is_attribute, tensors.values())):
+            return
+        if any(isinstance(setting, fx.Node) for setting in settings):
+            return
+        names = {name: str(value.target) for name, value in tensors.items()}
+        owner, _, leaf = names["weight"].rpartition(".")
+        paired = leaf == "weight" and owner and all(target == f"{owner}.{name}" for name, target in names.items())
+        path = owner if paired else names["weight"]
+        if path not in self.leaves.modules:
+            self._settings[path] = [names, settings]
+            self._add(path, names, build, self._network.get_submodule(owner) if paired else None)
+        if self._settings.get(path) == [names, settings]:  # else the same tensors, used in another way: a function
+            _call(node, path, given["input"])
+
+    def _add(
+        self, path: str, names: dict[str, str], build: Callable[[Tensor], nn.Module], owner: nn.Module | None
+    ) -> None:
+        """Use the network's own module where it is a plain batch norm, else one that stands in for the function."""
+        if owner is not None and is_plain(owner, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            self.leaves.modules[path] = owner
+            return
+        module = build(self._read(names["weight"])).train(False)
+        if isinstance(getattr(owner, _COUNT, None), Tensor):
+            names = {**names, _COUNT: f"{path}.{_COUNT}"}
+        for name, target in names.items():
+            _adopt(module, name, self._read(target))
+        self.leaves.modules[path], self.leaves.borrowed[path] = module, names
 
 
 def _call(node: fx.Node, path: str, value: Any) -> None:
     node.op, node.target, node.args, node.kwargs = "call_module", path, (value,), {}
 
 
-def _replace(
-    node: fx.Node,
-    given: dict[str, Any],
-    read: Callable[[str], Tensor],
-    modules: dict[str, nn.Module],
-    build: Callable[[Tensor, Tensor | None], nn.Module],
-) -> None:
-    """Turn a functional layer whose weight and bias are tensors of the network into a module call."""
-    weight, bias = given.get("weight"), given.get("bias")
-    settings = ("stride", "padding", "output_padding", "dilation", "groups", "eps")
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return
-    if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
-        return
-    if any(isinstance(given.get(key), fx.Node) for key in settings):
-        return
-    owner, _, leaf = str(weight.target).rpartition(".")
-    paired = leaf == "weight" and owner and (bias is None or str(bias.target) == f"{owner}.bias")
-    path = owner if paired else str(weight.target)
-    if path in modules:
-        return  # a second use of these weights stays a function of them
-    modules[path] = build(read(str(weight.target)), None if bias is None else read(str(bias.target)))
-    _call(node, path, given["input"])
-
-
 def _is_attribute(value: Any) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
-def _adopt(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Let a module use existing tensors as its weight and bias."""
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None:
-            shared = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
-            module.register_parameter(name, shared)
-    return module.train(False)
+def _adopt(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Let a module use an existing tensor: a parameter as a parameter, any other as a buffer."""
+    if hasattr(module, name):
+        delattr(module, name)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
 
 
 def _pair(value: Any) -> Any:
@@ -159,39 +209,27 @@ def _pair(value: Any) -> Any:
     return value
 
 
-def _convolution(name: str, given: dict[str, Any], weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _convolution(name: str, given: dict[str, Any], weight: Tensor) -> nn.Module:
     options = {key: _pair(given[key]) for key in _TRANSPOSED[3:] if key in given}
     groups = int(options.get("groups", 1))
     outer, inner = int(weight.shape[0]), int(weight.shape[1]) * groups
     kernel = tuple(int(size) for size in weight.shape[2:])
-    shape: dict[str, Any] = {"kernel_size": kernel, "bias": bias is not None, "device": "meta", **options}
-    if name == "conv2d":
-        return _adopt(nn.Conv2d(inner, outer, **shape), weight, bias)
-    return _adopt(nn.ConvTranspose2d(outer, inner, **shape), weight, bias)
+    shape: dict[str, Any] = {"kernel_size": kernel, "bias": given.get("bias") is not None, "device": "meta", **options}
+    return nn.Conv2d(inner, outer, **shape) if name == "conv2d" else nn.ConvTranspose2d(outer, inner, **shape)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    return _adopt(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"), weight, bias)
+def _linear(given: dict[str, Any], weight: Tensor) -> nn.Module:
+    return nn.Linear(weight.shape[1], weight.shape[0], bias=given.get("bias") is not None, device="meta")
 
 
-def _norm(
-    node: fx.Node,
-    given: dict[str, Any],
-    network: nn.Module,
-    read: Callable[[str], Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-) -> nn.Module:
-    """Use the network's own batch norm where it is a plain one, else build one on the same tensors."""
-    owner = network.get_submodule(str(given["weight"].target).rpartition(".")[0])
-    if is_plain(owner, (nn.BatchNorm1d, nn.BatchNorm2d)) and owner.weight is weight:
-        return owner
+def _norm(node: fx.Node, given: dict[str, Any], weight: Tensor) -> nn.Module:
+    """Build a batch norm whose tensors are still to come."""
     value = node.meta.get("val")
     flat = isinstance(value, Tensor) and value.ndim < 4
-    momentum, eps = given.get("momentum", 0.1), given.get("eps", 1e-5)
-    norm = (nn.BatchNorm1d if flat else nn.BatchNorm2d)(weight.numel(), eps=eps, momentum=momentum, device="meta")
-    for name in ("running_mean", "running_var"):
-        norm.register_buffer(name, read(str(given[name].target)) if _is_attribute(given.get(name)) else None)
-    norm.track_running_stats = norm.running_mean is not None
-    norm.num_batches_tracked = torch.zeros((), dtype=torch.long) if norm.track_running_stats else None
-    return _adopt(norm, weight, bias)
+    tracks = given.get("running_mean") is not None
+    kind = nn.BatchNorm1d if flat else nn.BatchNorm2d
+    norm = kind(weight.numel(), given.get("eps", 1e-5), given.get("momentum", 0.1), True, tracks, device="meta")
+    norm.num_batches_tracked = None
+    if given.get("bias") is None:
+        norm.bias = None  # type: ignore[assignment]
+    return norm

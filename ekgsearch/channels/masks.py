@@ -44,12 +44,13 @@ class MaskedNetwork:
         Returns:
             Kernel by layer path, detached, in the layout of the layer's weight.
         """
+        self.graph.trace.bind()
         cut = self.graph.cut_groups(sub)
         touched = {path for name in cut for path in self._layers_by_group[name]}
         keep = self.graph.kept_classes(sub)
         found: dict[str, Tensor] = {}
         for path, layer in self._kernels.items():
-            found[path] = masked_kernel(layer, keep, preserve_norm) if path in touched else _weight(layer)
+            found[path] = masked_kernel(layer, keep, preserve_norm) if path in touched else layer.weight
         return found
 
     def masks(self, sub: Subnetwork) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ class MaskedNetwork:
         with torch.enable_grad():
             output, _ = self._run(images, weights, mask, norm_mode, frozenset())
             loss = loss_fn(output)
-            gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True)
+            gradients = torch.autograd.grad(loss, list(gates.values()), allow_unused=True) if gates else ()
         return self._gather_scores(dict(zip(gates, gradients, strict=True)))
 
     def _gather_scores(self, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -193,15 +194,9 @@ class MaskedNetwork:
         return program.output(values), {name: values[name] for name in keep if name in values}
 
 
-def _weight(layer: Layer) -> Tensor:
-    weight = layer.module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
-
-
 def masked_kernel(layer: Layer, keep: Tensor, scaled: bool) -> Tensor:
     """Multiply a layer's kernel by the masks of both its axes; if asked, scale it to the norm of the uncut one."""
-    weight = _weight(layer)
+    weight = layer.weight
     kernel = weight
     for axis, classes in zip(axes(layer), channel_lines(layer), strict=True):
         if axis is not None:

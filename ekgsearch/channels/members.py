@@ -77,6 +77,13 @@ class Layer:
     out_positions: int
 
     @property
+    def weight(self) -> Tensor:
+        """The weight of the original network as it is now, without gradient."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    @property
     def can_run_cut(self) -> bool:
         """Whether the layer can be run with given tensors of fewer channels; other norms only as they are."""
         return self.kind is not Kind.NORM or isinstance(self.module, (_BatchNorm, nn.PReLU))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ekgsearch.channels.calls import argument, call_move, pad_amounts
-from ekgsearch.channels.labels import Channels, value_of
+from ekgsearch.channels.labels import Channels, Plain, value_of
 from ekgsearch.channels.operations import JOINS, PADS, Kind, operation_name
 from ekgsearch.channels.trace import Trace
 from ekgsearch.errors import NetworkError
@@ -90,6 +90,8 @@ class _Planner:
         sources = [other for other in node.all_input_nodes if isinstance(self.labels[other.name], Channels)]
         if operation_name(node) in JOINS or not sources:
             return None
+        if any(isinstance(self.labels[other.name], Plain) for other in node.all_input_nodes):
+            return None  # moved by a tensor, such as an index: not known, so whole
         if self.is_folded(node):
             return None  # settled by the movements that read it
         parts = label if isinstance(label, tuple) else (label,)

@@ -68,8 +68,8 @@ class Preparation:
             if all(self.graph.layers[norm.layer].can_run_cut for norm in group.norms)
         }
         generator = torch.Generator().manual_seed(0)
-        for _ in range(_PROBES):
-            while possible and (rearranged := self._rearranged(possible, generator)):
+        for probe in range(_PROBES + 1):
+            while possible and (rearranged := self._rearranged(possible, None if probe == 0 else generator)):
                 possible -= rearranged
         return frozenset(possible)
 
@@ -80,6 +80,7 @@ class Preparation:
             NetworkError: the sub-network does not fit the network.
         """
         self.graph.validate(sub)
+        self.graph.trace.bind()
         return self._prepare(sub, self.graph.layers, self._sites)
 
     def narrowed(self, current: Prepared, sub: Subnetwork, group: str) -> Prepared:
@@ -122,7 +123,7 @@ class Preparation:
 
     def _kernel(self, path: str, layer: Layer, keep: Tensor, present: Tensor) -> dict[str, Tensor]:
         """Kernel and bias of one layer: masked, cut to the channels that are computed."""
-        kernel = layer.module.get_parameter("weight").detach()
+        kernel = layer.weight
         bias = layer.module.bias.detach() if isinstance(layer.module.bias, Tensor) else None
         if not bool(keep[layer.outputs].all()) or not bool(keep[layer.inputs].all()):
             kernel = masked_kernel(layer, keep, True)
@@ -135,15 +136,21 @@ class Preparation:
             found[f"{path}.bias"] = self._arithmetic.kernel(bias)
         return found
 
-    def _rearranged(self, possible: set[str], generator: torch.Generator) -> set[str]:
-        """Channel groups with a movement that needs another form once these groups are cut at random."""
+    def _rearranged(self, possible: set[str], generator: torch.Generator | None) -> set[str]:
+        """Channel groups with a movement that needs another form once these groups are cut.
+
+        They are cut at random, or without a generator to one channel each, which a bare `squeeze` would drop.
+        """
         graph = self.graph
         keep = torch.ones(int(graph.classes.max()) + 1, dtype=torch.bool)
         for name in sorted(possible):
             classes = graph.group_classes[name]
-            count = int(torch.randint(1, len(classes) + 1, (), generator=generator))
             keep[classes] = False
-            keep[classes[torch.randperm(len(classes), generator=generator)[:count]]] = True
+            if generator is None:
+                keep[classes[:1]] = True
+            else:
+                count = int(torch.randint(1, len(classes) + 1, (), generator=generator))
+                keep[classes[torch.randperm(len(classes), generator=generator)[:count]]] = True
         changes = plan(graph.trace, graph.labelling.labels, keep[graph.classes])
         nodes = [node for node in graph.trace.graph.nodes if node.name in changes]
         moved = {

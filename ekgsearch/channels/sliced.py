@@ -123,6 +123,7 @@ class SlicedNetwork:
         """
         totals = torch.zeros(int(self.graph.classes.max()) + 1, dtype=torch.float64, device=images.device)
         leaves: list[Tensor] = []
+        depends = {self._program.input: False}  # by value, whether a leaf stands before it
         handles = []
         before: dict[int, dict[str, Any]] = {}
         branching = frozenset(self._first.values())
@@ -143,12 +144,15 @@ class SlicedNetwork:
                         name: _detached(value) for name, value in values.items() if name != self._program.input
                     }
                 self._step(values, prepared, norm_mode, index, index + 1)
-                site = self._sites.get(step.name)
+                site, depends[step.name] = self._sites.get(step.name), any(map(depends.__getitem__, step.inputs))
+                if not depends[step.name]:  # a module that is no known layer brings gradients to its own parameters
+                    values[step.name] = _detached(values[step.name])
                 if site is not None:
                     value = values[step.name]
-                    if not value.requires_grad:
-                        value = values[step.name] = value.detach().requires_grad_()
+                    if not depends[step.name]:
+                        value = values[step.name] = value.requires_grad_()
                         leaves.append(value)
+                        depends[step.name] = True
                     handles.append(value.register_hook(partial(add, site, value.detach())))
             output = self._program.output(values)
             del values

@@ -1,16 +1,20 @@
 """The slim network: a sub-network with really smaller layers."""
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.kernels import at_uncut_norm, axes, channel_lines, cut
 from ekgsearch.channels.members import Layer
 from ekgsearch.channels.movement import Gather, Resize, plan
 from ekgsearch.channels.operations import Kind
+from ekgsearch.channels.state_names import follow_names
 from ekgsearch.records import Subnetwork
 
 
@@ -48,56 +52,112 @@ def slim(graph: ChannelGraph, sub: Subnetwork, *, preserve_norm: bool = True) ->
         NetworkError: the sub-network does not fit the network.
     """
     graph.validate(sub)
-    keep = graph.kept_classes(sub)
-    changes = plan(graph.trace, graph.labelling.labels, keep[graph.classes])
-    parts: dict[str, Any] = {
-        path: _cut_layer(graph.layers[path], keep, preserve_norm) if path in graph.layers else copy.deepcopy(module)
-        for path, module in graph.trace.modules.items()
-    }
-    device = next(graph.network.parameters()).device
-    new = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    by_name = {node.name: node for node in graph.trace.graph.nodes}
-    for node in graph.trace.graph.nodes:
-        change = changes.get(node.name)
-        copies[node] = _copy_node(new, node, change, copies, by_name, parts, device)
+    graph.trace.bind()
+    return _Slimmer(graph, sub, preserve_norm).network()
+
+
+class _Slimmer:
+    """Builds one slim network."""
+
+    def __init__(self, graph: ChannelGraph, sub: Subnetwork, preserve_norm: bool) -> None:
+        self.graph = graph
+        self.trace = graph.trace
+        self.keep = graph.kept_classes(sub)
+        self.changes = plan(graph.trace, graph.labelling.labels, self.keep[graph.classes])
+        self.device = next(graph.network.parameters()).device
+        self.memo = _detached_tensors(graph.trace.modules.values())
+        self.modules = {
+            path: _cut_layer(graph.layers[path], self.keep, preserve_norm, self.memo)
+            if path in graph.layers
+            else copy.deepcopy(module, self.memo)
+            for path, module in graph.trace.modules.items()
+        }
+        self.parts: dict[str, Any] = {}
+        self.renamed: dict[str, str] = {}
+        self.new = fx.Graph()
+        self.copies: dict[fx.Node, fx.Node] = {}
+        self.by_name = {node.name: node for node in graph.trace.graph.nodes}
+
+    def network(self) -> nn.Module:
+        """Copy the graph node by node, and give it the parts that it calls and reads."""
+        for node in self.trace.graph.nodes:
+            self.copies[node] = self._copy(node)
+        self.new.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+        self.new.lint()
+        used = {str(node.target) for node in self.new.nodes if node.op in ("call_module", "get_attr")}
+        parts = {path: part for path, part in self.parts.items() if path in used}
+        module = fx.GraphModule(parts, self.new, "SlimNetwork")
+        _restore_inplace(module, self.graph)
+        follow_names(module, self.graph.network, self.renamed)
+        return module.train(self.graph.network.training)
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        match self.changes.get(node.name):
+            case Gather(source, axis, index):
+                value = self.copies[self.by_name[source]]
+                if index == tuple(range(index[0], index[0] + len(index))):
+                    return self.new.call_function(torch.narrow, (value, axis, index[0], len(index)))
+                path = f"_gather_{node.name}"
+                self.parts[path] = ChannelGather(axis, torch.tensor(index, device=self.device))
+                return self.new.call_module(path, (value,))
+            case Resize(target, args):
+                first = self.copies[node.all_input_nodes[0]]
+                return self.new.call_function(target, (first, *fx.node.map_arg(args, self.copies.__getitem__)))
+        path = str(node.target)
         if node.op == "get_attr":
-            parts[str(node.target)] = copy.deepcopy(graph.trace.tensor(str(node.target)))
-    new.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-    new.lint()
-    used = {str(node.target) for node in new.nodes if node.op in ("call_module", "get_attr")}
-    module = fx.GraphModule({path: part for path, part in parts.items() if path in used}, new, "SlimNetwork")
-    _restore_inplace(module, graph)
-    return module.train(graph.network.training)
+            self.parts.setdefault(path, copy.deepcopy(self.trace.tensor(path), self.memo))
+        elif node.op == "call_module":
+            names = self.trace.leaves.borrowed.get(path, {})
+            if any(target != f"{path}.{name}" for name, target in names.items()):
+                return self._function(path, names, self.copies[node.all_input_nodes[0]])
+            self.parts[path] = self.modules[path]
+        return self.new.node_copy(node, self.copies.__getitem__)
+
+    def _function(self, path: str, names: Mapping[str, str], value: fx.Node) -> fx.Node:
+        """Call a functional layer on tensors that have the names they have in the original network."""
+        module = self.modules[path]
+        if isinstance(module, _BatchNorm):
+            return self._norm(path, module, names, value)
+        tensors: dict[str, fx.Node] = {}
+        for name, target in names.items():
+            self.parts[target] = getattr(module, name)
+            tensors[name] = self.new.get_attr(target)
+        weight, bias = tensors["weight"], tensors.get("bias")
+        match module:
+            case nn.Conv2d():
+                settings = (module.stride, module.padding, module.dilation, module.groups)
+                return self.new.call_function(F.conv2d, (value, weight, bias, *settings))
+            case nn.ConvTranspose2d():
+                shape = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
+                return self.new.call_function(F.conv_transpose2d, (value, weight, bias, *shape))
+            case nn.Linear():
+                return self.new.call_function(F.linear, (value, weight, bias))
+        return self.new.call_function(F.prelu, (value, weight))
+
+    def _norm(self, path: str, module: _BatchNorm, names: Mapping[str, str], value: fx.Node) -> fx.Node:
+        """Call a batch norm, which a function could not switch to training, as a module; its state has other names."""
+        own = f"_norm_{path.replace('.', '_')}"
+        if module.num_batches_tracked is None:
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long, device=self.device)
+        self.parts[own] = module
+        self.renamed.update({f"{own}.{name}": names.get(name, "") for name, _ in module.named_buffers()})
+        self.renamed.update({f"{own}.{name}": names[name] for name, _ in module.named_parameters()})
+        return self.new.call_module(own, (value,))
 
 
-def _copy_node(
-    new: fx.Graph,
-    node: fx.Node,
-    change: Resize | Gather | None,
-    copies: dict[fx.Node, fx.Node],
-    by_name: dict[str, fx.Node],
-    parts: dict[str, Any],
-    device: torch.device,
-) -> fx.Node:
-    match change:
-        case Gather(source, axis, index):
-            value = copies[by_name[source]]
-            if index == tuple(range(index[0], index[0] + len(index))):
-                return new.call_function(torch.narrow, (value, axis, index[0], len(index)))
-            path = f"_gather_{node.name}"
-            parts[path] = ChannelGather(axis, torch.tensor(index, device=device))
-            return new.call_module(path, (value,))
-        case Resize(target, args):
-            return new.call_function(
-                target, (copies[node.all_input_nodes[0]], *fx.node.map_arg(args, copies.__getitem__))
-            )
-    return new.node_copy(node, copies.__getitem__)
+def _detached_tensors(modules: Iterable[nn.Module]) -> dict[int, Any]:
+    """Memo of a deep copy with the tensors that torch refuses to copy: those that hooks computed with gradients."""
+    memo: dict[int, Any] = {}
+    for module in modules:
+        for part in module.modules():
+            computed = [value for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf]
+            memo.update({id(value): value.detach().clone() for value in computed})
+    return memo
 
 
-def _cut_layer(layer: Layer, keep: Tensor, scaled: bool) -> nn.Module:
+def _cut_layer(layer: Layer, keep: Tensor, scaled: bool, memo: dict[int, Any]) -> nn.Module:
     """Copy a layer with only its kept channels; tensors of a layer that loses nothing are copied bit for bit."""
-    module = copy.deepcopy(layer.module)
+    module: nn.Module = copy.deepcopy(layer.module, memo)
     outputs, inputs = keep[layer.outputs], keep[layer.inputs]
     if bool(outputs.all()) and bool(inputs.all()):
         return module
@@ -107,7 +167,8 @@ def _cut_layer(layer: Layer, keep: Tensor, scaled: bool) -> nn.Module:
                 _set(module, name, cut(tensor, 0, outputs))
         _resize(module, ("num_features", "num_parameters"), int(outputs.sum()))
         return module
-    weight = module.get_parameter("weight")
+    weight = module.weight
+    assert isinstance(weight, Tensor)
     kernel: Tensor = weight
     for axis, classes in zip(axes(layer), channel_lines(layer), strict=True):
         if axis is not None:

@@ -1,6 +1,7 @@
 """Trace a network into a list of nodes with known shapes, in one form whatever the tracer."""
 
 import inspect
+import keyword
 import logging
 import math
 import operator
@@ -15,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.execute import Program
-from ekgsearch.channels.lift import lift
+from ekgsearch.channels.lift import Leaves, lift
 from ekgsearch.channels.operations import Kind, drops_branches, kind_of
+from ekgsearch.channels.other_macs import other_macs
 from ekgsearch.errors import EkgError, NetworkError
 
 _log = logging.getLogger(__name__)
@@ -34,24 +36,35 @@ class Trace:
     Attributes:
         network: the network itself; its tensors are shared, not copied.
         graph: nodes in execution order.
-        modules: leaf modules by path.
+        leaves: leaf modules, the network's own and those that stand in for functional layers.
         constants: tensors that the forward itself makes, by the name under which the graph reads them.
         kinds: what each node does to channels, by node name.
         shapes: shape of each node's tensor, by node name; nodes without a single tensor are absent.
         program: the same nodes, ready to run.
+        other_macs: multiply-accumulates per image of nodes that are no known layer, by node name; see `other_macs`.
     """
 
     network: nn.Module
     graph: fx.Graph
-    modules: dict[str, nn.Module]
+    leaves: Leaves
     constants: dict[str, Tensor]
     kinds: dict[str, Kind]
     shapes: dict[str, tuple[int, ...]]
     program: Program
+    other_macs: dict[str, int]
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Leaf modules by path."""
+        return self.leaves.modules
 
     def tensor(self, target: str) -> Tensor:
         """Read a tensor that the graph uses outside layers."""
         return read_tensor(self.network, self.constants, target)
+
+    def bind(self) -> None:
+        """Follow the network where it holds other tensors than when it was traced (loaded, moved, replaced)."""
+        self.leaves.bind(self.tensor)
 
 
 def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
@@ -62,23 +75,26 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
 
     Args:
         network: any module that maps images to outputs; left as it was.
-        input_shape: shape (3, H, W) of one image.
+        input_shape: shape (C, H, W) of one image.
 
     Raises:
-        NetworkError: the network cannot be traced, or the trace computes something else.
+        NetworkError: the network does not work on such images, cannot be traced, or the trace computes something else.
     """
+    _check_names(network)
     with evaluation(network):
-        images = _example(network, input_shape)
+        images = example(network, input_shape)
+        expected = _outputs(run_example(network, images))
         graph, constants = _graph(network, images)
         read = partial(read_tensor, network, constants)
-        modules = lift(graph, network, read)
-        kinds = {node.name: kind_of(node, modules) for node in graph.nodes}
+        leaves = lift(graph, network, read)
+        kinds = {node.name: kind_of(node, leaves.modules) for node in graph.nodes}
         for node in graph.nodes:
             if node.op == "call_module" and (len(node.args) != 1 or node.kwargs):
                 kinds[node.name] = Kind.UNKNOWN
-        program = Program(graph, read, modules, kinds)
-        shapes = _check(network, program, images)
-    return Trace(network, graph, modules, constants, kinds, shapes, program)
+        program = Program(graph, read, leaves.modules, kinds)
+        shapes = _check(expected, program, images)
+        counted = other_macs(program, kinds, images)
+    return Trace(network, graph, leaves, constants, kinds, shapes, program, counted)
 
 
 @contextmanager
@@ -93,7 +109,12 @@ def evaluation(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
+def example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
+    """A random batch of two images (2, C, H, W) in the type and on the device of the network.
+
+    Raises:
+        NetworkError: the shape makes no sense, or the network has no parameters.
+    """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise NetworkError(f"expected an input shape (channels, height, width) of positive sizes, found {input_shape}")
     tensors = [tensor for tensor in network.parameters() if tensor.is_floating_point()]
@@ -103,12 +124,50 @@ def _example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     return images.to(device=tensors[0].device, dtype=tensors[0].dtype)
 
 
+@torch.no_grad()
+def run_example(network: nn.Module, images: Tensor) -> Any:
+    """Run a network on a small batch.
+
+    Raises:
+        NetworkError: it fails there; the message tells the shape, and whether it works on a single image.
+    """
+    try:
+        return network(images)
+    except Exception as error:  # any Python code may run in a forward, so anything may be raised
+        shape, reason = tuple(images.shape[1:]), _first_line(error)
+        try:
+            network(images[:1])
+        except Exception:
+            raise NetworkError(
+                f"the network fails on images of shape {shape}: {reason}; expected the channels, height and width "
+                "that it was made for (data.image_size and the images' channels), and images that are large enough"
+            ) from error
+        raise NetworkError(
+            f"the network works on one image of shape {shape} but not on a batch of {len(images)}: {reason}; its "
+            "forward mixes the images of a batch (flatten from dimension 1, do not write the batch size into it)"
+        ) from error
+
+
+def _check_names(network: nn.Module) -> None:
+    """Refuse names of which no code can be made."""
+    for path, _ in [*network.named_modules(), *network.named_parameters(), *network.named_buffers()]:
+        bad = [part for part in path.split(".") if keyword.iskeyword(part) or '"' in part or "\\" in part]
+        if bad:
+            raise NetworkError(
+                f"the network has a part named {path!r}; {bad[0]!r} cannot be written in the code of a slim network "
+                "(Python keywords, quotes and backslashes cannot): give it another name"
+            )
+
+
 def _graph(network: nn.Module, images: Tensor) -> tuple[fx.Graph, dict[str, Tensor]]:
     try:
-        return _symbolic(network)
-    except Exception as error:  # any Python code may run in a forward, so anything may be raised
-        _log.info("symbolic tracing failed (%s: %s); trying torch.export", type(error).__name__, error)
+        return _symbolic(network, _Tracer())
+    except Exception as error:
         symbolic_error = error
+    try:
+        return _symbolic(network, _ConstantBuffers())
+    except Exception as error:
+        _log.info("symbolic tracing failed (%s: %s); trying torch.export", type(error).__name__, error)
     try:
         return _exported(network, images)
     except EkgError:
@@ -126,17 +185,28 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps stochastic depth as one call, so that a slim network can switch it on for training."""
+    """Keeps stochastic depth as one call, so that a slim network can switch it on for training.
+
+    What a forward computes from buffers is traced too, so that it follows them.
+    """
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return drops_branches(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _symbolic(network: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+class _ConstantBuffers(_Tracer):
+    """Takes buffers for constants, for forwards that look into them."""
+
+    proxy_buffer_attributes = False
+
+
+def _symbolic(network: nn.Module, tracer: fx.Tracer) -> tuple[fx.Graph, dict[str, Tensor]]:
     parameters = list(inspect.signature(network.forward).parameters.values())
     defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
     before = set(vars(network))
-    graph = _Tracer().trace(network, concrete_args=defaults or None)
+    graph = tracer.trace(network, concrete_args=defaults or None)
     # the tracer leaves tensors made in the forward on the network; they belong to the graph
     constants = {name: vars(network).pop(name) for name in set(vars(network)) - before}
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -158,8 +228,16 @@ def _exported(network: nn.Module, images: Tensor) -> tuple[fx.Graph, dict[str, T
     graph = fx.Graph()
     leaves = pytree.tree_leaves(graph.graph_copy(module.graph, {}))
     graph.output(pytree.tree_unflatten(leaves, program.call_spec.out_spec))
-    constants = dict(program.constants)
-    return graph, {name: value for name, value in constants.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    return graph, {name: value for name, value in tensors.items() if not _holds(network, name)}
+
+
+def _holds(network: nn.Module, target: str) -> bool:
+    """Tell whether a network has a tensor of this path; buffers outside its state count for export as constants."""
+    try:
+        return isinstance(operator.attrgetter(target)(network), Tensor)
+    except AttributeError:
+        return False
 
 
 def read_tensor(network: nn.Module, constants: dict[str, Tensor], target: str) -> Tensor:
@@ -174,10 +252,9 @@ def read_tensor(network: nn.Module, constants: dict[str, Tensor], target: str) -
     return found
 
 
-def _check(network: nn.Module, program: Program, images: Tensor) -> dict[str, tuple[int, ...]]:
-    """Run the traced and the original network; return the shapes of all values."""
+def _check(expected: list[Tensor], program: Program, images: Tensor) -> dict[str, tuple[int, ...]]:
+    """Run the traced network and compare it with what the original gave; return the shapes of all values."""
     with torch.no_grad():
-        expected = _outputs(network(images))
         try:
             values = program.values(images)
         except Exception as error:

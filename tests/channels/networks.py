@@ -22,7 +22,8 @@ from blocks import (
     SqueezeExcite,
     ZeroCat,
 )
-from operations_in_between import OPERATIONS, Mixing
+from from_the_field import FIELD
+from operations_in_between import MIXERS, OPERATIONS, Mixing
 from torch import nn
 from unusual import (
     ChannelsLast,
@@ -80,6 +81,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 for _name, (_operation, _module, _sizes) in OPERATIONS.items():
     NETWORKS[_name] = (partial(Mixing, _operation, _module), _sizes)
+NETWORKS |= {_name: (_build, (5, 7)) for _name, _build in MIXERS.items()}
+NETWORKS |= FIELD
 
 
 def make(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:

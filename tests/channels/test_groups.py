@@ -38,20 +38,13 @@ def network(name: str, **options: str) -> nn.Module:
     return build(NetSpec(name, 10, CIFAR, **options), seed=1)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_kind_of_network_gets_its_channel_groups(name):
-    builder, sizes = NETWORKS[name]
-    graph = analyse(make(builder), SHAPE)
-    assert tuple(group.size for group in graph.groups) == sizes
-
-
-@pytest.mark.parametrize("name", MIXERS)
-def test_channels_that_an_operation_may_mix_are_frozen_with_a_reason_and_no_others(name):
-    graph = analyse(make(MIXERS[name]), SHAPE)
-    assert [group.name for group in graph.groups] == ["before.0", "after.0"]
-    frozen = {group.name: group for group in graph.frozen}
-    assert frozen["inner.0"].size == 6
-    assert len(frozen["inner.0"].frozen.split()) >= 4
+def test_channels_that_an_operation_may_mix_are_frozen_with_a_reason_and_no_others():
+    for name, builder in MIXERS.items():
+        graph = analyse(make(builder), SHAPE)
+        assert [group.name for group in graph.groups] == ["before.0", "after.0"], name
+        frozen = {group.name: group for group in graph.frozen}
+        assert frozen["inner.0"].size == 6, name
+        assert len(frozen["inner.0"].frozen.split()) >= 4, name
 
 
 @pytest.mark.parametrize(("name", "count"), GROUP_COUNTS.items())
@@ -84,6 +77,39 @@ def test_resnet56_sites_are_where_the_reference_program_masks():
     assert sites["layer2.0.shortcut.0"] == sites["layer3.0.shortcut.0"] == 9
     assert {count for name, count in sites.items() if name.endswith("conv1") and name != "conv1"} == {1}
     assert all(site.node.startswith("relu") for site in graph.sites)
+
+
+SITES = {
+    "resnet20": 19,  # the stem, and in each of 9 blocks the inner map and the sum
+    "resnet50": 49,  # the pooled stem, and in each of 16 blocks two inner maps and the sum
+    "vgg16": 13,  # one behind each convolution
+    # 9 blocks with 3 inner maps and a pooled one; 7 whose 4 branches are read as they are, 2 behind a pool; the stem
+    "googlenet": 9 * (3 + 1) + 7 * 4 + 2 + 1,
+}
+"""Places where consumers read, counted by hand."""
+
+
+@pytest.mark.parametrize(("name", "count"), SITES.items())
+def test_zoo_networks_are_masked_at_every_place_that_is_read(name, count):
+    assert len(analyse(network(name), CIFAR).sites) == count
+
+
+def test_every_part_of_a_join_is_masked_where_it_is_read():
+    """Counted by hand: what a concatenation joins is read through it, whichever part it is."""
+    dense, unet, units = (analyse(make(NETWORKS[name][0]), SHAPE) for name in ("dense", "u-net", "shuffle"))
+    assert {group.name: group.sites for group in dense.groups} == {
+        "a.0": ("a_2",),
+        "b.0": ("b_2", "relu"),
+        "c.0": ("relu",),
+    }
+    assert {group.name: group.sites for group in unet.groups} == {
+        "down.0": ("down_2",),
+        "deep.0": ("deep_2",),
+        "up.0": ("up_2",),
+    }
+    assert [site.node for site in units.sites] == [
+        "stem_2", "one_0_2", "one_1_2", "one_2_2", "two_0_2", "two_1_2", "two_2_2",
+    ]  # fmt: skip
 
 
 def test_resnet50_stem_is_masked_after_the_max_pool():

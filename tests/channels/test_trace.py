@@ -170,3 +170,60 @@ def test_a_weight_read_outside_its_layer_freezes_the_layer():
 def test_networks_and_shapes_that_make_no_sense_are_refused(network, words):
     with pytest.raises(NetworkError, match=words):
         analyse(network, (3, 8) if words == "input shape" else SHAPE)
+
+
+def test_an_input_that_the_network_does_not_take_is_named_with_its_shape():
+    network = make(NETWORKS["plain"][0])
+    with pytest.raises(NetworkError, match=r"fails on images of shape \(1, 8, 8\): RuntimeError.*channels"):
+        analyse(network, (1, 8, 8))
+    shrinking = nn.Sequential(nn.Conv2d(3, 4, 7), nn.Conv2d(4, 5, 7)).double()
+    with pytest.raises(NetworkError, match=r"shape \(3, 8, 8\).*large enough"):
+        analyse(shrinking, SHAPE)
+
+
+def test_a_forward_that_mixes_the_images_of_a_batch_is_named():
+    class FromAxisZero(Body):
+        def forward(self, x):
+            return self.wide(torch.flatten(self.stem(x)))
+
+    network = FromAxisZero(None)
+    network.wide = nn.Linear(6 * 64, 4)
+    with pytest.raises(NetworkError, match=r"one image of shape .* but not on a batch of 2"):
+        analyse(network.double(), SHAPE)
+
+
+@pytest.mark.parametrize("name", ["for", 'qu"ote'])
+def test_a_part_whose_name_cannot_be_written_in_code_is_named(name):
+    network = make(lambda: Body(lambda net, x: getattr(net, name)(x)))
+    network.add_module(name, conv(6, 6).double())
+    with pytest.raises(NetworkError, match=f"part named {name!r}.*another name"):
+        analyse(network, SHAPE)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 9])
+def test_networks_take_any_number_of_input_channels(channels):
+    network = make(lambda: nn.Sequential(conv(channels, 6), conv(6, 5), nn.Flatten(), nn.Linear(5 * 64, 4)))
+    graph = analyse(network, (channels, 8, 8))
+    assert [group.size for group in graph.groups] == [6, 5]
+    small = slim(graph, graph.full().replace("0.0", [1])).eval()
+    assert small(images((channels, 8, 8))).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["own kernel in a buffer", "own names", "fixed blur used twice", "behind a frozen norm"]
+)
+def test_tensors_that_change_after_the_analysis_are_followed(name):
+    """Written in place, and replaced as `load_state_dict(assign=True)` and moves to another type do."""
+    network = make(NETWORKS[name][0]).eval()
+    graph = analyse(network, SHAPE)
+    masked = MaskedNetwork(graph)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.5)
+        for module in network.modules():
+            for key, buffer in list(module._buffers.items()):
+                module._buffers[key] = buffer * 0.5 if buffer.is_floating_point() else buffer.clone()
+        expected = network(images())
+        found = slim(graph, graph.full()).eval()(images())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(masked(images(), graph.full(), norm_mode="running"), expected, rtol=1e-12, atol=1e-12)
