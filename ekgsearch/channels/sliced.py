@@ -52,8 +52,9 @@ class SlicedNetwork:
 
     def __init__(self, graph: ChannelGraph, below: float, arithmetic: Arithmetic = EXACT) -> None:
         self.graph = graph
+        self.below = below
         self.preparation = Preparation(graph, below, arithmetic)
-        self._arithmetic = arithmetic
+        self.arithmetic = arithmetic
         self._sites: dict[str, Site] = {site.node: site for site in graph.sites}
         self._program = fuse(graph.trace, frozenset(self._sites)) if arithmetic.compile else graph.trace.program
         self._first = first_steps(graph, self._program)
@@ -61,7 +62,7 @@ class SlicedNetwork:
     @torch.no_grad()
     def forward(self, images: Tensor, prepared: Prepared, *, norm_mode: NormMode = "batch") -> Any:
         """Run a sub-network on normalised float images (B, 3, H, W); logits (B, classes)."""
-        values = {self._program.input: self._arithmetic.images(images)}
+        values = {self._program.input: self.arithmetic.images(images)}
         return self._program.output(self._finish(values, prepared, norm_mode, 0))
 
     @torch.no_grad()
@@ -93,7 +94,7 @@ class SlicedNetwork:
         for position, (group, _) in enumerate(candidates):
             waiting.setdefault(self._first[group], []).append(position)
         outputs: dict[int, Any] = {}
-        values: dict[str, Any] = {self._program.input: self._arithmetic.images(images)}
+        values: dict[str, Any] = {self._program.input: self.arithmetic.images(images)}
         reached = 0
         for index in sorted(waiting):
             if walk is None:
@@ -137,7 +138,7 @@ class SlicedNetwork:
             totals.add_(torch.zeros_like(totals).index_add_(0, classes.to(value.device), products.double()).abs_())
 
         with torch.enable_grad():
-            values: dict[str, Any] = {self._program.input: self._arithmetic.images(images)}
+            values: dict[str, Any] = {self._program.input: self.arithmetic.images(images)}
             for index, step in enumerate(self._program.steps):
                 if index in branching:
                     before[index] = {

@@ -12,6 +12,7 @@ from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork, Walk
 from ekgsearch.records import NormMode, Subnetwork
 from ekgsearch.search.base import Candidate
+from ekgsearch.search.first_batch import FirstBatch
 
 Evaluation = Literal["fast", "naive"]
 """How candidates are run: sharing what they have in common, or each by itself as a masked network."""
@@ -99,9 +100,9 @@ class FastNetworks:
     ) -> None:
         self.masked = MaskedNetwork(graph)
         self.norm_mode: NormMode = norm_mode
-        self._arithmetic = arithmetic
         self._sliced = SlicedNetwork(graph, slice_below, arithmetic)
         self._preparation = self._sliced.preparation
+        self._first_batch = FirstBatch(self._sliced, self.masked, norm_mode)
 
     def forward(self, images: Tensor, subnetwork: Subnetwork) -> Tensor:
         """Logits of a sub-network."""
@@ -114,16 +115,25 @@ class FastNetworks:
     def scores(
         self, images: Tensor, loss: Callable[[Tensor], Tensor], prepared: Any
     ) -> tuple[dict[str, Tensor], Walk | None]:
-        """Importance of every channel; compiled steps may round otherwise without gradients, and leave nothing."""
+        """Importance of every channel; compiled steps may round otherwise without gradients, and leave nothing.
+
+        Raises:
+            NetworkError: at the first call, the scores are not those of the masked network.
+        """
+        self._first_batch.check_scores(images, prepared.subnetwork)
         _, found, walk = self._sliced.scores(
             images, lambda logits: loss(_single(logits)), prepared, norm_mode=self.norm_mode
         )
-        return found, None if self._arithmetic.compile else walk
+        return found, None if self._sliced.arithmetic.compile else walk
 
     def candidates(
         self, current: Subnetwork, candidates: Sequence[Candidate]
     ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
-        """Prepare the current network and what each candidate changes."""
+        """Prepare the current network and what each candidate changes.
+
+        Raises:
+            NetworkError: when the result is first called, the logits are not those of the masked network.
+        """
         standing = self._preparation.whole(current)
         branches = [
             (candidate.group, self._preparation.narrowed(standing, candidate.subnetwork, candidate.group))
@@ -131,6 +141,7 @@ class FastNetworks:
         ]
 
         def run(images: Tensor, walk: Walk | None) -> list[Tensor]:
+            self._first_batch.check_candidates(images, current, candidates)
             outputs = self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode, walk=walk)
             return [_single(logits) for logits in outputs]
 
