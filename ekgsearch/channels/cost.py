@@ -67,7 +67,7 @@ class _Table:
         counted = {id(tensor) for layer in self.layers for tensor in layer.module.parameters()}
         others = {id(tensor): tensor.numel() for tensor in _used_parameters(graph)}
         self._other_params = sum(size for key, size in others.items() if key not in counted)
-        self._other_macs = sum(graph.trace.other_macs.values())
+        self._other_macs = sum(graph.trace.other_macs.per_image.values())
 
     def _count_shared_kernels_once(self) -> None:
         """Layers that share a kernel have the parameters of it once; such layers are frozen."""

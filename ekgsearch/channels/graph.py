@@ -1,6 +1,7 @@
 """The analysed network: its channel groups, and what a sub-network may ask of them."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,7 +14,8 @@ from ekgsearch.channels.labelling import Labelling
 from ekgsearch.channels.members import ChannelGroup, Layer, Site
 from ekgsearch.channels.movement import UncuttableError, plan
 from ekgsearch.channels.propagate import propagate
-from ekgsearch.channels.trace import Trace, trace
+from ekgsearch.channels.trace import Trace, example, trace
+from ekgsearch.channels.training_forward import training_difference
 from ekgsearch.errors import NetworkError
 from ekgsearch.records import Subnetwork
 
@@ -37,6 +39,8 @@ class ChannelGraph:
         labelling: channel ids of every value.
         classes: int64 coupling class of each channel id.
         group_classes: classes of the channels of each cuttable group, by group name.
+        warnings: what of the network is not as it seems, in words: a forward that is another one in training, costs
+            that are not counted.
     """
 
     network: nn.Module
@@ -49,6 +53,7 @@ class ChannelGraph:
     labelling: Labelling
     classes: Tensor
     group_classes: dict[str, Tensor]
+    warnings: tuple[str, ...]
 
     @cached_property
     def _by_name(self) -> dict[str, ChannelGroup]:
@@ -122,6 +127,7 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
         NetworkError: the network cannot be traced.
     """
     traced = trace(network, input_shape)
+    warnings = tuple(_warnings(traced, example(network, input_shape)))
     labelling = propagate(traced)
     while True:
         found = find_groups(traced, labelling)
@@ -136,6 +142,7 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
             labelling=labelling,
             classes=found.classes,
             group_classes=found.group_classes,
+            warnings=warnings,
         )
         stuck = _stuck(graph)
         if stuck is None:
@@ -145,6 +152,20 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
                 labelling.sets.freeze(part.all_ids, f"node {stuck.name!r} rearranges them in a way that cannot be cut")
     _log.debug("%d channel groups can be cut, %d are frozen", len(graph.groups), len(graph.frozen))
     return graph
+
+
+def _warnings(traced: Trace, images: Tensor) -> Iterator[str]:
+    difference = training_difference(traced.network, images, traced.leaves.own)
+    if difference:
+        yield (
+            f"{difference}; sub-networks and the slim network are those of the forward in evaluation, "
+            "so this is missing when the slim network is trained"
+        )
+    if traced.other_macs.uncounted:
+        yield (
+            f"the multiply-accumulates of {', '.join(sorted(traced.other_macs.uncounted))} are not counted, in the "
+            "whole network as in every sub-network: torch's counter does not know these operations"
+        )
 
 
 def _stuck(graph: ChannelGraph) -> fx.Node | None:
@@ -157,7 +178,7 @@ def _stuck(graph: ChannelGraph) -> fx.Node | None:
             keep[classes] = False
             keep[classes[torch.randperm(len(classes), generator=generator)[:count]]] = True
         try:
-            plan(graph.trace, graph.labelling.labels, keep[graph.classes])
+            plan(graph.labelling, keep[graph.classes])
         except UncuttableError as error:
             return error.node
     return None

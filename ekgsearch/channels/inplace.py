@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ekgsearch.channels.operations import Kind, function_name, kind_of, operation_name
+from ekgsearch.channels.operations import Kind, called, function_name, kind_of, operation_name
 from ekgsearch.errors import NetworkError
 
 _INPLACE_OPERATORS: dict[Any, Any] = {
@@ -52,7 +52,7 @@ def write_elsewhere(node: fx.Node, modules: dict[str, nn.Module]) -> None:
     old = node.args[0] if node.args else None
     if not isinstance(old, fx.Node) or not _plain_target(node, modules):
         raise NetworkError(
-            f"node {node.name!r} ({node.target}) writes into a tensor in place, which cannot be followed; "
+            f"node {node.name!r} ({called(node)}) writes into a tensor in place, which cannot be followed; "
             "compute a new tensor instead"
         )
     if _is_number(old, modules):
@@ -62,7 +62,7 @@ def write_elsewhere(node: fx.Node, modules: dict[str, nn.Module]) -> None:
         late = [user for user in alias.users if order[user] > order[node]]
         if late:
             raise NetworkError(
-                f"node {node.name!r} ({node.target}) writes in place into a tensor that {late[0].name!r} reads later "
+                f"node {node.name!r} ({called(node)}) writes in place into a tensor that {late[0].name!r} reads later "
                 f"through {alias.name!r}; use the operation that is not in place"
             )
     for user in list(old.users):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from ekgsearch.channels.labels import Channels, ChannelSets, Number, Plain
-from ekgsearch.channels.operations import Kind, operation_name
+from ekgsearch.channels.operations import Kind, called
 from ekgsearch.channels.trace import Trace
 
 
@@ -39,12 +39,14 @@ class Labelling:
         labels: label of each node's value, by node name: `Channels`, `Number`, `Plain` or a tuple of them.
         layers: channel ids at each call of a layer, in execution order.
         sets: which channels go together and which stay.
+        opaque: names of the nodes whose operation may do anything to channels.
     """
 
     trace: Trace
     labels: dict[str, Any] = field(default_factory=dict)
     layers: list[LayerChannels] = field(default_factory=list)
     sets: ChannelSets = field(default_factory=ChannelSets)
+    opaque: set[str] = field(default_factory=set)
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Shape of a node's tensor; None where its value is not one tensor."""
@@ -78,7 +80,8 @@ class Labelling:
         if node.op == "call_module":
             what = f"{type(self.trace.modules[str(node.target)]).__name__} {str(node.target)!r}"
         else:
-            what = f"operation {operation_name(node) or str(node.target)!r} (node {node.name!r})"
+            what = f"operation {called(node)!r} (node {node.name!r})"
+        self.opaque.add(node.name)
         self.freeze_inputs(node, f"{what} is not known to keep channels apart")
         return self.fresh(node, f"result of {what}")
 

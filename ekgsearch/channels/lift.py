@@ -48,6 +48,11 @@ class Leaves:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     borrowed: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    @property
+    def own(self) -> list[str]:
+        """Paths of the modules that are the network's own."""
+        return [path for path in self.modules if path not in self.borrowed]
+
     def bind(self, read: Callable[[str], Tensor]) -> None:
         """Give the stand-ins the tensors that the network holds now, should it hold others than before."""
         for path, names in self.borrowed.items():

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from ekgsearch.channels.calls import argument, call_move, pad_amounts
-from ekgsearch.channels.labels import Channels, Plain, value_of
-from ekgsearch.channels.operations import JOINS, PADS, Kind, operation_name
-from ekgsearch.channels.trace import Trace
+from ekgsearch.channels.labelling import Labelling
+from ekgsearch.channels.labels import Channels, value_of
+from ekgsearch.channels.operations import JOINS, PADS, Kind, called, operation_name
 from ekgsearch.errors import NetworkError
 
 _VIEWS = frozenset({"view", "reshape", "expand"})
@@ -44,19 +44,18 @@ class UncuttableError(NetworkError):
     """
 
     def __init__(self, node: fx.Node) -> None:
-        super().__init__(f"node {node.name!r} ({node.target}) cannot be done on the kept channels alone")
+        super().__init__(f"node {node.name!r} ({called(node)}) cannot be done on the kept channels alone")
         self.node = node
 
 
-def plan(trace: Trace, labels: Mapping[str, Any], kept_ids: Tensor) -> dict[str, Resize | Gather]:
+def plan(labelling: Labelling, kept_ids: Tensor) -> dict[str, Resize | Gather]:
     """Decide how each movement runs in a slim network.
 
     Every answer is checked: the movement is executed on numbered elements, once whole and once on the kept elements
     only, and both must agree element by element.
 
     Args:
-        trace: the traced network.
-        labels: label of each node's value, by node name.
+        labelling: channels of every value of a traced network.
         kept_ids: bool; whether each channel id is kept.
 
     Returns:
@@ -65,9 +64,12 @@ def plan(trace: Trace, labels: Mapping[str, Any], kept_ids: Tensor) -> dict[str,
     Raises:
         UncuttableError: a movement has no form on the kept channels alone.
     """
-    planner = _Planner(trace, labels, kept_ids)
+    planner = _Planner(labelling, kept_ids)
+    trace = labelling.trace
     changes: dict[str, Resize | Gather] = {}
     for node in trace.graph.nodes:
+        if node.name in labelling.opaque:
+            continue  # all that it reads and makes is frozen
         if trace.kinds[node.name] is Kind.MOVE:
             change = planner.change(node)
             if change is not None:
@@ -78,9 +80,9 @@ def plan(trace: Trace, labels: Mapping[str, Any], kept_ids: Tensor) -> dict[str,
 
 
 class _Planner:
-    def __init__(self, trace: Trace, labels: Mapping[str, Any], kept_ids: Tensor) -> None:
-        self.trace = trace
-        self.labels = labels
+    def __init__(self, labelling: Labelling, kept_ids: Tensor) -> None:
+        self.trace = labelling.trace
+        self.labels = labelling.labels
         self.kept_ids = kept_ids
         self.sizes: dict[str, Any] = {}
 
@@ -90,8 +92,6 @@ class _Planner:
         sources = [other for other in node.all_input_nodes if isinstance(self.labels[other.name], Channels)]
         if operation_name(node) in JOINS or not sources:
             return None
-        if any(isinstance(self.labels[other.name], Plain) for other in node.all_input_nodes):
-            return None  # moved by a tensor, such as an index: not known, so whole
         if self.is_folded(node):
             return None  # settled by the movements that read it
         parts = label if isinstance(label, tuple) else (label,)

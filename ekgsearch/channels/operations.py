@@ -101,6 +101,14 @@ def operation_name(node: fx.Node) -> str:
     return name if name.startswith("__") else name.rstrip("_")
 
 
+def called(node: fx.Node) -> str:
+    """Name what a node calls, for a message: never the address of a function."""
+    target = node.target
+    return operation_name(node) or (
+        target if isinstance(target, str) else str(getattr(target, "__name__", "a function"))
+    )
+
+
 def is_plain(module: nn.Module, classes: tuple[type[nn.Module], ...]) -> bool:
     """Tell whether a module computes just what one of these torch classes computes, from its own parameters."""
     if type(module) not in classes:

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ekgsearch.channels.execute import Program
@@ -14,9 +17,25 @@ from ekgsearch.channels.operations import Kind
 _COUNTED_BY_FORMULA = frozenset({Kind.CONV, Kind.LINEAR})
 """Kinds whose operations follow from their channels; all others are measured."""
 
+_OF_TORCH = frozenset({"aten", "prim", "prims"})
+"""Namespaces of the operations that torch brings."""
 
-def other_macs(program: Program, kinds: Mapping[str, Kind], images: Tensor) -> dict[str, int]:
-    """Count the multiply-accumulates per image of all steps that are no convolution or linear layer of a known kind.
+
+@dataclass(frozen=True, slots=True)
+class OtherMacs:
+    """What is multiplied outside known layers.
+
+    Attributes:
+        per_image: multiply-accumulates per image by step, those that are not 0.
+        uncounted: names of operations that torch's counter cannot know, because they are not torch's own.
+    """
+
+    per_image: dict[str, int] = field(default_factory=dict)
+    uncounted: set[str] = field(default_factory=set)
+
+
+def other_macs(program: Program, kinds: Mapping[str, Kind], images: Tensor) -> OtherMacs:
+    """Count the multiply-accumulates of all steps that are no convolution or linear layer of a known kind.
 
     They are half the operations that the counter of torch sees (`torch.utils.flop_counter`): matrix products,
     attention, and convolutions inside modules that are not known. Channels that such a step reads and makes are frozen,
@@ -26,25 +45,43 @@ def other_macs(program: Program, kinds: Mapping[str, Kind], images: Tensor) -> d
         program: the traced network.
         kinds: kind of each node by name.
         images: a batch (B, C, H, W) to run it on.
-
-    Returns:
-        Counts by step name, those that are not 0.
     """
-    found: dict[str, int] = {}
     if Kind.UNKNOWN not in kinds.values():
-        return found
+        return OtherMacs()
+    try:
+        return _counted(program, kinds, images[:1])
+    except Exception:  # some forwards work on several images only
+        return _counted(program, kinds, images)
+
+
+@torch.no_grad()
+def _counted(program: Program, kinds: Mapping[str, Kind], images: Tensor) -> OtherMacs:
+    found = OtherMacs()
     values: dict[str, object] = {program.input: images}
-    with torch.no_grad(), _countable(), FlopCounterMode(display=False) as counter:
+    with _countable(), FlopCounterMode(display=False) as counter, _Foreign(found.uncounted):
         for index, step in enumerate(program.steps):
             before = counter.get_total_flops()
             values[step.name] = step.call(values, {}, "running")
             macs = (counter.get_total_flops() - before) // (2 * len(images))
             if macs and kinds[step.name] not in _COUNTED_BY_FORMULA:
-                found[step.name] = macs
+                found.per_image[step.name] = macs
             for name in step.inputs:
                 if program.last_use[name] == index:
                     values.pop(name, None)
     return found
+
+
+class _Foreign(TorchDispatchMode):
+    """Notes the operations that do not come with torch."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace not in _OF_TORCH:
+            self._names.add(str(func._schema.name))
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

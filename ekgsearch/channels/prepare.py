@@ -151,7 +151,7 @@ class Preparation:
             else:
                 count = int(torch.randint(1, len(classes) + 1, (), generator=generator))
                 keep[classes[torch.randperm(len(classes), generator=generator)[:count]]] = True
-        changes = plan(graph.trace, graph.labelling.labels, keep[graph.classes])
+        changes = plan(graph.labelling, keep[graph.classes])
         nodes = [node for node in graph.trace.graph.nodes if node.name in changes]
         moved = {
             int(graph.classes[channel])

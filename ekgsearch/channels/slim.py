@@ -63,7 +63,7 @@ class _Slimmer:
         self.graph = graph
         self.trace = graph.trace
         self.keep = graph.kept_classes(sub)
-        self.changes = plan(graph.trace, graph.labelling.labels, self.keep[graph.classes])
+        self.changes = plan(graph.labelling, self.keep[graph.classes])
         self.device = next(graph.network.parameters()).device
         self.memo = _detached_tensors(graph.trace.modules.values())
         self.modules = {

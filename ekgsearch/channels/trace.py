@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from ekgsearch.channels.execute import Program
 from ekgsearch.channels.lift import Leaves, lift
 from ekgsearch.channels.operations import Kind, drops_branches, kind_of
-from ekgsearch.channels.other_macs import other_macs
+from ekgsearch.channels.other_macs import OtherMacs, other_macs
 from ekgsearch.errors import EkgError, NetworkError
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Trace:
         kinds: what each node does to channels, by node name.
         shapes: shape of each node's tensor, by node name; nodes without a single tensor are absent.
         program: the same nodes, ready to run.
-        other_macs: multiply-accumulates per image of nodes that are no known layer, by node name; see `other_macs`.
+        other_macs: what is multiplied outside known layers.
     """
 
     network: nn.Module
@@ -51,7 +51,7 @@ class Trace:
     kinds: dict[str, Kind]
     shapes: dict[str, tuple[int, ...]]
     program: Program
-    other_macs: dict[str, int]
+    other_macs: OtherMacs
 
     @property
     def modules(self) -> dict[str, nn.Module]:

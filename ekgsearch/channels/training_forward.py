@@ -1,0 +1,166 @@
+"""Whether a network computes something else in training than in evaluation, beyond what its known layers do."""
+
+import random
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from ekgsearch.channels.operations import drops_branches, function_name
+
+_FOLLOWED = (_NormBase, _DropoutNd)
+"""Layers whose two modes a slim network has too."""
+
+_FOLLOWED_FUNCTIONS = frozenset(
+    {"dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "batch_norm"}
+)
+"""Functions of which the same is true."""
+
+_TOLERANCE = 1e-5  # of the largest value; both runs use the same kernels
+_SHOWN = 3
+
+
+def training_difference(network: nn.Module, images: Tensor, leaves: Collection[str]) -> str:
+    """Compare a forward in training with one in evaluation, dropout and norms apart.
+
+    A slim network is cut from the forward in evaluation; what a network does in training only (an auxiliary head, a
+    hand-written drop path) is not in it.
+
+    Args:
+        network: the network; its modes, tensors and the generators of random numbers are left as they were.
+        images: a small batch (B, C, H, W).
+        leaves: paths of the modules that a slim network keeps whole, with both their modes.
+
+    Returns:
+        What differs, in words; empty where nothing does.
+    """
+    modes = {module: module.training for module in network.modules()}
+    kept = [path for path in leaves if path]
+    try:
+        network.eval()
+        expected = _run(network, images)
+        for path, module in network.named_modules():
+            inside = any(path == leaf or path.startswith(f"{leaf}.") for leaf in kept)
+            module.training = not inside and not isinstance(module, _FOLLOWED) and not drops_branches(module)
+        try:
+            found = _run(network, images)
+        except Exception as error:  # any Python code may run in a forward, so anything may be raised
+            return f"the forward in training fails on {tuple(images.shape)}: {type(error).__name__}: {error}"
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return _describe(network, expected, found)
+
+
+class _Run:
+    """One forward: outputs of modules in the order in which they were done, and whether random numbers were drawn."""
+
+    def __init__(self) -> None:
+        self.outputs: list[tuple[str, list[Tensor]]] = []
+        self.drew = False
+
+
+@torch.no_grad()
+def _run(network: nn.Module, images: Tensor) -> _Run:
+    run = _Run()
+
+    def note(path: str) -> Any:
+        return lambda module, args, output: run.outputs.append((path, _tensors(output)))
+
+    handles = [module.register_forward_hook(note(path)) for path, module in network.named_modules()]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        with _same_random_numbers(images.device, run), _WithoutDropout():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, buffer in network.named_buffers():
+            buffer.copy_(buffers[name])
+    return run
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device, run: _Run) -> Iterator[None]:
+    """Note whether any of the usual generators moves, and put them back."""
+    devices = [device] if device.type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in devices)]
+        try:
+            yield
+        finally:
+            after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in devices)]
+            run.drew = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
+            run.drew |= random.getstate() != python
+            run.drew |= not np.array_equal(np.random.get_state()[1], numpy[1])  # type: ignore[index]  # noqa: NPY002
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Runs functional dropout and batch norm as in evaluation."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        if function_name(func).rstrip("_") in _FOLLOWED_FUNCTIONS and given.get("training"):
+            given["training"] = False
+        return func(*args, **given)
+
+
+def _describe(network: nn.Module, expected: _Run, found: _Run) -> str:
+    usual, in_training = _by_call(expected), _by_call(found)
+    only = _outermost([path for path, _ in in_training if (path, 0) not in usual])
+    if only:
+        return f"the forward in training runs modules that evaluation does not: {_some(only)}"
+    changed = next((path for (path, n), one in in_training.items() if not _same(one, usual.get((path, n), []))), None)
+    if changed is not None:
+        module = network.get_submodule(changed)
+        where = f"{changed!r} ({type(module).__name__})" if changed else f"the forward of {type(module).__name__}"
+        return f"{where} gives something else in training than in evaluation"
+    if found.drew and not expected.drew:
+        return "the forward in training draws random numbers outside dropout and stochastic depth"
+    missing = _outermost([path for path, _ in usual if (path, 0) not in in_training])
+    return f"the forward in training leaves modules out: {_some(missing)}" if missing else ""
+
+
+def _by_call(run: _Run) -> dict[tuple[str, int], list[Tensor]]:
+    """Outputs by module and how often it had been called before."""
+    found: dict[tuple[str, int], list[Tensor]] = {}
+    count: Counter[str] = Counter()
+    for path, output in run.outputs:
+        found[path, count[path]] = output
+        count[path] += 1
+    return found
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Paths without those inside another of them, each once, in their order."""
+    several = dict.fromkeys(paths)
+    return [path for path in several if not any(path.startswith(f"{other}.") for other in several)]
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _same(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(
+        one.shape == other.shape
+        and (not one.numel() or bool((one - other).abs().max() <= _TOLERANCE * other.abs().max().clamp(min=1e-6)))
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _some(paths: list[str]) -> str:
+    shown = ", ".join(paths[:_SHOWN])
+    return shown if len(paths) <= _SHOWN else f"{shown} and {len(paths) - _SHOWN} more"
