@@ -117,10 +117,15 @@ class _Table:
 
 
 def _used_parameters(graph: ChannelGraph) -> list[Tensor]:
-    """Parameters that the traced network reads, in layers or elsewhere."""
-    found: list[Tensor] = [tensor for module in graph.trace.modules.values() for tensor in module.parameters()]
-    named = dict(graph.network.named_parameters(remove_duplicate=False))
-    found += [named[str(n.target)] for n in graph.trace.graph.nodes if n.op == "get_attr" and str(n.target) in named]
+    """Parameters that the network reads in evaluation, in layers or elsewhere."""
+    found: list[Tensor] = []
+    for node in graph.trace.graph.nodes:
+        if node.name in graph.trace.auxiliary.nodes:
+            continue
+        if node.op == "call_module":
+            found += graph.trace.modules[str(node.target)].parameters()
+        elif node.op == "get_attr" and isinstance(tensor := graph.trace.tensor(str(node.target)), nn.Parameter):
+            found.append(tensor)
     return found
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,10 @@ class Program:
         read_tensor: Callable[[str], Tensor],
         modules: Mapping[str, nn.Module],
         kinds: Mapping[str, Kind],
+        without: Collection[str] = (),
     ) -> None:
-        nodes = list(graph.nodes)
+        """Prepare the nodes of a graph, all but those of these names."""
+        nodes = [node for node in graph.nodes if node.name not in without]
         self.input = next(node.name for node in nodes if node.op == "placeholder")
         result = next(node for node in nodes if node.op == "output").args[0]
         self._output = _bind(result)
@@ -100,6 +102,10 @@ class Program:
     def output(self, values: Values) -> Any:
         """Pick the network's output out of the values."""
         return self._output(values)
+
+    def of(self, argument: Any, values: Values) -> Any:
+        """Replace the nodes in an argument by their values."""
+        return _bind(argument)(values)
 
 
 def _bind(argument: Any) -> Callable[[Values], Any]:

@@ -9,13 +9,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, fx, nn
 
-from ekgsearch.channels.groups import find_groups, parts_of
+from ekgsearch.channels.groups import find_groups
 from ekgsearch.channels.labelling import Labelling
+from ekgsearch.channels.labels import parts_of
 from ekgsearch.channels.members import ChannelGroup, Layer, Site
 from ekgsearch.channels.movement import UncuttableError, plan
 from ekgsearch.channels.propagate import propagate
-from ekgsearch.channels.trace import Trace, example, trace
-from ekgsearch.channels.training_forward import training_difference
+from ekgsearch.channels.trace import Trace, trace
 from ekgsearch.errors import NetworkError
 from ekgsearch.records import Subnetwork
 
@@ -34,6 +34,7 @@ class ChannelGraph:
         groups: channel groups that can be cut, in execution order of their first producer.
         frozen: channel groups that cannot, each with the reason.
         layers: layers by path, in execution order.
+        auxiliary: layers that run in training only, by path.
         sites: in execution order.
         trace: the traced network.
         labelling: channel ids of every value.
@@ -48,6 +49,7 @@ class ChannelGraph:
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[ChannelGroup, ...]
     layers: dict[str, Layer]
+    auxiliary: dict[str, Layer]
     sites: tuple[Site, ...]
     trace: Trace
     labelling: Labelling
@@ -127,7 +129,6 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
         NetworkError: the network cannot be traced.
     """
     traced = trace(network, input_shape)
-    warnings = tuple(_warnings(traced, example(network, input_shape)))
     labelling = propagate(traced)
     while True:
         found = find_groups(traced, labelling)
@@ -142,7 +143,8 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
             labelling=labelling,
             classes=found.classes,
             group_classes=found.group_classes,
-            warnings=warnings,
+            auxiliary=found.auxiliary,
+            warnings=tuple(_warnings(traced)),
         )
         stuck = _stuck(graph)
         if stuck is None:
@@ -154,11 +156,15 @@ def analyse(network: nn.Module, input_shape: tuple[int, int, int]) -> ChannelGra
     return graph
 
 
-def _warnings(traced: Trace, images: Tensor) -> Iterator[str]:
-    difference = training_difference(traced.network, images, traced.leaves.own)
-    if difference:
+def _warnings(traced: Trace) -> Iterator[str]:
+    if traced.training_difference and traced.auxiliary.nodes:
         yield (
-            f"{difference}; sub-networks and the slim network are those of the forward in evaluation, "
+            f"{traced.training_difference}; the slim network has this in training too, with all the channels that it "
+            "makes, and costs are those of evaluation"
+        )
+    elif traced.training_difference:
+        yield (
+            f"{traced.training_difference}; sub-networks and the slim network are those of the forward in evaluation, "
             "so this is missing when the slim network is trained"
         )
     if traced.other_macs.uncounted:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,16 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ekgsearch.channels.labelling import Labelling, LayerChannels
-from ekgsearch.channels.labels import Channels
+from ekgsearch.channels.labels import Channels, parts_of
 from ekgsearch.channels.members import ChannelGroup, Layer, Member, Site
 from ekgsearch.channels.operations import JOINS, Kind, is_depthwise, operation_name
 from ekgsearch.channels.trace import Trace
-
-
-def parts_of(label: object) -> list[Channels]:
-    """List the channel labels of a value that is one tensor or several."""
-    several = label if isinstance(label, tuple) else (label,)
-    return [part for part in several if isinstance(part, Channels)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +24,7 @@ class Grouping:
         groups: channel groups that can be cut, in execution order of their first producer.
         frozen: channel groups that cannot, each with the reason.
         layers: layers by path, in execution order.
+        auxiliary: layers that run in training only, by path.
         sites: in execution order.
         classes: int64 coupling class of each channel id.
         group_classes: classes of the channels of each cuttable group, by group name.
@@ -38,6 +33,7 @@ class Grouping:
     groups: tuple[ChannelGroup, ...]
     frozen: tuple[ChannelGroup, ...]
     layers: dict[str, Layer]
+    auxiliary: dict[str, Layer]
     sites: tuple[Site, ...]
     classes: Tensor
     group_classes: dict[str, Tensor]
@@ -85,7 +81,8 @@ class _Builder:
         return Grouping(
             groups=cuttable,
             frozen=tuple(group for group in groups if group.frozen),
-            layers=self._layers(),
+            layers=self._layers(self.labelling.evaluation_layers),
+            auxiliary=self._layers(self.labelling.training_layers),
             sites=tuple(self._sites(sites, cuttable)),
             classes=self.classes,
             group_classes={group.name: by_name[group.name] for group in cuttable},
@@ -173,9 +170,9 @@ class _Builder:
     def _counts(self, ids: Tensor) -> bytes:
         return np.bincount(self.classes[ids].numpy(), minlength=self.count).astype(np.int32).tobytes()
 
-    def _layers(self) -> dict[str, Layer]:
+    def _layers(self, calls: Iterable[LayerChannels]) -> dict[str, Layer]:
         layers: dict[str, Layer] = {}
-        for call in self.labelling.layers:
+        for call in calls:
             module, node = self.trace.modules[call.path], self.nodes[call.node]
             made = self._per_channel(node, call.kind)
             read = self._per_channel(node.all_input_nodes[0], call.kind)
@@ -194,7 +191,7 @@ class _Builder:
     def _site_classes(self) -> dict[str, Tensor]:
         """Find the values that consumers read, behind whatever only moves or averages them."""
         found: set[fx.Node] = set()
-        for call in self.labelling.layers:
+        for call in self.labelling.evaluation_layers:
             if call.kind is not Kind.NORM:
                 found |= self._origins(self.nodes[call.node].all_input_nodes[0])
         sites: dict[str, Tensor] = {}

@@ -48,6 +48,17 @@ class Labelling:
     sets: ChannelSets = field(default_factory=ChannelSets)
     opaque: set[str] = field(default_factory=set)
 
+    @property
+    def evaluation_layers(self) -> list[LayerChannels]:
+        """Calls of layers in evaluation."""
+        return [layer for layer in self.layers if layer.node not in self.trace.auxiliary.nodes]
+
+    @property
+    def training_layers(self) -> list[LayerChannels]:
+        """Calls of layers that evaluation does not call at all."""
+        usual = {layer.path for layer in self.evaluation_layers}
+        return [layer for layer in self.layers if layer.path not in usual]
+
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Shape of a node's tensor; None where its value is not one tensor."""
         return self.trace.shapes.get(node.name)

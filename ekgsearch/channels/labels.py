@@ -133,3 +133,9 @@ def value_of(label: Any) -> Any:
     if isinstance(label, Channels):
         return label.ids.double()
     return tuple(number.value for number in label) if isinstance(label, tuple) else label.value
+
+
+def parts_of(label: object) -> list[Channels]:
+    """List the channel labels of a value that is one tensor or several."""
+    several = label if isinstance(label, tuple) else (label,)
+    return [part for part in several if isinstance(part, Channels)]

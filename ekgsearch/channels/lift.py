@@ -62,7 +62,7 @@ class Leaves:
                     _adopt(self.modules[path], name, tensor)
 
 
-def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> Leaves:
+def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor], *, in_training: bool = False) -> Leaves:
     """Rewrite a traced graph into the one form that the channel analysis reads.
 
     Functional convolutions, linear layers, batch norms and PReLUs on tensors of the network become calls of plain
@@ -71,9 +71,10 @@ def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> 
     counterparts; checks and dead nodes go.
 
     Args:
-        graph: graph traced in evaluation mode; changed in place.
+        graph: graph traced in one mode; changed in place.
         network: the network it was traced from; unchanged.
         read: reads a tensor that the graph uses outside layers, by its path.
+        in_training: whether it was traced in training mode; in evaluation mode otherwise.
 
     Returns:
         The leaf modules that the graph calls.
@@ -81,7 +82,7 @@ def lift(graph: fx.Graph, network: nn.Module, read: Callable[[str], Tensor]) -> 
     Raises:
         NetworkError: a tensor is written in place in a way that cannot be expressed without it.
     """
-    lifter = _Lifter(network, read)
+    lifter = _Lifter(network, read, in_training)
     modules = lifter.leaves.modules
     for node in list(graph.nodes):
         if node.op == "call_module":
@@ -123,7 +124,8 @@ def _arguments(node: fx.Node, names: list[str]) -> dict[str, Any]:
 class _Lifter:
     """Turns functional layers into calls of modules."""
 
-    def __init__(self, network: nn.Module, read: Callable[[str], Tensor]) -> None:
+    def __init__(self, network: nn.Module, read: Callable[[str], Tensor], in_training: bool) -> None:
+        self._in_training = in_training
         self.leaves = Leaves()
         self._network = network
         self._read = read
@@ -143,15 +145,15 @@ class _Lifter:
                 self._replace(node, given, lambda weight: nn.PReLU(weight.numel(), device="meta"))
             case "batch_norm":
                 given = _arguments(node, _FUNCTIONAL_NORM if node.target is F.batch_norm else _NORM)
-                if given.get("training", False) is False:
+                if given.get("training", False) is self._in_training:
                     self._replace(node, given, lambda weight: _norm(node, given, weight))
             case name if name in _DROPOUT:
                 self._lift_dropout(node, name)
 
     def _lift_dropout(self, node: fx.Node, name: str) -> None:
-        """Replace dropout that is off in evaluation mode; one that is always on stays a function."""
+        """Replace dropout that follows the mode; one that is always on stays a function."""
         given = _arguments(node, ["input", "p", "training", "inplace"])
-        if given.get("training", given.get("train", True)) is False:
+        if given.get("training", given.get("train", True)) is self._in_training:
             path = f"_{node.name}"
             self.leaves.modules[path] = _DROPOUT[name](given.get("p", 0.5))
             _call(node, path, given["input"])

@@ -70,7 +70,7 @@ def search_memory(
     sizes = {
         name: number_bytes * batch_size * math.prod(shape[1:])
         for name, shape in graph.trace.shapes.items()
-        if shape and shape[0] == BATCH
+        if shape and shape[0] == BATCH and name not in graph.trace.auxiliary.nodes
     }
     largest = max(sizes.values())
     prefixes = sum(sizes.get(name, 0) for name in _read_by_candidates(graph))
@@ -89,6 +89,8 @@ def _saved(graph: ChannelGraph, sizes: dict[str, int], number_bytes: int, masked
     kinds, extra = graph.trace.kinds, 0
     saved: set[str] = set()
     for node in graph.trace.graph.nodes:
+        if node.name in graph.trace.auxiliary.nodes:
+            continue
         if kinds[node.name] in _READS_ITS_INPUT:
             saved.update(other.name for other in node.all_input_nodes)
         if kinds[node.name] in _READS_ITS_OUTPUT:

@@ -71,11 +71,11 @@ def _counted(program: Program, kinds: Mapping[str, Kind], images: Tensor) -> Oth
     return found
 
 
-class _Foreign(TorchDispatchMode):
+class _Foreign(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the operations that do not come with torch."""
 
     def __init__(self, names: set[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._names = names
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.channels.groups import parts_of
 from ekgsearch.channels.kernels import axes, channel_lines, cut
+from ekgsearch.channels.labels import parts_of
 from ekgsearch.channels.masks import masked_kernel
 from ekgsearch.channels.members import Layer, Site
 from ekgsearch.channels.movement import plan
@@ -54,7 +54,9 @@ class Preparation:
         self._sites: dict[str, Site] = {site.node: site for site in graph.sites}
         self._layers = {
             group.name: frozenset(
-                member.layer for member in (*group.producers, *group.depthwise, *group.consumers, *group.norms)
+                member.layer
+                for member in (*group.producers, *group.depthwise, *group.consumers, *group.norms)
+                if member.layer in graph.layers
             )
             for group in graph.groups
         }
@@ -65,7 +67,9 @@ class Preparation:
         possible = {
             group.name
             for group in self.graph.groups
-            if all(self.graph.layers[norm.layer].can_run_cut for norm in group.norms)
+            if all(
+                norm.layer not in self.graph.layers or self.graph.layers[norm.layer].can_run_cut for norm in group.norms
+            )
         }
         generator = torch.Generator().manual_seed(0)
         for probe in range(_PROBES + 1):

@@ -191,7 +191,7 @@ def first_steps(graph: ChannelGraph, program: Program) -> dict[str, int]:
     found = {}
     for group in graph.groups:
         read = {member.layer for member in (*group.producers, *group.depthwise, *group.consumers)}
-        calls = [call.node for call in graph.labelling.layers if call.path in read]
+        calls = [call.node for call in graph.labelling.evaluation_layers if call.path in read]
         found[group.name] = min(program.index[node] for node in (*calls, *group.sites))
     return found
 

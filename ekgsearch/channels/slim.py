@@ -14,6 +14,7 @@ from ekgsearch.channels.kernels import at_uncut_norm, axes, channel_lines, cut
 from ekgsearch.channels.members import Layer
 from ekgsearch.channels.movement import Gather, Resize, plan
 from ekgsearch.channels.operations import Kind
+from ekgsearch.channels.return_early import is_kept, return_before
 from ekgsearch.channels.state_names import follow_names
 from ekgsearch.records import Subnetwork
 
@@ -66,23 +67,31 @@ class _Slimmer:
         self.changes = plan(graph.labelling, self.keep[graph.classes])
         self.device = next(graph.network.parameters()).device
         self.memo = _detached_tensors(graph.trace.modules.values())
+        layers = graph.auxiliary | graph.layers
         self.modules = {
-            path: _cut_layer(graph.layers[path], self.keep, preserve_norm, self.memo)
-            if path in graph.layers
+            path: _cut_layer(layers[path], self.keep, preserve_norm, self.memo)
+            if path in layers
             else copy.deepcopy(module, self.memo)
             for path, module in graph.trace.modules.items()
         }
         self.parts: dict[str, Any] = {}
         self.renamed: dict[str, str] = {}
         self.new = fx.Graph()
+        self.ends: fx.Node
         self.copies: dict[fx.Node, fx.Node] = {}
         self.by_name = {node.name: node for node in graph.trace.graph.nodes}
 
     def network(self) -> nn.Module:
         """Copy the graph node by node, and give it the parts that it calls and reads."""
         for node in self.trace.graph.nodes:
-            self.copies[node] = self._copy(node)
-        self.new.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+            if node.op == "output" and self.trace.auxiliary.nodes:
+                self.new.output(fx.node.map_arg(self.trace.auxiliary.output, self.copies.__getitem__))
+                return_before(self.new, self.ends, fx.node.map_arg(node.args[0], self.copies.__getitem__))
+            else:
+                self.copies[node] = self._copy(node)
+            if node.name not in self.trace.auxiliary.nodes and node.op != "output":
+                self.ends = self.copies[node]
+        self.new.eliminate_dead_code(is_impure_node=is_kept)
         self.new.lint()
         used = {str(node.target) for node in self.new.nodes if node.op in ("call_module", "get_attr")}
         parts = {path: part for path, part in self.parts.items() if path in used}

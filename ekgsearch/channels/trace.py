@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ekgsearch.channels.auxiliary import Auxiliary, join, remove, works
 from ekgsearch.channels.execute import Program
 from ekgsearch.channels.lift import Leaves, lift
 from ekgsearch.channels.operations import Kind, drops_branches, kind_of
 from ekgsearch.channels.other_macs import OtherMacs, other_macs
+from ekgsearch.channels.training_forward import training_difference
 from ekgsearch.errors import EkgError, NetworkError
 
 _log = logging.getLogger(__name__)
@@ -42,6 +44,8 @@ class Trace:
         shapes: shape of each node's tensor, by node name; nodes without a single tensor are absent.
         program: the same nodes, ready to run.
         other_macs: what is multiplied outside known layers.
+        auxiliary: nodes that run in training only; the program is without them.
+        training_difference: what the network does in training beyond what its layers do, in words; empty for nothing.
     """
 
     network: nn.Module
@@ -52,6 +56,8 @@ class Trace:
     shapes: dict[str, tuple[int, ...]]
     program: Program
     other_macs: OtherMacs
+    auxiliary: Auxiliary
+    training_difference: str
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -87,14 +93,49 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         graph, constants = _graph(network, images)
         read = partial(read_tensor, network, constants)
         leaves = lift(graph, network, read)
-        kinds = {node.name: kind_of(node, leaves.modules) for node in graph.nodes}
-        for node in graph.nodes:
-            if node.op == "call_module" and (len(node.args) != 1 or node.kwargs):
-                kinds[node.name] = Kind.UNKNOWN
-        program = Program(graph, read, leaves.modules, kinds)
+        difference = training_difference(network, images, leaves.own)
+        auxiliary = _training_only(network, images, graph, leaves, constants) if difference else Auxiliary()
+        kinds = _kinds(graph, leaves)
+        program = Program(graph, read, leaves.modules, kinds, without=auxiliary.nodes)
         shapes = _check(expected, program, images)
+        if auxiliary.nodes:
+            shapes |= _shapes(Program(graph, read, leaves.modules, kinds), images)
         counted = other_macs(program, kinds, images)
-    return Trace(network, graph, leaves, constants, kinds, shapes, program, counted)
+    return Trace(network, graph, leaves, constants, kinds, shapes, program, counted, auxiliary, difference)
+
+
+def _kinds(graph: fx.Graph, leaves: Leaves) -> dict[str, Kind]:
+    kinds = {node.name: kind_of(node, leaves.modules) for node in graph.nodes}
+    for node in graph.nodes:
+        if node.op == "call_module" and (len(node.args) != 1 or node.kwargs):
+            kinds[node.name] = Kind.UNKNOWN
+    return kinds
+
+
+def _training_only(
+    network: nn.Module, images: Tensor, graph: fx.Graph, leaves: Leaves, constants: dict[str, Tensor]
+) -> Auxiliary:
+    """Add to a graph what the forward does in training only, where that can be traced and comes out the same."""
+    read = partial(read_tensor, network, constants)
+    try:
+        network.train()
+        training, own_constants = _symbolic(network, _Tracer())
+        others = lift(training, network, partial(read_tensor, network, own_constants), in_training=True)
+    except Exception as error:  # as above
+        _log.info("the forward in training cannot be traced: %s: %s", type(error).__name__, error)
+        return Auxiliary()
+    finally:
+        network.eval()
+    if own_constants:
+        return Auxiliary()
+    auxiliary = join(graph, leaves, training, others)
+    if auxiliary is None:
+        return Auxiliary()
+    whole = Program(graph, read, leaves.modules, _kinds(graph, leaves))
+    if works(network, whole, auxiliary, leaves, images):
+        return auxiliary
+    remove(graph, leaves, auxiliary)
+    return Auxiliary()
 
 
 @contextmanager
@@ -270,6 +311,15 @@ def _check(expected: list[Tensor], program: Program, images: Tensor) -> dict[str
             "the traced network gives other outputs than the network in evaluation mode (or outputs that are not "
             "finite); its forward must do the same for every image, without randomness"
         )
+    return _shapes_of(values)
+
+
+@torch.no_grad()
+def _shapes(program: Program, images: Tensor) -> dict[str, tuple[int, ...]]:
+    return _shapes_of(program.values(images))
+
+
+def _shapes_of(values: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in values.items() if isinstance(value, Tensor)}
 
 

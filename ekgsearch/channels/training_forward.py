@@ -2,9 +2,9 @@
 
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.operations import drops_branches, function_name
+
+T = TypeVar("T")
 
 _FOLLOWED = (_NormBase, _DropoutNd)
 """Layers whose two modes a slim network has too."""
@@ -42,22 +44,39 @@ def training_difference(network: nn.Module, images: Tensor, leaves: Collection[s
     Returns:
         What differs, in words; empty where nothing does.
     """
-    modes = {module: module.training for module in network.modules()}
-    kept = [path for path in leaves if path]
-    try:
+    with _modes_kept(network):
         network.eval()
         expected = _run(network, images)
-        for path, module in network.named_modules():
-            inside = any(path == leaf or path.startswith(f"{leaf}.") for leaf in kept)
-            module.training = not inside and not isinstance(module, _FOLLOWED) and not drops_branches(module)
+        _train(network, leaves)
         try:
             found = _run(network, images)
         except Exception as error:  # any Python code may run in a forward, so anything may be raised
             return f"the forward in training fails on {tuple(images.shape)}: {type(error).__name__}: {error}"
+    return _describe(network, expected, found)
+
+
+def in_training(network: nn.Module, leaves: Collection[str], run: Callable[[], T]) -> T:
+    """Run something with a network in training, dropout and norms apart; arguments as for `training_difference`."""
+    with _modes_kept(network), _WithoutDropout():
+        _train(network, leaves)
+        return run()
+
+
+@contextmanager
+def _modes_kept(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return _describe(network, expected, found)
+
+
+def _train(network: nn.Module, leaves: Collection[str]) -> None:
+    """Switch modules to training that are neither kept whole nor followed in both modes."""
+    for path, module in network.named_modules():
+        inside = any(path == leaf or path.startswith(f"{leaf}.") for leaf in leaves if leaf)
+        module.training = not inside and not isinstance(module, _FOLLOWED) and not drops_branches(module)
 
 
 class _Run:
@@ -122,7 +141,9 @@ def _describe(network: nn.Module, expected: _Run, found: _Run) -> str:
     only = _outermost([path for path, _ in in_training if (path, 0) not in usual])
     if only:
         return f"the forward in training runs modules that evaluation does not: {_some(only)}"
-    changed = next((path for (path, n), one in in_training.items() if not _same(one, usual.get((path, n), []))), None)
+    changed = next(
+        (path for (path, n), one in in_training.items() if not all_close(one, usual.get((path, n), []))), None
+    )
     if changed is not None:
         module = network.get_submodule(changed)
         where = f"{changed!r} ({type(module).__name__})" if changed else f"the forward of {type(module).__name__}"
@@ -153,7 +174,8 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _same(found: list[Tensor], expected: list[Tensor]) -> bool:
+def all_close(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Tell whether two lists of tensors are equal but for rounding."""
     return len(found) == len(expected) and all(
         one.shape == other.shape
         and (not one.numel() or bool((one - other).abs().max() <= _TOLERANCE * other.abs().max().clamp(min=1e-6)))

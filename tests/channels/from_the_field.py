@@ -163,6 +163,58 @@ class Unread(Head):
         return self.head(self.body(self.stem(x)))
 
 
+class AuxiliaryHead(Head):
+    """A second classifier with dropout, which runs and is returned in training only."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.body, self.side = conv(3, 6), conv(6, 6), conv(6, 5)
+        self.hidden, self.out = nn.Linear(5, 7), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        logits = self.head(F.dropout(self.body(x), 0.4, self.training))
+        if not self.training:
+            return logits
+        y = F.adaptive_avg_pool2d(self.side(x), 1).flatten(1)
+        return logits, self.out(F.dropout(F.relu(self.hidden(y)), 0.4, self.training))
+
+
+class DropsPaths(Head):
+    """Stochastic depth written by hand, rare enough that two images seldom show it."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.body = conv(3, 6), conv(6, 6)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.body(x)
+        if self.training:
+            y = y * (torch.rand(len(x), 1, 1, 1, dtype=x.dtype) > 0.01)
+        return self.head(x + y)
+
+
+class OtherInTraining(Head):
+    """A block that computes something else in training."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.body = conv(3, 6), Scaled(6)
+
+    def forward(self, x):
+        return self.head(self.body(self.stem(x)))
+
+
+class Scaled(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = conv(width, width)
+
+    def forward(self, x):
+        return self.inner(x) * (2.0 if self.training else 1.0)
+
+
 FIELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "behind group norm": (lambda: Behind(nn.GroupNorm(2, 6)), (7, 6)),
     "behind layer norm": (lambda: Behind(LastAxisNorm(6)), (7, 6)),
@@ -181,5 +233,6 @@ FIELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ordered by a buffer": (Ordered, (6,)),
     "bare squeeze": (BareSqueeze, (6, 5)),
     "unread layer": (Unread, (6, 6)),
+    "auxiliary head": (AuxiliaryHead, (6, 6)),
 }
 """Networks and the sizes of the channel groups that can be cut, in order."""

@@ -185,7 +185,9 @@ def _costs_are_counted(graph: ChannelGraph) -> None:
             small(images(batch=3))
         found = cost(graph, sub)
         assert 6 * found.macs == counter.get_total_flops(), "multiply-accumulates"
-        assert found.params == _numbers(small.parameters()), "parameters"
+        loss(small(images())).backward()
+        read = [parameter for parameter in small.parameters() if parameter.grad is not None]
+        assert found.params == _numbers(read), "parameters that evaluation reads"
 
 
 def _numbers(tensors: Iterable[torch.Tensor]) -> int:
