@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ekgsearch.maths.distillation import divergence, ekg_loss, label_losses, teacher_targets, teachers_in_use
+from ekgsearch.maths.distillation import (
+    divergence,
+    ekg_loss,
+    ensemble_embedding,
+    label_losses,
+    teacher_targets,
+    teachers_in_use,
+)
 
 IMAGES, VIEWS, CLASSES, TEACHERS, TEMPERATURE = 6, 2, 5, 4, 4.0
 
@@ -125,6 +132,27 @@ def test_the_best_teacher_is_kept_even_when_its_cross_entropy_is_worse_than_the_
     assert use.tolist() == [True, False]
 
 
+def test_a_copy_of_the_best_teacher_does_not_pass_a_student_that_equals_it(bank: Tensor) -> None:
+    twice = torch.cat([bank[:, :, :1], bank], dim=2)
+    use = teachers_in_use(twice, twice[:, None, :, 0], TEMPERATURE)
+    assert use.tolist() == [True, False, False, False, False]
+
+
+def test_a_teacher_exactly_as_good_as_the_student_is_used_by_the_gate_on_cross_entropy(
+    bank: Tensor, labels: Tensor
+) -> None:
+    best = bank[:, :, :1]
+    as_good = torch.cat([best, best, best - 10.0 * torch.nn.functional.one_hot(labels, CLASSES)[:, :, None]], dim=2)
+    use = teachers_in_use(as_good, best.transpose(1, 2), TEMPERATURE, gate="ce", labels=labels)
+    assert use.tolist() == [True, True, False]
+
+
+def test_processes_add_their_parts_in_double_precision(bank: Tensor, student: Tensor) -> None:
+    added: list[torch.dtype] = []
+    teachers_in_use(bank.float(), student.float(), TEMPERATURE, reduce=lambda sums: added.append(sums.dtype) or sums)
+    assert added == [torch.float64]
+
+
 def test_the_gate_on_cross_entropy_needs_labels(bank: Tensor, student: Tensor) -> None:
     with pytest.raises(ValueError, match="labels"):
         teachers_in_use(bank, student, TEMPERATURE, gate="ce")
@@ -171,3 +199,31 @@ def test_label_losses_of_views_do_not_mix_images(student: Tensor, labels: Tensor
         for view in range(VIEWS):
             expected = naive_cross_entropy(student[image, view].tolist(), int(labels[image]))
             assert found[image, view].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_smoothed_labels_spread_their_share_over_all_classes_and_reach_the_whole_loss(
+    student: Tensor, labels: Tensor, bank: Tensor
+) -> None:
+    smoothing = 0.3
+    expected = 0.7 * label_losses(student, labels) - 0.3 * torch.log_softmax(student, -1).mean(dim=-1)
+    torch.testing.assert_close(label_losses(student, labels, smoothing), expected, rtol=0, atol=1e-12)
+    parts, _ = ekg_loss(student, labels, bank, TEMPERATURE, smoothing=smoothing)
+    plain, _ = ekg_loss(student, labels, bank, TEMPERATURE)
+    assert parts["loss_label"].item() == pytest.approx(expected.mean().item(), abs=1e-12)
+    assert parts["loss_distillation"] == plain["loss_distillation"]
+    assert parts["loss"] == parts["loss_label"] + parts["loss_distillation"]
+
+
+def test_an_ensemble_embedding_is_the_direction_of_the_mean_direction_of_the_teachers_in_use() -> None:
+    features = 3
+    embeddings = draw(IMAGES, features, TEACHERS, seed=7) * torch.tensor([0.1, 1.0, 10.0, 100.0])
+    embeddings[0] = 0.0
+    use = torch.tensor([True, False, True, True])
+    found = ensemble_embedding(embeddings, use)
+    assert found[0].tolist() == [0.0] * features
+    for image in range(1, IMAGES):
+        mean = [0.0] * features
+        for teacher in (0, 2, 3):
+            column = embeddings[image, :, teacher].tolist()
+            mean = [value + part / math.hypot(*column) for value, part in zip(mean, column, strict=True)]
+        assert found[image].tolist() == pytest.approx([value / math.hypot(*mean) for value in mean], abs=1e-12)

@@ -62,6 +62,10 @@ def test_two_clear_clusters_are_split_between_them() -> None:
     assert trimmed_otsu([0.0, 1, 1.1, 1.2, 5, 5.1, 5.2, 9, 9, 0]) == pytest.approx((1.2 + 5) / 2)
 
 
+def test_of_two_equal_variances_the_lower_split_wins() -> None:
+    assert trimmed_otsu([-3.0, -1.0, 0.0, 1.0, 3.0], trim=0.0) == -0.5
+
+
 def test_fewer_than_three_values_after_trimming_have_no_threshold() -> None:
     assert trimmed_otsu([1.0, 2.0, 3.0, 4.0]) is None
     assert trimmed_otsu([]) is None

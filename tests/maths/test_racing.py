@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import stdtr
 
 from ekgsearch.maths.racing import LEAST_BATCHES, error_of_one_test, looks, still_in
 
@@ -106,6 +107,19 @@ def test_bound_by_hand_with_equal_batches() -> None:
     threshold = 0.0076926  # one-sided p-value of 2.5 / 0.5 = 5 with 3 degrees of freedom
     assert still_in(sums, np.ones(4), 10, threshold * 0.999).tolist() == [True, True]
     assert still_in(sums, np.ones(4), 10, threshold * 1.001).tolist() == [True, False]
+
+
+def test_bound_by_hand_with_batches_of_different_sizes() -> None:
+    """Differences 3, 5, 12 of 1, 2, 3 images: 10/3 per image, residuals -1/3, -5/3, 2, sd^2 0.7 / 12 * 31/9."""
+    sums, weights = np.array([[0.0, 0, 0], [3, 5, 12]]), np.array([1.0, 2, 3])
+    threshold = float(stdtr(2, -(10 / 3) / math.sqrt(0.7 / 12 * 31 / 9)))  # one-sided p-value
+    assert still_in(sums, weights, 10, threshold * 0.999).tolist() == [True, True]
+    assert still_in(sums, weights, 10, threshold * 1.001).tolist() == [True, False]
+
+
+def test_the_error_probability_is_shared_by_the_rivals_of_the_leader_at_every_look() -> None:
+    assert error_of_one_test(0.06, num_candidates=4, num_looks=2) == pytest.approx(0.01)
+    assert error_of_one_test(0.06, num_candidates=2, num_looks=1) == 0.06
 
 
 def test_equal_candidates_stay_and_the_leader_is_always_in() -> None:

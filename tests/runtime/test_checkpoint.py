@@ -13,6 +13,7 @@ from torch import nn
 
 from ekgsearch.errors import StorageError
 from ekgsearch.runtime.checkpoint import checkpoint_path, load_state, save_state
+from ekgsearch.storage.tensors import save_tensors
 
 PLAIN = st.recursive(
     st.none()
@@ -107,6 +108,12 @@ def test_other_values_are_refused_by_their_place(tmp_path: Path, value: Any) -> 
     assert not checkpoint_path(tmp_path).exists()
 
 
+def test_tensors_go_to_the_device_that_is_asked_for(tmp_path: Path) -> None:
+    save_state(tmp_path, {"x": torch.ones(4), "inner": [torch.zeros(2)]})
+    loaded = load_state(tmp_path, device="meta")
+    assert loaded["x"].device.type == loaded["inner"][0].device.type == "meta"
+
+
 def test_a_missing_damaged_or_other_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"checkpoint\.safetensors does not exist"):
         load_state(tmp_path)
@@ -115,6 +122,9 @@ def test_a_missing_damaged_or_other_file_is_named(tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(StorageError, match=r"checkpoint\.safetensors is damaged"):
+        load_state(tmp_path)
+    save_tensors(path, {"x": torch.ones(4)}, {"kind": "weights"})
+    with pytest.raises(StorageError, match=r"checkpoint\.safetensors is no checkpoint: its metadata lack 'state'"):
         load_state(tmp_path)
 
 

@@ -1,14 +1,18 @@
 """What a run ran on."""
 
 import json
+import os
 import platform
 import socket
+import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
+import ekgsearch
 from ekgsearch.runtime.environment import device_name, num_cores, provenance
 
 
@@ -41,6 +45,38 @@ def test_packages_that_are_not_installed_have_no_version(monkeypatch: pytest.Mon
 def test_the_commit_is_that_of_the_source_tree() -> None:
     commit = provenance()["commit"]
     assert commit is None or len(commit.removesuffix("-changed")) == 40
+
+
+def test_changes_of_tracked_files_show_in_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        settings = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        command = ["git", "-C", str(tmp_path), *settings, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(ekgsearch, "__file__", str(tmp_path / "package" / "__init__.py"))
+    (tmp_path / "notes.txt").write_text("unknown to git")
+    commit = git("rev-parse", "HEAD")
+    assert provenance()["commit"] == commit
+    (tmp_path / "package" / "__init__.py").write_text("changed = True")
+    assert provenance()["commit"] == f"{commit}-changed"
+    monkeypatch.setattr(ekgsearch, "__file__", str(tmp_path / "package" / "below" / "__init__.py"))
+    assert provenance()["commit"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not bind processes to cores")
+def test_cores_are_those_that_this_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert num_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert num_cores() == len(allowed)
 
 
 def test_a_processor_is_called_cpu() -> None:

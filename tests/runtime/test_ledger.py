@@ -1,5 +1,6 @@
 """Device-hours: every attempt counts once, also the killed ones, and the clock on the wall does not matter."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from ekgsearch.runtime import ledger as ledger_module
 from ekgsearch.runtime.ledger import Clock, Ledger
 from ekgsearch.storage import files as files_module
 from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.sealed import read_sealed, sealed
 
 
 @pytest.fixture
@@ -82,11 +84,11 @@ def test_the_exit_state_says_how_an_attempt_ended(tmp_path: Path, error: BaseExc
 
 def test_an_open_attempt_is_seen_with_its_time_so_far(tmp_path: Path, fake_time: list[float]) -> None:
     ledger = Ledger(tmp_path, "run")
-    with ledger.attempt(Phase.SEARCH, "cpu", 2) as clock, clock.working():
+    with ledger.attempt(Phase.SEARCH, "cpu", 3) as clock, clock.working(devices=2):
         fake_time[0] += 50
         (row,) = ledger.rows()
-        assert (row.exit_state, row.wall_seconds, row.busy_seconds) == ("open", 50, 50)
-        assert ledger.device_hours() == 100 / 3600
+        assert (row.exit_state, row.wall_seconds, row.busy_seconds) == ("open", 50, 100)
+        assert ledger.device_hours() == 150 / 3600
 
 
 def test_work_that_overlaps_in_threads_adds_up(fake_time: list[float]) -> None:
@@ -108,6 +110,20 @@ def test_work_that_overlaps_in_threads_adds_up(fake_time: list[float]) -> None:
     for thread in threads:
         thread.join()
     assert clock.read() == (5, 10)
+
+
+def test_work_that_fails_counts_as_well(fake_time: list[float]) -> None:
+    clock = Clock()
+
+    def work() -> None:
+        with clock.working(devices=2):
+            fake_time[0] += 5
+            raise RuntimeError("the work")
+
+    with pytest.raises(RuntimeError, match="the work"):
+        work()
+    fake_time[0] += 5
+    assert clock.read() == (10, 10)
 
 
 def test_more_work_than_was_held_is_not_counted_as_negative_idleness(tmp_path: Path, fake_time: list[float]) -> None:
@@ -156,10 +172,11 @@ def test_a_killed_attempt_counts_up_to_its_last_heartbeat(tmp_path: Path) -> Non
     time.sleep(0.5)
     assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["open"]
     victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)  # it ends, and its number stays taken until `wait` below
     lived = time.monotonic() - start
     ledger = Ledger(tmp_path, "run")
     (row,) = ledger.rows()
+    victim.wait()
     assert row.exit_state == "died"
     assert 0.25 < row.wall_seconds < lived
     assert 0.25 < row.busy_seconds <= row.wall_seconds
@@ -167,6 +184,85 @@ def test_a_killed_attempt_counts_up_to_its_last_heartbeat(tmp_path: Path) -> Non
     with ledger.attempt(Phase.SEARCH, "cpu", 2):
         pass
     assert [(row.attempt, row.exit_state) for row in ledger.rows()] == [(1, "died"), (2, "finished")]
+
+
+def forge(path: Path, **fields: object) -> None:
+    """Change fields of a record and seal it again."""
+    path.write_bytes(sealed({**read_sealed(path), **fields}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "another.host"},
+        {"process": 2**22 + 1, "process_start": 0},  # above the largest number that Linux gives
+        {"process_start": 1},
+    ],
+)
+def test_open_attempts_of_others_count_as_dead(tmp_path: Path, fields: dict[str, object]) -> None:
+    with Ledger(tmp_path, "run").attempt(Phase.SEARCH, "cpu", 1):
+        path = tmp_path / "search-0001.json"
+        forge(path)
+        assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["open"]
+        forge(path, **fields)
+        assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["died"]
+
+
+def test_attempts_that_have_ended_stay_as_they_are_when_their_process_is_gone(tmp_path: Path) -> None:
+    with Ledger(tmp_path, "run").attempt(Phase.SEARCH, "cpu", 1):
+        pass
+    forge(tmp_path / "search-0001.json", process=2**22 + 1)
+    assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["finished"]
+
+
+def test_the_start_of_a_process_is_that_of_the_system() -> None:
+    """Also of one whose name has blanks and brackets, which /proc does not escape."""
+    code = "open('/proc/self/comm', 'w').write('a) R (b')\nprint(flush=True)\ninput()"
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    process = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    after = time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        ticks = os.sysconf("SC_CLK_TCK")
+        assert before * ticks - 2 <= ledger_module._process_start(process.pid) <= after * ticks + 2
+    finally:
+        process.communicate(b"\n")
+    assert ledger_module._process_start(process.pid) == 0
+
+
+def test_the_number_of_a_record_that_was_moved_away_is_not_given_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "run")
+    for _ in range(3):
+        with ledger.attempt(Phase.SEARCH, "cpu", 1):
+            pass
+    (tmp_path / "search-0001.json").unlink()
+    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        pass
+    assert [row.attempt for row in ledger.rows()] == [2, 3, 4]
+
+
+def test_the_end_of_an_attempt_is_recorded_after_its_last_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "HEARTBEAT_SECONDS", 0.001)
+    is_writing, written = threading.Event(), threading.Event()
+
+    def slow_heartbeat(path: Path, data: bytes) -> None:
+        if threading.current_thread().name == "ledger":
+            is_writing.set()
+            time.sleep(0.1)
+        write_atomically(path, data)
+        if threading.current_thread().name == "ledger":
+            written.set()
+
+    monkeypatch.setattr(ledger_module, "write_atomically", slow_heartbeat)
+    ledger = Ledger(tmp_path, "run")
+    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        assert is_writing.wait(10)
+        written.clear()
+    written.wait(0.5)
+    assert [row.exit_state for row in ledger.rows()] == ["finished"]
 
 
 def test_a_process_with_the_same_number_is_not_taken_for_the_dead_one(
@@ -197,10 +293,17 @@ def test_a_disk_that_refuses_heartbeats_does_not_stop_the_work(
     def refuse(path: Path, data: bytes) -> None:
         raise StorageError("cannot write: no space is left")
 
+    recorded = threading.Event()
+
+    def note(path: Path, data: bytes) -> None:
+        write_atomically(path, data)
+        recorded.set()
+
     with ledger.attempt(Phase.SEARCH, "cpu", 1):
         monkeypatch.setattr(ledger_module, "write_atomically", refuse)
         time.sleep(0.1)
-        monkeypatch.setattr(ledger_module, "write_atomically", write_atomically)
+        monkeypatch.setattr(ledger_module, "write_atomically", note)
+        assert recorded.wait(10), "heartbeats go on"
     assert caplog.text.count("not recorded for now") == 1
     assert ledger.rows()[0].exit_state == "finished"
 
@@ -239,6 +342,16 @@ def test_a_flipped_digit_of_a_record_is_noticed(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"num_devices":1', '"num_devices":7'))
     with pytest.raises(StorageError, match=r"search-0001\.json is no record of an attempt .*expected SHA-256"):
         Ledger(tmp_path, "run")
+
+
+def test_an_interrupt_between_the_start_and_the_block_is_recorded_as_one(tmp_path: Path) -> None:
+    """Nobody leaves the attempt then; its generator ends when it is collected."""
+    ledger = Ledger(tmp_path, "run")
+    attempt = ledger.attempt(Phase.SEARCH, "cpu", 1)
+    attempt.__enter__()
+    del attempt
+    gc.collect()
+    assert [row.exit_state for row in ledger.rows()] == ["interrupted"]
 
 
 def test_an_interrupt_at_any_line_of_the_start_is_recorded_as_one(tmp_path: Path) -> None:

@@ -52,6 +52,29 @@ def test_an_unknown_total_has_no_eta(fake_time: list[float]) -> None:
     assert progress.line() == "index  8000/? images  2 images/s  1:06:40"
 
 
+def test_more_work_than_was_announced_ends_now_and_fills_the_bar(
+    fake_time: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress("index", 10, "images", logging.getLogger("ekgsearch.x"))
+    fake_time[0] = 4.0
+    progress.advance(20)
+    assert terminal.getvalue() == "\r\x1b[K" + "█" * 24 + " index  20/10 images  5 images/s  0:04  ETA 0:00"
+
+
+def test_a_terminal_is_drawn_at_most_ten_times_a_second(
+    fake_time: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    progress = Progress("search", 1000, "steps", logging.getLogger("ekgsearch.x"))
+    for _ in range(512):
+        fake_time[0] += 2**-9
+        progress.advance()
+    assert terminal.getvalue().count("\r") == 9
+
+
 def test_lines_come_at_most_every_five_seconds_and_once_at_the_end(
     fake_time: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,13 +118,30 @@ def test_verbose_shows_details_and_a_second_call_replaces_the_first(
 ) -> None:
     log = logging.getLogger("ekgsearch.x")
     configure_logging(tmp_path)
+    (file,) = (handler for handler in logging.getLogger("ekgsearch").handlers if hasattr(handler, "baseFilename"))
     log.debug("hidden")
     configure_logging(tmp_path, verbose=True)
     log.debug("shown")
+    assert file.stream is None, "the first log file is closed"  # type: ignore[attr-defined]
     assert "hidden" not in capsys.readouterr().err
     text = (tmp_path / "log.txt").read_text()
     assert text.count("shown") == 1
     assert "hidden" not in text
+
+
+def test_lines_are_not_written_a_second_time_by_the_root_logger(caplog: pytest.LogCaptureFixture) -> None:
+    configure_logging(None)
+    logging.getLogger("ekgsearch.x").warning("once")
+    assert caplog.text == ""
+
+
+def test_secrets_of_metrics_are_not_drawn(fake_time: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fake_time[0] = 1.0
+    Progress("search", 10, "steps", logging.getLogger("ekgsearch.x")).advance(bucket="s3://user:canary@bucket")
+    assert "[redacted]@bucket" in terminal.getvalue()
+    assert "canary" not in terminal.getvalue()
 
 
 def test_secrets_are_in_neither_output_not_even_in_a_traceback(
