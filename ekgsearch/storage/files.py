@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import time
@@ -109,7 +110,7 @@ def write_fully(descriptor: int, view: memoryview) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing.
+    """Make a folder, and those above it, where they are missing; their names are on the disk when this returns.
 
     Args:
         folder: folder to make.
@@ -118,7 +119,10 @@ def make_folder(folder: Path) -> None:
         StorageError: the disk is full, read-only, or refuses; or a file of that name is in the way.
     """
     try:
+        missing = list(itertools.takewhile(lambda one: not one.exists(), (folder, *folder.parents)))
         folder.mkdir(parents=True, exist_ok=True)
+        for one in reversed(missing):
+            sync_folder(one.parent)
     except OSError as error:
         raise write_error(folder, error, 0) from error
 

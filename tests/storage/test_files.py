@@ -1,5 +1,6 @@
 """A file is old or new, never between; a disk that refuses is described."""
 
+import errno
 import hashlib
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import stat
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +30,43 @@ def test_a_file_is_written_replaced_and_leaves_nothing_beside_it(tmp_path: Path)
     assert path.read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["a.bin"]
     assert file_sha256(path) == hashlib.sha256(b"new").hexdigest()
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_bytes_are_on_the_disk_before_their_name_and_the_name_before_the_return(
+    tmp_path: Path, disk_calls: list[str], replace: bool
+) -> None:
+    write_atomically(tmp_path / "a", b"new", replace=replace)
+    named = "replace a" if replace else "link a"
+    assert disk_calls == ["write PARTIAL", "fsync PARTIAL", named, f"fsync {tmp_path.name}"]
+
+
+def test_the_names_of_new_folders_are_on_the_disk(tmp_path: Path, disk_calls: list[str]) -> None:
+    make_folder(tmp_path / "a" / "b")
+    assert disk_calls == [f"fsync {tmp_path.name}", "fsync a"]
+    make_folder(tmp_path / "a" / "b")
+    assert len(disk_calls) == 2
+
+
+def test_a_disk_that_fails_to_sync_a_folder_is_named_and_one_that_cannot_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers, sync = [0], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(numbers[0], os.strerror(numbers[0]))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    numbers[0] = errno.EINVAL
+    write_atomically(tmp_path / "a", b"new")
+    make_folder(tmp_path / "b")
+    numbers[0] = errno.EIO
+    with pytest.raises(StorageError, match=r"cannot write .*/a: Input/output error"):
+        write_atomically(tmp_path / "a", b"newer")
+    with pytest.raises(StorageError, match=r"cannot write .*/c: Input/output error"):
+        make_folder(tmp_path / "c")
 
 
 def test_file_modes_follow_the_umask(tmp_path: Path) -> None:
@@ -115,8 +154,8 @@ def test_young_partial_files_of_a_shared_folder_are_kept(tmp_path: Path) -> None
     for path in partials:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"x")
-    long_ago = time.time() - 100_000
-    os.utime(partials[2], (long_ago, long_ago))
+    for path, hours in ((partials[1], 23), (partials[2], 25)):
+        os.utime(path, (time.time() - hours * 3600,) * 2)
     assert remove_partials(tmp_path, shared=tmp_path / "bank") == 2
     assert [path.exists() for path in partials] == [False, True, False]
 
@@ -141,6 +180,12 @@ def test_reading_a_missing_file_names_it(tmp_path: Path) -> None:
         read_bytes(tmp_path / "nothing.json")
     with pytest.raises(StorageError, match=r"nothing\.json"):
         file_sha256(tmp_path / "nothing.json")
+
+
+def test_free_bytes_are_blocks_for_ordinary_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = SimpleNamespace(f_bavail=3, f_bfree=5, f_frsize=512, f_bsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda folder: answer)
+    assert free_bytes(tmp_path) == 3 * 512
 
 
 def test_free_bytes_of_a_folder_to_be_made_are_those_of_its_disk(small_disk: Path) -> None:

@@ -1,5 +1,6 @@
 """The journal: one owner, a chain of hashes, torn tails cut off, damage found."""
 
+import errno
 import json
 import logging
 import os
@@ -116,6 +117,61 @@ def test_a_tail_of_lost_sectors_is_cut_off(tmp_path: Path) -> None:
         assert path.read_bytes() == data
 
 
+def test_a_nul_within_the_last_line_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    write_lines(path, 2)
+    path.write_bytes(path.read_bytes()[:-3] + b"\0}\n")
+    with pytest.raises(StorageError, match="line 2 of 2 is damaged"):
+        read_journal(path)
+
+
+def test_lines_and_names_are_on_the_disk_when_a_call_returns(tmp_path: Path, disk_calls: list[str]) -> None:
+    path = tmp_path / "journal.jsonl"
+    with Journal.open(path) as journal:
+        assert f"fsync {tmp_path.name}" in disk_calls, "the name of a new journal"
+        disk_calls.clear()
+        journal.append("first")
+        assert disk_calls == ["write journal.jsonl", "fsync journal.jsonl"]
+    with open(path, "ab") as file:
+        file.write(b"torn")
+    disk_calls.clear()
+    Journal.open(path).close()
+    assert disk_calls[-2:] == ["ftruncate journal.jsonl", "fsync journal.jsonl"]
+
+
+def test_a_line_that_cannot_be_synced_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Journal.open(path) as journal:
+        first = journal.append("first")
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", fail)
+            with pytest.raises(StorageError, match="Input/output error"):
+                journal.append("second")
+        assert journal.lines == read_journal(path) == [first]
+        with pytest.raises(StorageError, match="an earlier write to it failed"):
+            journal.append("third")
+    assert path.read_bytes() == canonical_json(first).encode() + b"\n"
+
+
+def test_a_damaged_journal_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines = write_lines(path)
+    data = path.read_bytes()
+    path.write_bytes(b"x" + data)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        with pytest.raises(StorageError, match="is damaged"):
+            Journal.open(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    path.write_bytes(data)
+    with Journal.open(path) as journal:
+        assert journal.lines == lines
+
+
 def test_a_broken_line_is_an_error_that_names_it_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write_lines(path)
@@ -138,6 +194,29 @@ def test_a_removed_repeated_or_swapped_line_is_found(tmp_path: Path) -> None:
         path.write_bytes(b"".join(rows))
         with pytest.raises(StorageError, match="is damaged"):
             read_journal(path)
+
+
+def sealed_again(line: dict[str, Any], **changes: Any) -> bytes:
+    """A line with other fields and the hash that belongs to them."""
+    content = {name: value for name, value in {**line, **changes}.items() if name != "hash"}
+    return canonical_json({**content, "hash": content_hash(content)}).encode() + b"\n"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("changes", [{"prev": "1" * 64}, {"seq": 7}, {"seq": -1}])
+def test_a_line_with_a_right_hash_but_another_link_or_number_is_found(
+    tmp_path: Path, number: int, changes: dict[str, Any]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines = write_lines(path)
+    rows = path.read_bytes().splitlines(keepends=True)[:number]
+    rows[-1] = sealed_again(lines[number - 1], **changes)
+    path.write_bytes(b"".join(rows))
+    with pytest.raises(StorageError, match=rf"line {number} of {number} is damaged"):
+        read_journal(path)
+    rows[-1] = sealed_again(lines[number - 1])
+    path.write_bytes(b"".join(rows))
+    assert read_journal(path) == lines[:number]
 
 
 def test_a_line_with_a_right_hash_but_other_spelling_is_found(tmp_path: Path) -> None:
@@ -183,9 +262,12 @@ def test_every_flipped_bit_of_every_byte_is_found(sound_bytes: bytes, tmp_path: 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_journal(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
+    (tmp_path / "journal.jsonl.lock").write_text("process 1 on host with-a-long-name\n" * 9)
     code = f"from pathlib import Path\nfrom ekgsearch.storage.journal import Journal\nJournal.open(Path({str(path)!r}))"
     with Journal.open(path) as journal:
-        with pytest.raises(StorageError, match=rf"held by another driver: process {os.getpid()} on host \S+ .*\.lock"):
+        with pytest.raises(
+            StorageError, match=rf"held by another driver: process {os.getpid()} on host \S+ \(lock file .*\.lock"
+        ):
             Journal.open(path)
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert other.returncode == 1

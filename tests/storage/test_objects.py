@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -159,12 +160,36 @@ def test_a_list_below_a_prefix_looks_into_no_other_folder(tmp_path: Path, monkey
     assert store.list("nowhere/block-") == []
 
 
+def test_a_file_that_vanishes_during_a_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    store.put("here", b"1")
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda top: [(at, below, [*names, "gone"]) for at, below, names in walk(top)])
+    assert store.sizes() == {"here": 1}
+
+
 class TestArrowStore(ObjectStoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> ObjectStore:
         root = tmp_path / "store"
         root.mkdir()
         return ArrowStore(pyarrow.fs.LocalFileSystem(), str(root), uri=str(root), first_delay_seconds=0.01)
+
+
+def test_every_pause_before_a_repetition_is_twice_as_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+
+    class Broken:
+        """A file system that fails in a way that may pass."""
+
+        def get_file_info(self, path: str) -> None:
+            raise OSError(errno.EIO, "for a moment")
+
+    store = ArrowStore(Broken(), "bucket", uri="u", num_attempts=4, first_delay_seconds=0.5)  # type: ignore[arg-type]
+    with pytest.raises(StorageError, match="cannot look up 'a' in u after 4 attempts"):
+        store.exists("a")
+    assert pauses == [0.5, 1.0, 2.0]
 
 
 class TestS3Store(ObjectStoreContract):

@@ -84,6 +84,25 @@ def test_rows_of_another_kind_or_type_are_refused_and_the_file_stays(tmp_path: P
     assert path.read_bytes() == before
 
 
+def test_rows_are_not_appended_to_columns_of_other_types(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_arrow(path, pa.table({"name": ["a"], "loss": [1], "count": [1], "won": [True]}))
+    with pytest.raises(StorageError, match="an older version wrote it"):
+        append_rows(path, [Measured("a", 1.0, 1, True)], Measured)
+
+
+def test_a_text_that_looks_like_the_place_of_the_checksum_is_not_taken_for_it(tmp_path: Path) -> None:
+    row = Measured(f"sha256\x18\x40{'0' * 64}", 1.0, 1, True)
+    write_table(tmp_path / "a.parquet", [row], Measured)
+    assert read_table(tmp_path / "a.parquet")["name"].tolist() == [row.name]
+
+
+def test_a_column_that_an_older_file_lacks_is_empty_there(tmp_path: Path) -> None:
+    write_arrow(tmp_path / "old", pa.table({"x": [1]}))
+    write_arrow(tmp_path / "new", pa.table({"x": [2], "y": ["b"]}))
+    assert concat_tables([tmp_path / "old", tmp_path / "new"]).to_pydict() == {"x": [1, 2], "y": [None, "b"]}
+
+
 def test_a_record_with_a_column_that_parquet_rows_cannot_hold_is_refused() -> None:
     with pytest.raises(StorageError, match=r"Odd\.kept is .*list.*expected str, int, float or bool"):
         schema(dataclasses.make_dataclass("Odd", [("kept", list[int])]))

@@ -1,6 +1,7 @@
 """Tensors rest with equal bytes for equal values; damage is found."""
 
 import hashlib
+import json
 import struct
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def test_the_checksum_is_the_hash_of_the_file_with_zeros_in_its_place() -> None:
     start = data.index(b'"sha256":"') + 10
     digest = data[start : start + 64].decode()
     assert hashlib.sha256(data.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
+
+
+def test_every_tensor_is_aligned_to_its_elements() -> None:
+    """Also behind a header of any length and tensors of one byte."""
+    for extra in range(8):
+        data = bytes(serialise_tensors(example(), {"x": "." * extra}))
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        del header["__metadata__"]
+        for name, entry in header.items():
+            start = 8 + length + entry["data_offsets"][0]
+            assert start % example()[name].element_size() == 0, name
 
 
 def test_missing_and_foreign_files_are_told_apart(tmp_path: Path) -> None:
