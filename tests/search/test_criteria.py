@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.maths.knowledge import cross_entropy_terms
@@ -25,6 +27,8 @@ from ekgsearch.search.criteria import Criterion, Rules, SearchTeacher, channel_s
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.search.networks import NaiveNetworks
+from ekgsearch.search.random_walk import RandomChoice
+from ekgsearch.search.uniform import uniform_width
 
 
 class Residual(nn.Module):
@@ -101,6 +105,11 @@ def search(graph: ChannelGraph, parts: Parts) -> EkgSearch:
     return EkgSearch(graph, parts, budget, EkgSettings(step=0.3))
 
 
+def measured(graph: ChannelGraph, subnetwork: Subnetwork) -> tuple[int, int]:
+    costs = cost(graph, subnetwork, "macs")
+    return costs.macs, costs.params
+
+
 def narrowed(graph: ChannelGraph) -> Subnetwork:
     return graph.full().replace("stem", [0, 2, 3, 5]).replace("up", [1, 2, 3])
 
@@ -147,6 +156,63 @@ def test_random_scores_depend_on_seed_and_iteration_and_spare_no_removed_channel
         assert (values == again[name]).all()
         assert ((values > 0) == [channel in sub[name] for channel in range(len(values))]).all()
         assert all((values != other[name]).any() for other in others)
+
+
+def test_random_scores_differ_between_groups_and_are_never_those_of_a_removed_channel(
+    graph: ChannelGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = channel_scores(Rules(criterion="random"), graph, graph.full(), 1)
+    assert len({values[:4].tobytes() for values in drawn.values()}) == len(drawn)
+    monkeypatch.setattr("ekgsearch.search.criteria.uniforms", lambda places, *_: torch.zeros(len(places), 1))
+    for values in channel_scores(Rules(criterion="random"), graph, graph.full(), 1).values():
+        assert (values > 0).all()
+
+
+def test_a_random_choice_goes_by_iteration_and_channel_group(graph: ChannelGraph) -> None:
+    choice, full = RandomChoice(graph, Rules(criterion="random", seed=3)), graph.full()
+    candidates = [Candidate(group.name, full, Fraction(1, 2)) for group in graph.groups]
+    draws = []
+    for iteration in (1, 2):
+        choice.scores(full, iteration)
+        draws.append([evaluation.score for evaluation in choice.evaluate(full, candidates)])
+        assert [evaluation.score for evaluation in choice.settle(candidates[::-1])] == draws[-1][::-1]
+        assert choice.evaluate(full, candidates[1:])[0].score == draws[-1][1]
+    assert len({*draws[0], *draws[1]}) == 6
+
+
+@pytest.mark.parametrize("reduction", [0.2, 0.5, 0.8])
+def test_a_uniform_network_is_the_widest_that_meets_the_budget_with_the_largest_filters(
+    graph: ChannelGraph, reduction: float
+) -> None:
+    budget = set_budget(graph, reduction=reduction, absolute=None, unit="macs", counter="macs")
+    sizes = {group.name: group.size for group in graph.groups}
+    norms = {
+        name: [sum(weights) for weights in zip(*parts, strict=True)]
+        for name in sizes
+        if (
+            parts := [
+                [sum(map(abs, row)) for row in kept.values()] for kept in naive_filters(graph, graph.full(), name)
+            ]
+        )
+    }
+    found = uniform_width(graph, budget)
+    shares = sorted({Fraction(kept, size) for size in sizes.values() for kept in range(1, size + 1)})
+
+    def at(share: Fraction) -> Subnetwork:
+        kept = {name: max(1, int(size * share)) for name, size in sizes.items()}
+        orders = {name: sorted(range(size), key=lambda channel: -norms[name][channel]) for name, size in sizes.items()}
+        return Subnetwork.of({name: orders[name][: kept[name]] for name in sizes})
+
+    met = [share for share in shares if budget.is_met(*measured(graph, at(share)))]
+    assert found == at(max(met))
+
+
+def test_the_narrowest_uniform_network_keeps_a_channel_of_every_group(graph: ChannelGraph) -> None:
+    least = graph.full()
+    for group in graph.groups:
+        least = least.replace(group.name, [0])
+    budget = set_budget(graph, reduction=None, absolute=measured(graph, least)[0], unit="macs", counter="macs")
+    assert {len(kept) for _, kept in uniform_width(graph, budget).kept} == {1}
 
 
 def test_the_loss_criterion_is_the_derivative_of_the_loss_alone(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import partial
@@ -23,7 +24,9 @@ from ekgsearch.search.base import (
     BatchResult,
     Candidate,
     Decision,
+    Evaluation,
     mean_over_batches,
+    sum_over_batches,
 )
 from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch
 from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
@@ -185,3 +188,81 @@ def test_nominal_means_divide_every_batch_by_the_nominal_size() -> None:
     assert mean_over_batches(results).loss == pytest.approx(11 / 20)
     assert mean_over_batches(results, nominal_batch=16).loss == pytest.approx((8 / 16 + 3 / 16) / 2)
     assert mean_over_batches(results, nominal_batch=16).score == pytest.approx((12 / 16 + 5 / 16) / 2)
+
+
+def test_batches_are_added_in_their_order_however_they_arrive_and_stay_as_they_are() -> None:
+    values = {2: -1e16, 1: 1e16, 0: 1.0}
+    assert mean_over_batches({batch: BatchResult(1, 0, one, one) for batch, one in values.items()}).score == 0.0
+    scores = {batch: {"g": np.array([one])} for batch, one in values.items()}
+    assert sum_over_batches(scores)["g"] == [0.0]
+    assert {batch: found["g"].item() for batch, found in scores.items()} == values
+
+
+@pytest.mark.parametrize(("loss", "score"), [(math.inf, 1.0), (1.0, math.inf), (1.0, math.nan)])
+def test_an_evaluation_is_finite_where_both_means_are(loss: float, score: float) -> None:
+    assert not Evaluation(loss, score, 0, 1).is_finite
+    assert Evaluation(1.0, 1.0, 0, 1).is_finite
+
+
+def cuts(subnetwork: Subnetwork) -> list[Candidate]:
+    """A candidate for some channel groups, without the last eight channels."""
+    names = subnetwork.names[::3]
+    return [Candidate(name, subnetwork.replace(name, subnetwork[name][:-8]), Fraction(1, 2)) for name in names]
+
+
+def test_candidates_start_from_no_walk_through_another_network(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    """Neither where another network was scored last, nor where the memory holds no walk through that one."""
+    full = graph.full()
+    narrow = full
+    for name in full.names:
+        narrow = narrow.replace(name, full[name][: len(full[name]) // 2])
+    networks = FastNetworks(graph)
+    _, walk = networks.scores(batches[0].pixels, lambda logits: logits.sum(), networks.prepare(narrow))
+    assert walk is not None
+    evaluator = BatchEvaluator(networks, lambda images: images, batches, 41, prefix_bytes=walk.num_bytes)
+    fresh = BatchEvaluator(networks, lambda images: images, batches, 41, prefix_bytes=0)
+    for one in (evaluator, fresh):
+        one.begin([narrow])
+        one.scores(narrow, 1)
+    assert evaluator.evaluate(full, cuts(full)) == fresh.evaluate(full, cuts(full))
+    for one in (evaluator, fresh):
+        one.scores(full, 2)
+    assert evaluator.evaluate(full, cuts(full)) == fresh.evaluate(full, cuts(full))
+
+
+def test_some_of_the_batches_give_the_results_that_they_have_among_all(
+    graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    full, evaluator = graph.full(), batch_evaluator(FastNetworks(graph), batches)
+    evaluator.begin([full])
+    whole = evaluator.evaluate(full, cuts(full))
+    assert evaluator.evaluate(full, cuts(full), [2, 0]) == {batch: whole[batch] for batch in (0, 2)}
+
+
+def test_further_networks_extend_the_ensemble_knowledge(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    full = graph.full()
+    networks = [full, *(candidate.subnetwork for candidate in cuts(full)[:2])]
+    whole, parts = (batch_evaluator(FastNetworks(graph), batches) for _ in range(2))
+    expected = whole.begin(networks)
+    parts.begin(networks[:1])
+    parts.extend(networks[1:2])
+    assert parts.extend(networks[2:]) == expected
+    assert parts.num_averaged == whole.num_averaged == 3
+    for batch in batches:
+        assert torch.equal(parts.knowledge(batch.index), whole.knowledge(batch.index))
+
+
+def test_near_ties_are_settled_by_the_bits_of_the_masked_network(
+    graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    class OnlyMasked(FastNetworks):
+        """Has the masked network, and nothing faster."""
+
+        def forward(self, images: torch.Tensor, subnetwork: Subnetwork) -> torch.Tensor:
+            raise AssertionError("near ties are settled by the masked network")
+
+    full = graph.full()
+    fast, naive = (batch_evaluator(networks(graph), batches) for networks in (OnlyMasked, NaiveNetworks))
+    for one in (fast, naive):
+        one.set_knowledge({batch.index: torch.zeros(len(batch.labels), 4) for batch in batches}, 1)
+    assert fast.settle(cuts(full)) == naive.evaluate(full, cuts(full))

@@ -142,6 +142,25 @@ def test_nominal_means_weigh_all_batches_alike() -> None:
     assert found[1].images == 8 * 4
 
 
+def test_nominal_sizes_weigh_the_batches_also_where_candidates_are_dropped() -> None:
+    """Differences that are as large as batches have images: without spread by true sizes, with it by nominal ones."""
+    images = [1] + [8] * 15
+    table = Table([[0.0] * 16, [float(size) for size in images]], images)
+    found = [
+        Racing(table, range(16), 0.005, nominal_batch=size).evaluate(FULL, [candidate(0), candidate(1)])[1].images
+        for size in (None, 8)
+    ]
+    assert found == [sum(images[:4]), sum(images[:8])]
+
+
+def test_the_error_probability_is_shared_among_those_that_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, int, int]] = []
+    monkeypatch.setattr("ekgsearch.search.racing.error_of_one_test", lambda *given: asked.append(given) or 0.01)
+    race(Table([wobbling(level, 32, seed) for seed, level in enumerate((3.0, 1.0, 2.0, 1.002))], [8] * 32))
+    assert len(asked) > 1
+    assert set(asked) == {(0.05, 4, 3)}
+
+
 def test_what_is_not_raced_is_passed_on() -> None:
     racing, _ = race(Table([[1.0]], [8]))
     assert racing.begin([FULL, FULL]).loss == 2

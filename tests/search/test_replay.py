@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from recorded_search import CLOSED_SUM, change_arrays, change_line, joined, open
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.errors import DataError
 from ekgsearch.pipeline.replaying import free_run_text, iteration_text
-from ekgsearch.search.agreement import FreeRun, compare_outcome, largest_deviation
-from ekgsearch.search.base import GroupScores
+from ekgsearch.search.agreement import (
+    FreeRun,
+    compare_candidates,
+    compare_outcome,
+    in_recorded_order,
+    largest_deviation,
+)
+from ekgsearch.search.base import Evaluation, GroupScores
 from ekgsearch.search.evaluate import SearchBatch
 from ekgsearch.search.oracle import Oracle
 from ekgsearch.search.replay import ROUNDING_DRAWS, Replay
@@ -154,6 +161,76 @@ def test_the_channels_of_the_decision_itself_are_compared(
         breaks = compare_outcome(dataclasses.replace(decision, subnetwork=other), record, record.scores)
         assert len(breaks) == 1
         assert breaks[0].startswith(f"{name} keeps the channels {list(other[name])}, recorded")
+
+
+@pytest.mark.parametrize(("gap", "is_near"), [(1.5e-3, True), (1.99e-3, True), (2.01e-3, False)])
+def test_channels_nearly_tie_within_twice_the_tolerance(
+    recorded: Path, graph: ChannelGraph, batch: SearchBatch, gap: float, is_near: bool
+) -> None:
+    """Both scores may be off by the tolerance."""
+    record = open_recorded(recorded, graph, batch).oracle.iteration(1, graph)
+    expected = np.linspace(1, 0.1, 32)
+    expected[26] = expected[25] - gap
+    record = dataclasses.replace(record, scores={**record.scores, CUT: expected})
+    own = {**record.scores, CUT: expected[[*range(25), 26, 25, *range(27, 32)]]}
+    used, near_ties, breaks = in_recorded_order(record, own)
+    assert used[CUT] is expected
+    assert near_ties == ({CUT: pytest.approx(gap)} if is_near else {})
+    assert breaks == ([] if is_near else [f"{CUT} ranks the channels [25, 26] otherwise"])
+
+
+def test_an_order_that_brings_a_removed_channel_back_is_another_order(
+    recorded: Path, graph: ChannelGraph, batch: SearchBatch
+) -> None:
+    record = open_recorded(recorded, graph, batch).oracle.iteration(2, graph)
+    assert len(record.before.subnetwork[CUT]) == 26
+    expected = np.linspace(1, 0.1, 32)
+    record = dataclasses.replace(record, scores={**record.scores, CUT: expected})
+    own = {**record.scores, CUT: expected[[*range(25), 26, 25, *range(27, 32)]]}
+    assert in_recorded_order(record, own)[2] == [f"{CUT} ranks the channels [25, 26] otherwise"]
+
+
+def test_a_loss_that_is_no_number_and_another_width_do_not_agree(
+    recorded: Path, graph: ChannelGraph, batch: SearchBatch
+) -> None:
+    replay = open_recorded(recorded, graph, batch)
+    record = replay.oracle.iteration(3, graph)
+    decision = replay.decide(record, record.scores)
+    assert compare_candidates(decision, record)[2] == []
+    for numbers in ((math.nan, record.candidates[0].score), (record.candidates[0].loss, math.nan)):
+        broken = dataclasses.replace(decision.candidates[0], evaluation=Evaluation(*numbers, 0, 41))
+        other = dataclasses.replace(decision, candidates=(broken, *decision.candidates[1:]))
+        assert len(compare_candidates(other, record)[2]) == 1
+    for name in (record.winner, next(name for name in record.rates_after if name != record.winner)):
+        rates = {**record.rates_after, name: record.rates_after[name] + Fraction(1, 10**5)}
+        (said,) = compare_outcome(decision, dataclasses.replace(record, rates_after=rates), record.scores)
+        assert said.startswith(f"{name} has the width")
+
+
+def test_recorded_thresholds_and_sums_are_compared(altered: Path, graph: ChannelGraph, batch: SearchBatch) -> None:
+    change_line(altered, 2, lambda line: line.update(otsu_threshold=line["otsu_threshold"] * 1.002))
+
+    def off(line: dict[str, Any]) -> None:
+        line["gate_scores_used_by_otsu"] = [1.002 * value for value in line["gate_scores_used_by_otsu"]]
+
+    change_line(altered, 3, off)
+    second, third = open_recorded(altered, graph, batch).run([2, 3])
+    assert [text.split(",")[0].rpartition(" ")[0] for text in second.breaks] == ["the threshold is"]
+    assert third.breaks == ("the sum of a channel group's importance is off by 2.0e-03",)
+
+
+def test_iterations_that_nothing_decides_end_a_free_run(altered: Path, graph: ChannelGraph, batch: SearchBatch) -> None:
+    change_line(altered, 2, lambda line: line.update(margin_to_second=0.0))
+    assert list(open_recorded(altered, graph, batch).free_runs()) == []
+
+
+def test_of_several_rounding_draws_the_closest_counts(
+    recorded: Path, graph: ChannelGraph, batch: SearchBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deviations = iter([0.5, 0.2, *[0.4] * (ROUNDING_DRAWS - 1)])
+    monkeypatch.setattr("ekgsearch.search.replay.largest_deviation", lambda *scores: next(deviations))
+    (report,) = open_recorded(recorded, graph, batch).run([1])
+    assert (report.importance, report.undrawn_importance, report.draws) == (0.2, 0.5, ROUNDING_DRAWS)
 
 
 def test_channel_groups_without_importance_are_measured_by_a_floor() -> None:
