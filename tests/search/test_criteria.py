@@ -207,12 +207,20 @@ def test_a_uniform_network_is_the_widest_that_meets_the_budget_with_the_largest_
     assert found == at(max(met))
 
 
-def test_the_narrowest_uniform_network_keeps_a_channel_of_every_group(graph: ChannelGraph) -> None:
-    least = graph.full()
-    for group in graph.groups:
-        least = least.replace(group.name, [0])
-    budget = set_budget(graph, reduction=None, absolute=measured(graph, least)[0], unit="macs", counter="macs")
-    assert {len(kept) for _, kept in uniform_width(graph, budget).kept} == {1}
+def test_a_uniform_network_keeps_a_channel_of_every_group() -> None:
+    """A share below one half leaves the group of two channels with one."""
+    layers = [
+        nn.Conv2d(3, 2, 3),
+        nn.ReLU(),
+        nn.Conv2d(2, 16, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ]
+    graph = analyse(nn.Sequential(*layers).eval(), (3, 8, 8))
+    narrow = graph.full().replace("0", [0]).replace("2", [0, 1, 2])
+    budget = set_budget(graph, reduction=None, absolute=measured(graph, narrow)[0], unit="macs", counter="macs")
+    assert [len(kept) for _, kept in uniform_width(graph, budget).kept] == [1, 3]
 
 
 def test_the_loss_criterion_is_the_derivative_of_the_loss_alone(
