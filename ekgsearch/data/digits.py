@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from ekgsearch.data.images import ArrayImages, Dataset
+from ekgsearch.data.statistics import mean_and_deviation
 from ekgsearch.errors import DataError
 
 DEFAULT_SIZE = 16
@@ -34,8 +35,7 @@ def open_digits(image_size: int | None = None) -> Dataset:
     classes = torch.from_numpy(labels.astype(np.int64))
     is_test = torch.from_numpy(_test_mask(labels))
     train, test = (ArrayImages(images[mask], classes[mask]) for mask in (~is_test, is_test))
-    sample = train.images[:, 0].double()
-    mean, std = sample.mean().item(), sample.std(correction=0).item()
+    mean, std = mean_and_deviation(train.images[:, 0])
     return Dataset("digits", train, test, 10, (3, size, size), (mean,) * 3, (std,) * 3)
 
 
