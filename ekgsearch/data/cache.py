@@ -22,7 +22,7 @@ from ekgsearch.storage.sealed import read_sealed, sealed
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 3
+_VERSION = 4
 """Raised when what is stored, or how it is decoded, changes."""
 
 
@@ -34,15 +34,21 @@ def cache_folder() -> Path:
 def source_key(kind: str, sources: Iterable[Path]) -> str:
     """Key of something derived from files: changes with their paths, sizes and modification times.
 
-    Raises:
-        FileNotFoundError: a source is gone.
+    A file that is missing, such as the target of a dangling link, counts as one: whoever reads it says what is wrong.
     """
     stats = [
-        (os.fsencode(path.resolve()).decode(errors="backslashreplace"), status.st_size, status.st_mtime_ns)
+        (os.fsencode(os.path.realpath(path)).decode(errors="backslashreplace"), *_size_and_time(path))
         for path in sources
-        for status in [path.stat()]
     ]
     return content_hash([_VERSION, kind, stats])
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager

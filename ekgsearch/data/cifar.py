@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 from parquet files, from their published batches, or from the network."""
 
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from ekgsearch.data.cache import cache_folder, cached_images, source_key
+from ekgsearch.data.decode import open_picture
 from ekgsearch.data.images import ArrayImages, Dataset
-from ekgsearch.data.shards import check_complete, column_name, stored_bytes
+from ekgsearch.data.shards import check_complete, find_shards, picture_columns, stored_bytes, unreadable
 from ekgsearch.data.unpickle import read_arrays
 from ekgsearch.errors import DataError
 
@@ -73,7 +72,7 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
 
 def _find(name: str, root: Path) -> tuple[ArrayImages, ArrayImages] | None:
     for folder in (root, root / name):
-        shards = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in _SPLITS}
+        shards = {split: find_shards(folder, f"{split}-*.parquet") for split in _SPLITS}
         if all(shards.values()):
             train, test = (_open_shards(shards[split]) for split in _SPLITS)
             return train, test
@@ -97,25 +96,27 @@ def _open_shards(paths: Sequence[Path]) -> ArrayImages:
 
 
 def _decode_shard(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    columns = picture_columns(path)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=list(columns))
+        labels = table.column(columns[1]).cast(pa.int64()).to_pylist()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
-    pictures, labels = (
-        table.column(column_name(table.schema, names, path)) for names in (("image", "img"), ("label", "fine_label"))
-    )
+        raise unreadable(path, error) from error
+    pictures = table.column(columns[0]).to_pylist()
+    if None in labels:
+        raise DataError(f"{path}, row {labels.index(None)}: expected a whole number in column {columns[1]}, found null")
     images = np.empty((len(pictures), _SIZE, _SIZE, 3), np.uint8)
-    for row, picture in enumerate(pictures.to_pylist()):
+    for row, picture in enumerate(pictures):
         try:
-            with Image.open(io.BytesIO(stored_bytes(picture))) as image:
-                if image.size != (_SIZE, _SIZE):
-                    raise ValueError(f"it has {image.width}x{image.height} pixels")
-                images[row] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except (OSError, ValueError, TypeError, SyntaxError) as error:
+            image = open_picture(stored_bytes(picture))
+            if image.size != (_SIZE, _SIZE):
+                raise DataError(f"it has {image.width}x{image.height} pixels")
+        except DataError as error:
             raise DataError(
                 f"{path}, row {row}: expected a {_SIZE}x{_SIZE} picture, found one that is not: {error}"
             ) from error
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels.to_numpy().astype(np.int64)
+        images[row] = np.asarray(image)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), np.array(labels, np.int64)
 
 
 def _open_batches(paths: Sequence[Path]) -> ArrayImages:

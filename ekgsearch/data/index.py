@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,7 @@ class ImageIndex:
         """Accept a number of bad files with a warning.
 
         Raises:
-            DataError: there are more; the first ones are named with their reasons.
+            DataError: there are more; the first ones are named with their reasons. Or a class has no sound picture.
         """
         if not self.bad:
             return
@@ -81,6 +82,12 @@ class ImageIndex:
         message = f"{self.folder}: {len(self.bad)} files are no usable pictures ({named}{rest})"
         if len(self.bad) > max_bad:
             raise DataError(f"{message}; at most {max_bad} are allowed here: mend or remove them")
+        sound = {image.label for image in self.images}
+        if empty := [name for label, name in enumerate(self.class_names) if label not in sound]:
+            raise DataError(
+                f"{message}, and no usable one is left of the class {_named(empty)}; "
+                "mend its pictures, or remove the class from every split"
+            )
         logger.warning("%s; they are left out", message)
 
 
@@ -114,17 +121,24 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the class folders of a split folder, in alphabetical order.
 
     Raises:
-        DataError: the folder is missing or has none, as an unsorted validation set, or a name is not UTF-8.
+        DataError: the folder is missing or has none, as an unsorted validation set, a name is not UTF-8, or an entry is
+            a link to nothing, which may have been a class.
     """
     if not folder.is_dir():
         raise DataError(f"expected a folder with one folder per class at {folder}, found none")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    if not names:
-        files = sum(1 for _ in folder.iterdir())
+    entries = _visible(folder)
+    dangling = [path.name for path in entries if path.is_symlink() and not path.exists()]
+    if dangling:
         raise DataError(
-            f"{folder}: expected one folder per class, found {files} files and no folder; sort the pictures by class"
+            f"{folder}: expected one folder per class, found links to nothing, {_named(dangling)}; "
+            "restore the folders they name, or remove the links"
         )
-    _check_encoding(folder, names)
+    names = tuple(path.name for path in entries if path.is_dir())
+    if not names:
+        raise DataError(
+            f"{folder}: expected one folder per class, found {len(entries)} files and no folder; "
+            "sort the pictures by class"
+        )
     return names
 
 
@@ -143,8 +157,7 @@ def check_same_classes(first: Path, second: Path) -> None:
 
 
 def _class_files(folder: Path) -> list[Path]:
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    _check_encoding(folder, [path.name for path in paths])
+    paths = _visible(folder)
     nested = [path.name for path in paths if path.is_dir()]
     if nested:
         raise DataError(
@@ -156,10 +169,18 @@ def _class_files(folder: Path) -> list[Path]:
     return paths
 
 
-def _check_encoding(folder: Path, names: Iterable[str]) -> None:
-    bad = [repr(os.fsencode(name)) for name in names if not _is_text(name)]
+def _visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name; hidden files are skipped."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: expected a folder that can be read, found that it cannot: {error.strerror}"
+        ) from error
+    bad = [repr(os.fsencode(path.name)) for path in paths if not _is_text(path.name)]
     if bad:
         raise DataError(f"{folder}: expected names in UTF-8, found {_named(bad)}; rename them")
+    return paths
 
 
 def _is_text(name: str) -> bool:
@@ -185,9 +206,14 @@ def _check_all(paths: Sequence[Path], num_threads: int) -> list[Check]:
 
 def _check_file(path: Path) -> Check:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            return (f"the file has {path.stat().st_size} bytes, at most {MAX_BYTES} are read",)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for a writer for ever
+            return ("it is no regular file",)
+        if status.st_size > MAX_BYTES:
+            return (f"the file has {status.st_size} bytes, at most {MAX_BYTES} are read",)
         return check_picture(path.read_bytes())
+    except FileNotFoundError:
+        return ("it is a link to a file that is not there" if path.is_symlink() else "it is gone",)
     except OSError as error:
         return (f"it cannot be read: {error.strerror}",)
 

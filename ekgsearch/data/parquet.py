@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.folder import IMAGENET_MEAN, IMAGENET_STD
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index import LOG_SECONDS, BadFile, ImageIndex, IndexedImage, check_picture
-from ekgsearch.data.shards import check_complete, column_name, stored_bytes
+from ekgsearch.data.shards import check_complete, find_shards, picture_columns, stored_bytes, unreadable
 from ekgsearch.errors import DataError
 from ekgsearch.storage.files import PARTIAL_SUFFIX, free_bytes, sync_folder, write_error
 
@@ -73,12 +74,15 @@ def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: 
         num_threads: pictures decoded at once.
 
     Raises:
-        DataError: files, columns or classes are missing, or too many rows are unusable.
+        DataError: files, columns or classes are missing, files of two sets are mixed, a column is of a wrong kind, or
+            too many rows are unusable, which a row without a label is.
     """
-    train, test = (_open_split(root, names, num_threads) for names in _SPLITS)
+    found = [_find(root, names) for names in _SPLITS]
+    columns = {path: picture_columns(path) for paths in found for path in paths}
+    train, test = (_open_split(paths, columns, num_threads) for paths in found)
+    num_classes = _check_labels(root, train[0], test[0])
     for (index, _), allowed in ((train, max_bad), (test, 0)):
         index.check_bad(allowed)
-    num_classes = _check_labels(root, train[0], test[0])
     train_images, test_images = (
         EncodedImages(index.images, source, image_size, num_threads=num_threads) for index, source in (train, test)
     )
@@ -86,16 +90,16 @@ def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: 
     return Dataset("parquet", train_images, test_images, num_classes, shape, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def _open_split(root: Path, names: Sequence[str], num_threads: int) -> tuple[ImageIndex, PackSource]:
+def _open_split(
+    paths: Sequence[Path], columns: Mapping[Path, tuple[str, str]], num_threads: int
+) -> tuple[ImageIndex, PackSource]:
     """Verify and copy the pictures of a split, unless that was done and nothing has changed since."""
-    paths = _find(root, names)
-    check_complete(paths)
     key = source_key("parquet-pack", paths)
     pack = cache_folder() / f"{key}.pack"
     with locked(key, f"verifying and copying the pictures of {paths[0].parent}", required=True):
         if not pack.exists():
             pack.with_suffix(".json").unlink(missing_ok=True)
-        rows = cached_json(key, lambda: _copy(paths, pack, num_threads))
+        rows = cached_json(key, lambda: _copy(paths, columns, pack, num_threads))
     images, bad, spans = [], [], {}
     for name, label, (reason, *facts), offset, length in rows:
         if reason:
@@ -103,7 +107,7 @@ def _open_split(root: Path, names: Sequence[str], num_threads: int) -> tuple[Ima
         else:
             images.append(IndexedImage(name, label, *facts))
             spans[name] = (offset, length)
-    labels = sorted({image.label for image in images})
+    labels = sorted({label for _, label, *_ in rows if label is not None})
     index = ImageIndex(paths[0].parent, tuple(map(str, labels)), tuple(images), tuple(bad))
     return index, PackSource(pack, paths[0].parent, spans)
 
@@ -112,18 +116,24 @@ def _find(root: Path, names: Sequence[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"parquet: expected a folder of data at {root}, found none; set data.root to it")
     for name in names:
-        paths = sorted(root.glob(f"{name}*.parquet")) or sorted((root / name).glob("*.parquet"))
-        if paths:
-            return paths
+        beside, inside = find_shards(root, f"{name}*.parquet"), find_shards(root / name, "*.parquet")
+        # The pattern of val finds validation, too.
+        kinds = {path.name[: len(re.match("[a-z]*", path.name)[0])]: path for path in beside}  # type: ignore[index]
+        if (beside and inside) or len(kinds) > 1:
+            first, second, *_ = [*kinds.values(), *inside]
+            raise DataError(f"parquet: expected one set of files {name}, found {first} and {second}; keep one")
+        if beside or inside:
+            check_complete(beside or inside)
+            return beside or inside
     known = " or ".join(f"{name}*.parquet" for name in names)
     raise DataError(f"parquet: expected {known} in {root}, or a folder of parquet files of that name, found none")
 
 
-def _copy(paths: Sequence[Path], pack: Path, num_threads: int) -> list[Any]:
+def _copy(paths: Sequence[Path], columns: Mapping[Path, tuple[str, str]], pack: Path, num_threads: int) -> list[Any]:
     """Write the sound pictures of all rows one after the other.
 
     Returns:
-        Name, label, check, offset and length of each row.
+        Name, label (None where there is none), check, offset and length of each row.
     """
     needed, free = sum(path.stat().st_size for path in paths), free_bytes(pack.parent)
     if free is not None and free < needed:
@@ -136,9 +146,10 @@ def _copy(paths: Sequence[Path], pack: Path, num_threads: int) -> list[Any]:
     start = logged = time.monotonic()
     try:
         with partial.open("wb") as file, ThreadPoolExecutor(num_threads, thread_name_prefix="verify") as pool:
-            for chunk in _chunks(paths):
+            for chunk in _chunks(paths, columns):
                 checks = pool.map(check_picture, [data for _, _, data in chunk])
-                for (name, label, data), check in zip(chunk, checks, strict=True):
+                for (name, label, data), sound in zip(chunk, checks, strict=True):
+                    check = ("the label is null",) if label is None else sound
                     rows.append([name, label, check, file.tell(), len(data)])
                     file.write(b"" if check[0] else data)
                 if time.monotonic() - logged > LOG_SECONDS:
@@ -155,36 +166,34 @@ def _copy(paths: Sequence[Path], pack: Path, num_threads: int) -> list[Any]:
     return rows
 
 
-def _chunks(paths: Sequence[Path]) -> Iterator[list[tuple[str, int, bytes]]]:
+def _chunks(
+    paths: Sequence[Path], columns: Mapping[Path, tuple[str, str]]
+) -> Iterator[list[tuple[str, int | None, bytes]]]:
     """Name, label and bytes of some rows at a time."""
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
-                pictures, labels = (
-                    column_name(file.schema_arrow, names, path) for names in (("image", "img"), ("label", "fine_label"))
-                )
-                if not pa.types.is_integer(file.schema_arrow.field(labels).type):
-                    found = file.schema_arrow.field(labels).type
-                    raise DataError(f"{path}: expected whole numbers in the column {labels}, found {found}")
                 numbers = itertools.count()
-                for batch in file.iter_batches(_ROWS_READ, columns=[pictures, labels]):
-                    columns = batch.column(pictures).to_pylist(), batch.column(labels).to_pylist()
+                for batch in file.iter_batches(_ROWS_READ, columns=columns[path]):
+                    pictures, labels = (batch.column(name).to_pylist() for name in columns[path])
                     yield [
-                        (f"{path.name}#{next(numbers)}", -1 if label is None else label, stored_bytes(picture))
-                        for picture, label in zip(*columns, strict=True)
+                        (f"{path.name}#{next(numbers)}", label, stored_bytes(picture))
+                        for picture, label in zip(pictures, labels, strict=True)
                     ]
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
+            raise unreadable(path, error) from error
 
 
 def _check_labels(root: Path, train: ImageIndex, test: ImageIndex) -> int:
-    """Count the classes."""
-    ours, theirs = ({image.label for image in index.images} for index in (train, test))
-    if not ours or ours != set(range(len(ours))):
-        missing = sorted(set(range(max(ours, default=0) + 1)) - ours) or sorted(ours)
+    """Count the classes, those of unusable pictures too."""
+    ours, theirs = ({int(name) for name in index.class_names} for index in (train, test))
+    # Labels may be as large as 2^63: nothing here may be as long as the largest one.
+    if not ours or min(ours) < 0 or max(ours) != len(ours) - 1:
+        below = sorted(label for label in ours if label < 0)
+        missing = itertools.islice((label for label in range(max(ours, default=0)) if label not in ours), 5)
         raise DataError(
             f"parquet: expected training labels 0, 1, ... without a gap in {root}, found {len(ours)} different ones; "
-            f"look at {missing[:5]}"
+            f"look at {below[:5] or list(missing)}"
         )
     if not theirs or not theirs <= ours:
         raise DataError(

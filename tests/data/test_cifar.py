@@ -198,7 +198,12 @@ def test_a_missing_batch_is_named(tmp_path: Path) -> None:
         ({"image": [png(some_pixels(1, 0)[0][:8, :8])], "label": [0]}, "8x8 pixels"),
         ({"image": [png(some_pixels(1, 0)[0])], "label": [10]}, r"0\.\.9, found 10"),
         ({"picture": [b""], "label": [0]}, "column image or img, found picture, label"),
-        ({"image": [None], "label": [0]}, "row 0"),
+        ({"image": [b""], "label": [0]}, "row 0: .*the file is empty"),
+        (
+            {"image": [png(some_pixels(1, 0)[0])] * 2, "label": [0, None]},
+            "row 1: expected a whole number .* found null",
+        ),
+        ({"image": ["a.png"], "label": [0]}, "column image holds paths or other text, expected bytes"),
     ],
 )
 def test_damaged_parquet_rows_are_named(tmp_path: Path, columns: dict[str, list[Any]], message: str) -> None:

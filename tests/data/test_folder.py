@@ -129,6 +129,31 @@ def test_allowed_bad_files_are_left_out_of_training_but_never_of_the_test_set(
         open_dataset("image_folder", root, image_size=16, max_bad=5)
 
 
+@pytest.mark.parametrize("name", ["ape", "zebra"])
+def test_a_class_without_a_usable_training_picture_is_refused(root: Path, name: str) -> None:
+    for split, data in (("train", b""), ("val", encoded(picture()))):
+        (root / split / name).mkdir()
+        (root / split / name / "0.jpg").write_bytes(data)
+    with pytest.raises(
+        DataError, match=rf"{name}/0\.jpg: the file is empty.*no usable one is left of the class {name};"
+    ):
+        open_dataset("image_folder", root, image_size=16, max_bad=5)
+
+
+def test_what_is_no_file_counts_as_a_bad_one(root: Path) -> None:
+    (root / "train" / "cat" / "link.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "train" / "cat" / "loop.jpg").symlink_to(root / "train" / "cat" / "loop.jpg")
+    os.mkfifo(root / "train" / "dog" / "pipe.jpg")
+    expected = (
+        "cat/link.jpg: it is a link to a file that is not there; cat/loop.jpg: it cannot be read: .*links; dog/pipe"
+    )
+    with pytest.raises(DataError, match=rf"{expected}.jpg: it is no regular file"):
+        open_dataset("image_folder", root, image_size=16, max_bad=2)
+    assert len(open_dataset("image_folder", root, image_size=16, max_bad=3).train) == 6
+    (root / "nowhere.jpg").write_bytes(encoded(picture()))
+    assert len(open_dataset("image_folder", root, image_size=16, max_bad=2).train) == 7
+
+
 def test_many_bad_files_are_counted_and_only_some_named(root: Path) -> None:
     for number in range(40):
         (root / "train" / "cat" / f"bad{number:02d}.jpg").write_bytes(b"text")
@@ -193,6 +218,10 @@ def _empty_class(root: Path) -> None:
         (root / split / "horse").mkdir()
 
 
+def _dangling_class(root: Path) -> None:
+    (root / "train" / "horse").symlink_to(root / "nowhere")
+
+
 def _unsorted(root: Path) -> None:
     (root / "val").rename(root / "sorted")
     (root / "val").mkdir()
@@ -206,6 +235,7 @@ def _unsorted(root: Path) -> None:
         (_extra_class, "only in the second horse"),
         (_nested, "found folders more"),
         (_empty_class, "the class has no pictures"),
+        (_dangling_class, r"train: expected one folder per class, found links to nothing, horse; restore"),
         (_unsorted, "sort the pictures by class"),
     ],
 )

@@ -142,6 +142,51 @@ def _gap(root: Path) -> None:
     write(root / "train-00000-of-00002.parquet", pictures(6), [0, 1, 2, 3, 5, 5])
 
 
+def _labels_far_apart(root: Path) -> None:
+    write(root / "train-00000-of-00002.parquet", pictures(6), [0, 10**9, 2 * 10**9, 2**62, 1, 2])
+
+
+def _negative_label(root: Path) -> None:
+    write(root / "train-00000-of-00002.parquet", pictures(6), [0, 1, 2, -1, 1, 2])
+
+
+def _class_of_bad_pictures(root: Path) -> None:
+    write(root / "train-00000-of-00002.parquet", [*pictures(6), b"", b""], [0, 1, 2, 0, 1, 2, 3, 3])
+
+
+def _two_numbers_of_shards(root: Path) -> None:
+    write(root / "train-00000-of-00003.parquet", pictures(1), [0])
+
+
+def _two_checksums(root: Path) -> None:
+    write(root / "train-00001-of-00002-0a1b.parquet", pictures(1), [0])
+
+
+def _another_prefix(root: Path) -> None:
+    write(root / "train_old-00000-of-00002.parquet", pictures(1), [0])
+
+
+def _whole_and_shards(root: Path) -> None:
+    write(root / "train.parquet", pictures(1), [0])
+
+
+def _files_and_a_folder(root: Path) -> None:
+    write(root / "train" / "0.parquet", pictures(1), [0])
+
+
+def _val_and_validation(root: Path) -> None:
+    write(root / "validation.parquet", pictures(1), [0])
+
+
+def _number_beyond(root: Path) -> None:
+    write(root / "train-00002-of-00002.parquet", pictures(1), [0])
+
+
+def _dangling(root: Path) -> None:
+    _no_test(root)
+    (root / "val.parquet").symlink_to(root / "nowhere")
+
+
 def _null_label(root: Path) -> None:
     write(root / "train-00000-of-00002.parquet", pictures(6), [0, 1, 2, None, 1, 2])
 
@@ -157,16 +202,58 @@ def _unknown_test_label(root: Path) -> None:
         (_no_test, r"expected val\*\.parquet or validation\*\.parquet or test\*\.parquet"),
         (_no_parquet, "cannot be read as parquet"),
         (_no_labels, "expected a column label or fine_label, found image"),
-        (_names_for_labels, "expected whole numbers in the column label, found string"),
+        (_names_for_labels, "column label holds values of type string, expected whole numbers"),
         (_gap, r"without a gap .*found 5 different ones; look at \[4\]"),
-        (_null_label, "without a gap"),
+        (_null_label, r"1 files are no .*\(train-00000-of-00002\.parquet#3: the label is null\)"),
+        (_labels_far_apart, r"without a gap .*found 6 different ones; look at \[3, 4, 5, 6, 7\]"),
+        (_negative_label, r"without a gap .*look at \[-1\]"),
+        (_class_of_bad_pictures, r"2 files are no .*no usable one is left of the class 3; mend"),
+        (_two_numbers_of_shards, r"two sets are mixed, such as train-00000-of-00002\.parquet and .*of-00003"),
+        (_two_checksums, r"two sets are mixed, such as train-00001-of-00002-0a1b\.parquet and train-00001-of-00002\.p"),
+        (_another_prefix, r"two sets are mixed, such as .* and train_old-00000-of-00002\.parquet"),
+        (_whole_and_shards, r"two sets are mixed, such as .* and train\.parquet"),
+        (_files_and_a_folder, r"one set of files train, found .*of-00002\.parquet and .*/train/0\.parquet"),
+        (_val_and_validation, r"one set of files val, found .*/val-00000-of-00001\.parquet and .*/validation\.parquet"),
+        (_number_beyond, r"expected shards 0\.\.1, found train-00002-of-00002\.parquet; rename it"),
+        (_dangling, r"val\.parquet cannot be read as parquet"),
         (_unknown_test_label, r"expected test labels among the 3 .*found \[7\]"),
     ],
 )
 def test_wrong_files_are_refused_with_the_difference(root: Path, change, message: str) -> None:
     change(root)
     with pytest.raises(DataError, match=message):
+        open_dataset("parquet", root, image_size=16, max_bad=2 if change is _class_of_bad_pictures else 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": ["a.jpg"], "label": [0]}, "column image holds paths or other text, expected bytes"),
+        ({"image": [{"path": "a.jpg"}], "label": [0]}, r"column image holds values of type struct<path: string>"),
+        ({"image": [{"bytes": "a.jpg"}], "label": [0]}, "column image holds paths or other text"),
+        ({"image": [[1, 2]], "label": [0]}, "column image holds values of type list"),
+        ({"image": [b""], "label": [0.0]}, "column label holds values of type double, expected whole numbers"),
+    ],
+)
+def test_a_column_of_a_wrong_kind_is_named_before_a_row_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch, columns: dict[str, list[object]], message: str
+) -> None:
+    pq.write_table(pa.table(columns), root / "val-00000-of-00001.parquet")
+    monkeypatch.setattr(parquet, "check_picture", lambda data: pytest.fail("a row was read"))
+    with pytest.raises(DataError, match=message):
         open_dataset("parquet", root, image_size=16)
+
+
+def test_columns_of_a_dictionary_and_hidden_files_are_understood(root: Path) -> None:
+    expected = open_dataset("parquet", root, image_size=16)
+    (root / "train").mkdir()
+    for path in root.glob("train-*"):
+        path.rename(root / "train" / path.name)
+    (root / "train" / "._train-00000-of-00002.parquet").write_bytes(b"\0\5\x16\7")
+    labels = pa.array([2, 1, 0], pa.int8()).dictionary_encode()
+    images = pa.array(pictures(3, 50), pa.large_binary())
+    pq.write_table(pa.table({"img": images, "fine_label": labels}), root / "val-00000-of-00001.parquet")
+    assert open_dataset("parquet", root, image_size=16).content_hash == expected.content_hash
 
 
 def test_a_cache_without_room_is_refused_before_anything_is_copied(
