@@ -85,7 +85,7 @@ class LoadedBatch:
     Attributes:
         ids: ids (B,), int64, of the images whose views these are.
         labels: class indices (B,), int64.
-        views: network input (B, V, 3, H, W), float32.
+        views: network input (B, V, C, H, W), float32.
         global_size: images of the batch over all processes.
         replaced: images of this part that were damaged; others of their class, named in `ids`, stand in for them.
         wait_seconds: how long the computation waited for it; views that are made in its own thread are part of that,
@@ -157,7 +157,7 @@ class ReadingLoader(Generic[Pixels]):
         read: Callable[[Tensor, int], ReadBatch[Pixels]],
         render: Callable[[ReadBatch[Pixels], int], Tensor],
         render_ahead: bool,
-        size: tuple[int, int],
+        shape: tuple[int, int, int],
         stand_ins: StandIns | None = None,
     ) -> None:
         """Put a loader together.
@@ -166,9 +166,9 @@ class ReadingLoader(Generic[Pixels]):
             settings: what decides the batches.
             ids: image ids in use (M,), int64.
             read: called in a thread of its own with the ids of one batch and the epoch.
-            render: makes views (B, V, 3, H, W) of one epoch of what was read, which is something.
+            render: makes views (B, V, C, H, W) of one epoch of what was read, which is something.
             render_ahead: whether `render`, too, is called in a thread of its own, rather than in the consumer's.
-            size: height and width of a view, pixels.
+            shape: channels, height and width of a view, pixels.
             stand_ins: where damaged images are counted.
         """
         self._settings = settings
@@ -176,7 +176,7 @@ class ReadingLoader(Generic[Pixels]):
         self._read = read
         self._render = render
         self._render_ahead = render_ahead
-        self._size = size
+        self._shape = shape
         self._stand_ins = stand_ins
 
     def __len__(self) -> int:
@@ -227,7 +227,7 @@ class ReadingLoader(Generic[Pixels]):
 
     def _views(self, batch: ReadBatch[Pixels], epoch: int) -> Tensor:
         if not len(batch.ids):
-            return torch.empty(0, self._settings.views, 3, *self._size, device=self._settings.device)
+            return torch.empty(0, self._settings.views, *self._shape, device=self._settings.device)
         return self._render(batch, epoch)
 
 

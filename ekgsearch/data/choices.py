@@ -17,6 +17,9 @@ _MIN_AREA = 0.08
 _MAX_LOG_RATIO = 0.28768207245178085
 """Parts of the image: at least 8 % of its area, sides at most 4:3 (arXiv 1409.4842, sec. 6)."""
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey."""
+
 _PRINCIPAL_VALUES = (0.2175, 0.0188, 0.0045)
 _PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 """Principal components of ImageNet pixels in 0..1, one per column (Krizhevsky et al., 2012, sec. 4.1)."""
@@ -85,9 +88,14 @@ def colours(draws: Tensor) -> Tensor:
     return (2.0 * draws[:, (_BRIGHTNESS, _CONTRAST, _SATURATION)] - 1.0).to(torch.float32)
 
 
-def light(draws: Tensor) -> Tensor:
-    """Colour noise (B, 3), float64, along the principal components, of standard deviation 1 times each component's."""
+def light(draws: Tensor, num_colours: int = 3) -> Tensor:
+    """Colour noise (B, 3), float64, along the principal components, of standard deviation 1 times each component's.
+
+    For a single colour the result is what the noise does to grey (B, 1).
+    """
     normal = torch.special.ndtri(draws[:, _LIGHTING : _LIGHTING + 3].clamp(min=2.0**-53))
     first, second, third = (normal[:, axis] * _PRINCIPAL_VALUES[axis] for axis in range(3))
     channels = [axes[0] * first + axes[1] * second + axes[2] * third for axes in _PRINCIPAL_AXES]
+    if num_colours == 1:
+        channels = [LUMA[0] * channels[0] + LUMA[1] * channels[1] + LUMA[2] * channels[2]]
     return torch.stack(channels, dim=1)

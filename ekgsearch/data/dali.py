@@ -97,20 +97,20 @@ class Decoder:
 class ArrayViews:
     """A DALI pipeline that makes views of images of one size: colour, crop, mirror, normalise."""
 
-    def __init__(self, settings: LoaderSettings, batch_size: int, size: tuple[int, int]) -> None:
+    def __init__(self, settings: LoaderSettings, batch_size: int, shape: tuple[int, int, int]) -> None:
         """Build the pipeline.
 
         Args:
             settings: views, augmentation, normalisation, seed, threads and device.
             batch_size: images at most.
-            size: height and width of the images, pixels.
+            shape: channels, height and width of the images, pixels.
         """
         self._settings = settings
-        self._size = size
-        self._pipeline = _build_arrays(settings, batch_size, size)
+        self._shape = shape
+        self._pipeline = _build_arrays(settings, batch_size, shape[1:])
 
     def run(self, pixels: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """Make the views (B, V, 3, H, W), float32, of images (B, 3, H, W), uint8, with ids (B,)."""
+        """Make the views (B, V, C, H, W), float32, of images (B, C, H, W), uint8, with ids (B,)."""
         feeds = {"pixels": pixels.cpu().permute(0, 2, 3, 1)}
         for view in range(self._settings.views):
             draws = choices.choose(ids.cpu(), seed=self._settings.seed, epoch=epoch, view=view)
@@ -123,10 +123,10 @@ class ArrayViews:
         augmentation = self._settings.augmentation
         feeds = {"mirrored": (choices.mirrored(draws) & augmentation.flip).to(torch.int32)}
         if augmentation.changes_colour:
-            colours = ColourMap.chosen(draws, augmentation)
+            colours = ColourMap.chosen(draws, augmentation, self._shape[0])
             feeds |= {"matrix": colours.matrix, "mean_matrix": colours.mean_matrix, "offset": colours.offset}
         if augmentation.crop == "resized":
-            part, sides = choices.parts(draws), torch.tensor(self._size)
+            part, sides = choices.parts(draws), torch.tensor(self._shape[1:])
             start = (1.0 - part) * choices.offsets(draws)
             feeds |= {"start": (start * sides).float(), "end": ((start + part) * sides).float()}
         else:
@@ -161,13 +161,16 @@ def _build_decoder(batch_size: int, threads: int, device: torch.device, crops: i
     """Build a pipeline with the inputs `pictures` and, for each crop, those of `_crop_feeds`."""
     from nvidia.dali import fn, types
 
+    # What is decoded as it is stored is upright, and readers of EXIF disagree about damaged blocks: orientation is off.
     # The engines of a GPU that decode JPEG give other levels than its kernels, and share a batch out as it comes:
     # without them a picture has the same pixels in any batch.
     on_gpu = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": 0.0}
     where = on_gpu if device.type == "cuda" else {"device": "cpu"}
     pipeline = _empty_pipeline(batch_size, threads, device)
     with pipeline:
-        pictures = fn.decoders.image(_source("pictures", types.UINT8), output_type=types.RGB, **where)
+        pictures = fn.decoders.image(
+            _source("pictures", types.UINT8), output_type=types.RGB, adjust_orientation=False, **where
+        )
         parts = [
             fn.resize(
                 fn.slice(pictures, _source(f"corner{n}", types.INT32), _source(f"extent{n}", types.INT32), axes=[0, 1]),

@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 from ekgsearch.data.batching import LoaderSettings, Pixels, ReadBatch, ReadingLoader, to_device
 from ekgsearch.data.dali import ArrayViews, Crops, Decoder, as_ppm, copied
 from ekgsearch.data.damage import StandIns
-from ekgsearch.data.decode import square_geometry, square_pixels
+from ekgsearch.data.decode import middle_part, square_geometry, square_pixels
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.picture_views import PictureViews
@@ -35,7 +35,7 @@ def dali_loader(
     """Decode each picture once with DALI and make all its views.
 
     Args:
-        images: the pictures.
+        images: the pictures, in RGB.
         settings: what decides the batches; DALI decodes on `device`.
         ids: image ids in use (M,), int64.
         crop_with_dali: whether DALI also cuts and resizes; None where it decodes on a GPU.
@@ -61,8 +61,9 @@ def dali_loader(
     else:
         render = _pictures(images, settings, decoder, pool)
     render = _on_stream(render, settings.device)
-    size = (images.image_size, images.image_size)
-    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=True, size=size, stand_ins=stand_ins)
+    return ReadingLoader(
+        settings, ids, read=read, render=render, render_ahead=True, shape=images.image_shape, stand_ins=stand_ins
+    )
 
 
 def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -75,9 +76,9 @@ def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Rea
         settings: what decides the batches.
         ids: image ids in use (M,), int64.
     """
-    height, width = images.read(ids[:1]).shape[2:]
-    size = (height, width)
-    views = ArrayViews(settings, _share(settings, ids), size)
+    channels, height, width = images.read(ids[:1]).shape[1:]
+    shape = (channels, height, width)
+    views = ArrayViews(settings, _share(settings, ids), shape)
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
         return ReadBatch(batch, images.labels[batch], images.read(batch))
@@ -86,7 +87,7 @@ def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Rea
         return views.run(batch.pixels, batch.ids, epoch)
 
     render_views = _on_stream(render, settings.device)
-    return ReadingLoader(settings, ids, read=read, render=render_views, render_ahead=True, size=size)
+    return ReadingLoader(settings, ids, read=read, render=render_views, render_ahead=True, shape=shape)
 
 
 def _share(settings: LoaderSettings, ids: Tensor) -> int:
@@ -171,6 +172,8 @@ def _squares(
 
 def _centre(height: int, width: int, size: int) -> tuple[float, float, float, float]:
     """Top, left, height and width of the part of a picture that `square_pixels` shows."""
+    first_column, first_row, last_column, last_row = middle_part(width, height)
+    width, height = last_column - first_column, last_row - first_row
     whole_width, whole_height, left, top = square_geometry(width, height, size)
     down, across = height / whole_height, width / whole_width
-    return top * down, left * across, size * down, size * across
+    return first_row + top * down, first_column + left * across, size * down, size * across

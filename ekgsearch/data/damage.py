@@ -78,13 +78,13 @@ class StandIns:
         """Read pictures as `EncodedImages.read` does; see `read`.
 
         Returns:
-            Ids (B,), int64, of the pictures that were read, and their pixels (B, 3, size, size), uint8.
+            Ids (B,), int64, of the pictures that were read, and their pixels (B, C, size, size), uint8.
         """
-        size = self._images.image_size
-        pixels = torch.empty(len(ids), 3, size, size, dtype=torch.uint8)
+        images = self._images
+        pixels = torch.empty(len(ids), *images.image_shape, dtype=torch.uint8)
 
         def decode(position: int, image_id: int, data: bytes) -> None:
-            pixels[position] = torch.from_numpy(square_pixels(open_picture(data), size))
+            pixels[position] = torch.from_numpy(square_pixels(open_picture(data, images.channels), images.image_size))
 
         found, _ = self.read(ids, decode, pool)
         return found, pixels
@@ -153,7 +153,7 @@ def sound_reader(
         on_replaced: told after each batch how many of its images stand in for damaged ones.
 
     Returns:
-        Reads the pixels (B, 3, H, W), uint8, of image ids (B,), int64, or of what stands in for them. It raises a
+        Reads the pixels (B, C, H, W), uint8, of image ids (B,), int64, or of what stands in for them. It raises a
         DataError where more pictures are damaged than allowed, or a class has no sound one.
     """
     if not isinstance(images, EncodedImages):

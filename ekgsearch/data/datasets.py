@@ -31,6 +31,7 @@ def open_dataset(
     root: Path | None = None,
     *,
     image_size: int | None = None,
+    channels: int | None = None,
     download: bool = True,
     limit: tuple[int, int] | None = None,
     max_bad: int = 0,
@@ -45,6 +46,8 @@ def open_dataset(
         root: folder of the data; digits needs none, for CIFAR None means a folder in the user's cache.
         image_size: height and width in pixels; None means 16 for digits, 32 for CIFAR (the only choice there), 224
             for image_folder and parquet.
+        channels: channels of an image, None means 3: digits come in 1 or 3, CIFAR in 3, pictures of image_folder and
+            parquet are converted to 1 (grey), 3 (RGB) or 4 (RGBA).
         download: whether CIFAR may be fetched when it is not there.
         limit: images per class that are kept of the training and of the test set, the first ones; None keeps all.
         max_bad: unusable pictures that are left out of the training set of image_folder and parquet; their test sets
@@ -57,11 +60,14 @@ def open_dataset(
         DataError: an unknown name, missing, incomplete or damaged data.
         StorageError: the index file is missing, damaged or of another folder.
     """
+    depth = 3 if channels is None else channels
     if name == "digits":
-        dataset = open_digits(image_size)
+        dataset = open_digits(image_size, channels=depth)
     elif name in ("cifar10", "cifar100"):
         if image_size not in (None, 32):
             raise DataError(f"{name}: images are 32x32 pixels, found image_size {image_size}; leave it out")
+        if depth != 3:
+            raise DataError(f"{name}: images have 3 channels, found data.channels {depth}; leave it out")
         dataset = open_cifar(name, root, download=download)
     elif name in ("image_folder", "parquet"):
         if root is None:
@@ -69,9 +75,11 @@ def open_dataset(
         size = _PICTURE_SIZE if image_size is None else image_size
         threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
         if name == "image_folder":
-            dataset = open_image_folder(root, size, max_bad=max_bad, num_threads=threads, index_file=index_file)
+            dataset = open_image_folder(
+                root, size, channels=depth, max_bad=max_bad, num_threads=threads, index_file=index_file
+            )
         else:
-            dataset = open_parquet(root, size, max_bad=max_bad, num_threads=threads)
+            dataset = open_parquet(root, size, channels=depth, max_bad=max_bad, num_threads=threads)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
     return dataset if limit is None else _limited(dataset, limit)

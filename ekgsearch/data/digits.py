@@ -15,28 +15,31 @@ _SPLIT_SEED = 0
 _LEVELS = 16
 
 
-def open_digits(image_size: int | None = None) -> Dataset:
+def open_digits(image_size: int | None = None, *, channels: int = 3) -> Dataset:
     """Open the digits, enlarged, with a fixed test set of 360 images that has the classes of the whole in proportion.
 
     Args:
         image_size: height and width in pixels, at least 8; None means 16.
+        channels: 1, or 3 equal ones.
 
     Raises:
-        DataError: the size is smaller than the images are.
+        DataError: the size is smaller than the images are, or there are other numbers of channels.
     """
     from sklearn.datasets import load_digits  # only here: it takes a second to import
 
     size = DEFAULT_SIZE if image_size is None else image_size
     if size < 8:
         raise DataError(f"digits: image_size must be at least 8 pixels, found {size}")
+    if channels not in (1, 3):
+        raise DataError(f"digits: data.channels must be 1, or 3 equal ones, found {channels}")
     grey, labels = load_digits(return_X_y=True)
     pixels = enlarge(grey.reshape(-1, 8, 8).astype(np.int64), size)
-    images = torch.from_numpy(np.repeat(pixels[:, None], 3, axis=1))
+    images = torch.from_numpy(np.repeat(pixels[:, None], channels, axis=1))
     classes = torch.from_numpy(labels.astype(np.int64))
     is_test = torch.from_numpy(_test_mask(labels))
     train, test = (ArrayImages(images[mask], classes[mask]) for mask in (~is_test, is_test))
     mean, std = mean_and_deviation(train.images[:, 0])
-    return Dataset("digits", train, test, 10, (3, size, size), (mean,) * 3, (std,) * 3)
+    return Dataset("digits", train, test, 10, (channels, size, size), (mean,) * channels, (std,) * channels)
 
 
 def enlarge(levels: np.ndarray, size: int) -> np.ndarray:

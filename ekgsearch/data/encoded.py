@@ -38,7 +38,9 @@ class Source(Protocol):
 class EncodedImages:
     """Verified pictures of a source, resized to a square; only what is asked for is decoded."""
 
-    def __init__(self, images: Sequence[IndexedImage], source: Source, image_size: int, *, num_threads: int) -> None:
+    def __init__(
+        self, images: Sequence[IndexedImage], source: Source, image_size: int, *, num_threads: int, channels: int = 3
+    ) -> None:
         """Read from a source.
 
         Args:
@@ -46,23 +48,31 @@ class EncodedImages:
             source: where their bytes are.
             image_size: height and width that pictures are brought to, pixels.
             num_threads: pictures decoded at once.
+            channels: 1, 3 or 4, what pictures are converted to: grey, RGB or RGBA.
         """
         self.images = tuple(images)
         self.source = source
         self.image_size = image_size
         self.num_threads = num_threads
+        self.channels = channels
         self.labels = torch.tensor([image.label for image in images], dtype=torch.int64)
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, pixels."""
+        return self.channels, self.image_size, self.image_size
+
+    @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the checksums and labels of all pictures, and of the size they are brought to."""
-        return content_hash([self.image_size, [[image.sha256, image.label] for image in self.images]])
+        """SHA-256 (hex) of the checksums and labels of all pictures, and of what they are brought to."""
+        pictures = [[image.sha256, image.label] for image in self.images]
+        return content_hash([self.image_size, pictures, *([] if self.channels == 3 else [self.channels])])
 
     def read(self, ids: Tensor) -> Tensor:
-        """Decode pixels (B, 3, H, W), uint8, of image ids (B,), int64.
+        """Decode pixels (B, C, H, W), uint8, of image ids (B,), int64.
 
         Raises:
             DamagedImageError: a picture is gone or has changed since it was verified.
@@ -74,7 +84,7 @@ class EncodedImages:
     def take(self, ids: Tensor) -> "EncodedImages":
         """Return the pictures of some ids (M,), int64, as a set of its own, with ids 0 .. M-1."""
         images = [self.images[image_id] for image_id in ids.tolist()]
-        return EncodedImages(images, self.source, self.image_size, num_threads=self.num_threads)
+        return EncodedImages(images, self.source, self.image_size, num_threads=self.num_threads, channels=self.channels)
 
     def read_bytes(self, image_id: int) -> bytes:
         """Read a picture as it is stored.
@@ -98,7 +108,7 @@ class EncodedImages:
         return data
 
     def _read_square(self, image_id: int) -> np.ndarray:
-        return square_pixels(open_picture(self.read_bytes(image_id)), self.image_size)
+        return square_pixels(open_picture(self.read_bytes(image_id), self.channels), self.image_size)
 
 
 def _state(data: bytes) -> str:

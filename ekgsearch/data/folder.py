@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ekgsearch.data.decode import MODES
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index import ImageIndex, IndexedImage, check_same_classes, index_images
@@ -12,6 +13,9 @@ from ekgsearch.errors import DataError, StorageError
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 """The usual ImageNet statistics, pixel units 0..255."""
+
+_HALF_RANGE = 127.5
+"""Mean and deviation that bring alpha, most of which is 255, to -1..1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +33,40 @@ class FolderSource:
         return str(self.index.folder / image.path)
 
 
-def folder_images(index: ImageIndex, image_size: int, *, num_threads: int) -> EncodedImages:
+def picture_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Usual means and deviations of grey (those of ImageNet, averaged), RGB or RGBA pictures, pixel units 0..255.
+
+    Raises:
+        DataError: pictures are not converted to so many channels.
+    """
+    if channels not in MODES:
+        raise DataError(f"data.channels: pictures have 1 (grey), 3 (RGB) or 4 (RGBA) channels, found {channels}")
+    if channels == 1:
+        return (round(sum(IMAGENET_MEAN) / 3, 3),), (round(sum(IMAGENET_STD) / 3, 3),)
+    alpha = (_HALF_RANGE,) * (channels - 3)
+    return IMAGENET_MEAN + alpha, IMAGENET_STD + alpha
+
+
+def folder_images(index: ImageIndex, image_size: int, *, num_threads: int, channels: int = 3) -> EncodedImages:
     """Read the pictures of a split folder by its index; see `EncodedImages`."""
-    return EncodedImages(index.images, FolderSource(index), image_size, num_threads=num_threads)
+    return EncodedImages(index.images, FolderSource(index), image_size, num_threads=num_threads, channels=channels)
 
 
 def open_image_folder(
-    root: Path, image_size: int, *, max_bad: int = 0, num_threads: int, index_file: Path | None = None
+    root: Path,
+    image_size: int,
+    *,
+    channels: int = 3,
+    max_bad: int = 0,
+    num_threads: int,
+    index_file: Path | None = None,
 ) -> Dataset:
     """Open pictures laid out as root/{train, val or test}/<class>/<file>.
 
     Args:
         root: the folder.
         image_size: height and width that pictures are brought to, pixels.
+        channels: 1, 3 or 4, what pictures are converted to: grey, RGB or RGBA.
         max_bad: unusable files that are left out of the training split with a warning; the test split allows none.
         num_threads: pictures decoded at once.
         index_file: what `save_indexes` wrote of both splits; the pictures that it lists are opened, unverified, in
@@ -51,6 +76,7 @@ def open_image_folder(
         DataError: folders are missing or differ between the splits, or too many files are unusable.
         StorageError: the index file is missing, damaged or of another folder.
     """
+    mean, std = picture_statistics(channels)
     folders = _split_folders(root)
     if index_file is None:
         check_same_classes(*folders)
@@ -62,9 +88,8 @@ def open_image_folder(
         if tuple(index.folder for index in indexes) != folders:
             listed = " and ".join(str(index.folder) for index in indexes) or "no folder"
             raise StorageError(f"{index_file} lists the pictures of {listed}, expected those of {root}")
-    train, test = (folder_images(index, image_size, num_threads=num_threads) for index in indexes)
-    shape = (3, image_size, image_size)
-    return Dataset("image_folder", train, test, len(indexes[0].class_names), shape, IMAGENET_MEAN, IMAGENET_STD)
+    train, test = (folder_images(index, image_size, num_threads=num_threads, channels=channels) for index in indexes)
+    return Dataset("image_folder", train, test, len(indexes[0].class_names), train.image_shape, mean, std)
 
 
 def indexes_of(dataset: Dataset) -> tuple[ImageIndex, ...]:

@@ -18,6 +18,11 @@ class ImageSet(Protocol):
     """Class indices (N,), int64, on the CPU."""
 
     @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        ...
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 (hex) that changes with any pixel, label or the order."""
         ...
@@ -25,7 +30,7 @@ class ImageSet(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, ids: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), uint8, of image ids (B,), int64."""
+        """Pixels (B, C, H, W), uint8, of image ids (B,), int64."""
         ...
 
     def take(self, ids: Tensor) -> "ImageSet":
@@ -40,15 +45,15 @@ class ArrayImages:
         """Hold a tensor of images.
 
         Args:
-            images: pixels (N, 3, H, W), uint8.
+            images: pixels (N, C, H, W), uint8, of any number of channels from 1.
             labels: class indices (N,), int64.
             content_hash: hash of both where it is known already; else it is computed when first asked for.
 
         Raises:
             DataError: shapes or types are others.
         """
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-            raise DataError(f"images must be uint8 of shape (N, 3, H, W), found {images.dtype} {tuple(images.shape)}")
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] < 1:
+            raise DataError(f"images must be uint8 of shape (N, C, H, W), found {images.dtype} {tuple(images.shape)}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise DataError(
                 f"labels must be int64 of shape ({len(images)},), found {labels.dtype} {tuple(labels.shape)}"
@@ -61,6 +66,11 @@ class ArrayImages:
         return len(self.labels)
 
     @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.images.shape[1]
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 (hex) of pixels, labels and shape."""
         if self._content_hash is None:
@@ -68,7 +78,7 @@ class ArrayImages:
         return self._content_hash
 
     def read(self, ids: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), uint8, on the device of the images, of image ids (B,) on any device."""
+        """Pixels (B, C, H, W), uint8, on the device of the images, of image ids (B,) on any device."""
         return self.images[ids.to(self.images.device)]
 
     def to(self, device: torch.device | str) -> "ArrayImages":
@@ -89,8 +99,8 @@ class Dataset:
         train: training images.
         test: test images.
         num_classes: number of classes; labels are 0 .. num_classes - 1.
-        image_shape: (3, height, width), pixels.
-        mean: usual mean of the red, green and blue pixels, in pixel units 0..255.
+        image_shape: (channels, height, width), pixels.
+        mean: usual mean of each channel, such as red, green and blue, in pixel units 0..255.
         std: usual standard deviation of them, in pixel units 0..255.
     """
 
@@ -99,8 +109,8 @@ class Dataset:
     test: ImageSet
     num_classes: int
     image_shape: tuple[int, int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     @property
     def content_hash(self) -> str:
@@ -109,7 +119,7 @@ class Dataset:
 
 
 def array_hash(images: Tensor, labels: Tensor) -> str:
-    """SHA-256 (hex) of pixels (N, 3, H, W), labels (N,) and their shape."""
+    """SHA-256 (hex) of pixels (N, C, H, W), labels (N,) and their shape."""
     return content_hash(
         {
             "shape": list(images.shape),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ekgsearch.data.cache import cached_json, locked, source_key
-from ekgsearch.data.decode import MAX_BYTES, is_plain, open_picture
+from ekgsearch.data.decode import MAX_BYTES, examine
 from ekgsearch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class IndexedImage:
         sha256: checksum (hex) of the file.
         height: of the upright picture, pixels.
         width: of the upright picture, pixels.
-        plain: whether every decoder makes the same of it, see `decode.is_plain`.
+        plain: whether every decoder makes the same of it, see `decode.examine`.
     """
 
     path: str
@@ -225,10 +225,10 @@ def check_picture(data: bytes) -> Check:
         An empty text, checksum, height, width and whether it is plain; of an unusable picture the reason alone.
     """
     try:
-        picture = open_picture(data)
+        picture, plain = examine(data)
     except DataError as error:
         return (str(error),)
-    return "", hashlib.sha256(data).hexdigest(), picture.height, picture.width, is_plain(data)
+    return "", hashlib.sha256(data).hexdigest(), picture.height, picture.width, plain
 
 
 def _named(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from ekgsearch.data import dali, dali_loader, torch_loader
 from ekgsearch.data.batching import LoadedBatch, Loader, LoaderName, LoaderSettings
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import ImageSet
+from ekgsearch.data.views import num_colours
 from ekgsearch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -26,12 +27,17 @@ def open_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor | None =
         ids: image ids in use (M,), int64; None for all.
 
     Raises:
-        DataError: no images, or DALI is asked for and cannot be used.
+        DataError: no images, DALI is asked for and cannot be used, or the settings are for images of other channels.
     """
     ids = torch.arange(len(images)) if ids is None else ids.cpu().to(torch.int64)
     if not len(ids):
         raise DataError("loader: expected images, found none")
+    settings.normalisation.check(images.channels)
+    if settings.augmentation.changes_colour:
+        num_colours(images.channels)
     reason = "the job says so" if settings.loader == "torch" else dali.why_not(settings.device)
+    if isinstance(images, EncodedImages) and images.channels != 3:
+        reason = reason or f"it decodes pictures to 3 channels here, and data.channels is {images.channels}"
     if reason and settings.loader == "dali":
         raise DataError(f"loader: dali was asked for, but {reason}; use auto or torch")
     if settings.loader == "auto" and not isinstance(images, EncodedImages):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ekgsearch.data.cache import cache_folder, cached_json, locked, source_key
 from ekgsearch.data.encoded import EncodedImages
-from ekgsearch.data.folder import IMAGENET_MEAN, IMAGENET_STD
+from ekgsearch.data.folder import picture_statistics
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index import LOG_SECONDS, BadFile, ImageIndex, IndexedImage, check_picture
 from ekgsearch.data.shards import check_complete, find_shards, picture_columns, stored_bytes, unreadable
@@ -57,7 +57,7 @@ class PackSource:
         return f"{self.origin / image.path} (its copy in {self.path}: remove that to copy again)"
 
 
-def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: int) -> Dataset:
+def open_parquet(root: Path, image_size: int, *, channels: int = 3, max_bad: int = 0, num_threads: int) -> Dataset:
     """Open pictures that are stored as bytes in parquet files.
 
     The training set is `train*.parquet` in the folder, or all parquet files of its subfolder `train`; the test set the
@@ -70,6 +70,7 @@ def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: 
     Args:
         root: the folder.
         image_size: height and width that pictures are brought to, pixels.
+        channels: 1, 3 or 4, what pictures are converted to: grey, RGB or RGBA.
         max_bad: unusable rows that are left out of the training set with a warning; the test set allows none.
         num_threads: pictures decoded at once.
 
@@ -77,6 +78,7 @@ def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: 
         DataError: files, columns or classes are missing, files of two sets are mixed, a column is of a wrong kind, or
             too many rows are unusable, which a row without a label is.
     """
+    mean, std = picture_statistics(channels)
     found = [_find(root, names) for names in _SPLITS]
     columns = {path: picture_columns(path) for paths in found for path in paths}
     train, test = (_open_split(paths, columns, num_threads) for paths in found)
@@ -84,10 +86,10 @@ def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: 
     for (index, _), allowed in ((train, max_bad), (test, 0)):
         index.check_bad(allowed)
     train_images, test_images = (
-        EncodedImages(index.images, source, image_size, num_threads=num_threads) for index, source in (train, test)
+        EncodedImages(index.images, source, image_size, num_threads=num_threads, channels=channels)
+        for index, source in (train, test)
     )
-    shape = (3, image_size, image_size)
-    return Dataset("parquet", train_images, test_images, num_classes, shape, IMAGENET_MEAN, IMAGENET_STD)
+    return Dataset("parquet", train_images, test_images, num_classes, train_images.image_shape, mean, std)
 
 
 def _open_split(

@@ -47,12 +47,12 @@ class PictureViews:
             raise DataError(f"views of pictures need torchvision, which cannot be imported: {error}") from error
         self._resized_crop = resized_crop
         self._settings = settings
-        self._size = images.image_size
+        self._shape = images.image_shape
         self._sizes = torch.tensor([[image.height, image.width] for image in images.images])
 
     def empty(self, count: int) -> Tensor:
-        """Room for the views (count, V, 3, size, size), float32, of some pictures."""
-        shape = (count, self._settings.views, 3, self._size, self._size)
+        """Room for the views (count, V, C, size, size), float32, of some pictures."""
+        shape = (count, self._settings.views, *self._shape)
         # numpy asks for huge pages where torch does not: touching so much new memory is five times faster.
         return torch.from_numpy(np.empty(shape, np.float32))
 
@@ -65,21 +65,21 @@ class PictureViews:
         boxes = choices.boxes(draws, self._sizes[ids].repeat_interleave(settings.views, dim=0))
         mirrored = choices.mirrored(draws) & settings.augmentation.flip
         changes = settings.augmentation.changes_colour
-        colours = ColourMap.chosen(draws, settings.augmentation) if changes else None
+        colours = ColourMap.chosen(draws, settings.augmentation, self._shape[0]) if changes else None
         return ViewPlan(boxes.view(count, settings.views, 4), mirrored.view(count, settings.views), colours)
 
     def render(self, picture: Tensor, plan: ViewPlan, position: int, out: Tensor) -> None:
         """Make the views of one picture.
 
         Args:
-            picture: pixels (H, W, 3), uint8.
+            picture: pixels (H, W, C), uint8.
             plan: of some pictures.
             position: which of them this is.
-            out: room for the views (V, 3, size, size).
+            out: room for the views (V, C, size, size).
         """
-        count, side = self._settings.views, self._size
+        count, side = self._settings.views, self._shape[1]
         whole = picture.permute(2, 0, 1)
-        pixels = torch.empty(count, 3, side, side)
+        pixels = torch.empty(count, *self._shape)
         for view, (box, mirrored) in enumerate(
             zip(plan.boxes[position].tolist(), plan.mirrored[position].tolist(), strict=True)
         ):
@@ -92,11 +92,11 @@ class PictureViews:
         """Mirror, recolour and normalise all views of some pictures at once.
 
         Args:
-            crops: parts of the pictures (B, V, 3, size, size), uint8, on any device.
+            crops: parts of the pictures (B, V, C, size, size), uint8, on any device.
             plan: of these pictures.
 
         Returns:
-            Views (B, V, 3, size, size), float32, on the device of the crops.
+            Views (B, V, C, size, size), float32, on the device of the crops.
         """
         mirrored = plan.mirrored.to(crops.device)[:, :, None, None, None]
         pixels = torch.where(mirrored, crops.flip(4), crops).float().flatten(0, 1)
@@ -105,7 +105,7 @@ class PictureViews:
         return out.view(crops.shape)
 
     def _recolour(self, pixels: Tensor, colours: ColourMap | None, out: Tensor) -> None:
-        """From pixels (N, 3, size, size), float32, to network input in `out`, of the same shape."""
+        """From pixels (N, C, size, size), float32, to network input in `out`, of the same shape."""
         if colours is None:
             out.copy_(pixels)
         else:

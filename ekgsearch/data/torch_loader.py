@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ekgsearch.data.batching import LoaderSettings, ReadBatch, ReadingLoader, to_device
 from ekgsearch.data.damage import StandIns
-from ekgsearch.data.decode import open_picture
+from ekgsearch.data.decode import open_picture, pixels_of
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.picture_views import PictureViews
@@ -24,13 +23,14 @@ def tensor_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Re
         settings: what decides the batches.
         ids: image ids in use (M,), int64.
     """
-    height, width = images.read(ids[:0]).shape[2:]
+    channels, height, width = images.read(ids[:0]).shape[1:]
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
         return moved(batch, images.labels[batch], images.read(batch), settings.device)
 
     render = square_views(settings)
-    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, size=(height, width))
+    shape = (channels, height, width)
+    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, shape=shape)
 
 
 def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -55,7 +55,7 @@ def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor)
         wanted = batch.tolist()
 
         def make(position: int, image_id: int, data: bytes) -> None:
-            picture = torch.from_numpy(np.array(open_picture(data)))
+            picture = torch.from_numpy(pixels_of(open_picture(data, images.channels)))
             if image_id == wanted[position]:
                 views.render(picture, plan, position, out[position])
             else:
@@ -67,8 +67,9 @@ def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor)
     def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return batch.pixels
 
-    size = (images.image_size, images.image_size)
-    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, size=size, stand_ins=stand_ins)
+    return ReadingLoader(
+        settings, ids, read=read, render=render, render_ahead=False, shape=images.image_shape, stand_ins=stand_ins
+    )
 
 
 def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor) -> ReadingLoader[Tensor]:
@@ -80,8 +81,15 @@ def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor
         found, squares = stand_ins.read_squares(batch, pool)
         return moved(found, images.labels[found], squares, settings.device, int((found != batch).sum()))
 
-    size, render = (images.image_size, images.image_size), square_views(settings)
-    return ReadingLoader(settings, ids, read=read, render=render, render_ahead=False, size=size, stand_ins=stand_ins)
+    return ReadingLoader(
+        settings,
+        ids,
+        read=read,
+        render=square_views(settings),
+        render_ahead=False,
+        shape=images.image_shape,
+        stand_ins=stand_ins,
+    )
 
 
 def moved(ids: Tensor, labels: Tensor, pixels: Tensor, device: torch.device, replaced: int = 0) -> ReadBatch[Tensor]:

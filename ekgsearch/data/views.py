@@ -8,13 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ekgsearch.data import choices
+from ekgsearch.data.choices import LUMA
 from ekgsearch.errors import DataError
 
 Crop = Literal["pad", "resized"]
 """Random crop of the padded image, or of a random part of it that is enlarged again."""
-
-LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in grey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +20,32 @@ class Normalisation:
     """Subtract a mean from every channel and divide by a standard deviation.
 
     Attributes:
-        mean: of the red, green and blue pixels, in pixel units 0..255.
+        mean: of each channel, such as red, green and blue, in pixel units 0..255.
         std: of the same, in pixel units 0..255.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise DataError(
-                f"normalisation needs three means and three positive deviations in pixel units 0..255, "
+                f"normalisation needs a mean and a positive deviation of each channel in pixel units 0..255, "
                 f"found {self.mean} and {self.std}"
             )
 
+    def check(self, channels: int) -> None:
+        """Raise a DataError where images have another number of channels."""
+        if channels != len(self.mean):
+            raise DataError(f"expected images of {len(self.mean)} channels, as the normalisation has, found {channels}")
+
     def __call__(self, images: Tensor) -> Tensor:
-        """Map pixels (B, 3, H, W) in 0..255, uint8 or float, to the network's input, float32."""
+        """Map pixels (B, C, H, W) in 0..255, uint8 or float, to the network's input, float32.
+
+        Raises:
+            DataError: the images have another number of channels.
+        """
+        self.check(images.shape[1])
         mean, std = (_per_channel(torch.tensor(values, device=images.device)) for values in (self.mean, self.std))
         return (images.to(torch.float32) - mean) / std
 
@@ -45,6 +53,8 @@ class Normalisation:
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """What is done at random to an image of a view; the order is colour, crop, flip.
+
+    Of images with alpha the colours change and alpha stays; grey changes as a colour picture that shows the same would.
 
     Attributes:
         pad: pixels around the image, of the mean colour, before a crop of the original size ("pad" crop only).
@@ -84,6 +94,20 @@ class Augmentation:
         return any((self.brightness, self.contrast, self.saturation, self.lighting))
 
 
+def num_colours(channels: int) -> int:
+    """Channels whose colour can change: grey, or red, green and blue before alpha.
+
+    Raises:
+        DataError: it is not known what the channels are.
+    """
+    if channels not in (1, 3, 4):
+        raise DataError(
+            f"colours change in images of 1, 3 or 4 channels (grey, RGB, RGBA), found {channels}; "
+            "set brightness, contrast, saturation and lighting to 0"
+        )
+    return min(channels, 3)
+
+
 def view(
     images: Tensor,
     ids: Tensor,
@@ -100,7 +124,7 @@ def view(
     in whatever batch, order or process, and on whatever device up to rounding.
 
     Args:
-        images: pixels (B, 3, H, W), uint8.
+        images: pixels (B, C, H, W), uint8.
         ids: image ids (B,), int64.
         augmentation: what is done.
         normalisation: of the network.
@@ -109,7 +133,7 @@ def view(
         view: number of the view of this epoch.
 
     Returns:
-        Views (B, 3, H, W), float32, on the device of the images.
+        Views (B, C, H, W), float32, on the device of the images.
     """
     draws = choices.choose(ids.to(images.device), seed=seed, epoch=epoch, view=view)
     out = normalisation(recoloured(images, draws, augmentation) if augmentation.changes_colour else images)
@@ -124,13 +148,18 @@ def recoloured(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Ten
     """Change contrast, brightness, saturation and light, in this order.
 
     Args:
-        images: pixels (B, 3, H, W), uint8; contrast is about the mean of each image's channels.
+        images: pixels (B, C, H, W), uint8; contrast is about the mean of each image's channels.
         draws: of the view, from `choices.choose`.
         augmentation: how much changes.
 
     Returns:
-        Pixels (B, 3, H, W), float32, in 0..255.
+        Pixels (B, C, H, W), float32, in 0..255.
+
+    Raises:
+        DataError: images of so many channels have no known colours.
     """
+    num = num_colours(images.shape[1])
+    images, alpha = images[:, :num], images[:, num:]
     brightness, contrast, saturation = choices.colours(draws)[:, :, None, None, None].unbind(1)
     # Sums of whole numbers are exact, so that the mean of an image does not depend on how the batch is summed.
     mean = images.sum((2, 3), dtype=torch.int64)[:, :, None, None].to(torch.float32) / (
@@ -139,12 +168,14 @@ def recoloured(images: Tensor, draws: Tensor, augmentation: Augmentation) -> Ten
     pixels = images.to(torch.float32) / 255.0
     pixels = (pixels - mean) * (1.0 + augmentation.contrast * contrast) + mean
     pixels = pixels + augmentation.brightness * brightness
-    red, green, blue = pixels.unbind(1)
-    grey = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
-    pixels = grey + (pixels - grey) * (1.0 + augmentation.saturation * saturation)
+    if num == 3:
+        red, green, blue = pixels.unbind(1)
+        grey = (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
+        pixels = grey + (pixels - grey) * (1.0 + augmentation.saturation * saturation)
     if augmentation.lighting:
-        pixels = pixels + augmentation.lighting * choices.light(draws).to(torch.float32)[:, :, None, None]
-    return pixels.clamp(0.0, 1.0) * 255.0
+        pixels = pixels + augmentation.lighting * choices.light(draws, num).to(torch.float32)[:, :, None, None]
+    pixels = pixels.clamp(0.0, 1.0) * 255.0
+    return torch.cat([pixels, alpha.to(torch.float32)], dim=1) if alpha.shape[1] else pixels
 
 
 def _padded_crop(images: Tensor, draws: Tensor, pad: int, flip: bool) -> Tensor:

@@ -50,12 +50,12 @@ class Inception(nn.Module):
 class GoogLeNet(nn.Module):
     """GoogLeNet with batch norm and conv biases, without auxiliary heads.
 
-    Images (B, 3, H, W) with H and W at least 4; logits (B, num_classes).
+    Images (B, C, H, W) with H and W at least 4; logits (B, num_classes).
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv(3, 192, 3))
+        self.stem = nn.Sequential(*_conv(channels, 192, 3))
         self.blocks = nn.Sequential()
         channels = 192
         for name, widths in _BLOCKS.items():
@@ -68,6 +68,6 @@ class GoogLeNet(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         logits: Tensor = self.linear(self.avgpool(self.blocks(self.stem(images))).flatten(1))
         return logits

@@ -64,13 +64,15 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNet-v2 of width 1.0; parameter names as in torchvision.
 
-    Images (B, 3, H, W); logits (B, num_classes).
+    Images (B, C, H, W); logits (B, num_classes).
     """
 
-    def __init__(self, strides: tuple[int, ...], num_classes: int, padding: Padding, dropout: float) -> None:
+    def __init__(
+        self, channels: int, strides: tuple[int, ...], num_classes: int, padding: Padding, dropout: float
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            ConvNormActivation(3, 32, 3, stride=strides[0], groups=1, padding=padding),
+            ConvNormActivation(channels, 32, 3, stride=strides[0], groups=1, padding=padding),
         )
         in_channels = 32
         for (expansion, out_channels, num_blocks), stage_stride in zip(_STAGES, strides[1:], strict=True):
@@ -83,6 +85,6 @@ class MobileNetV2(nn.Module):
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(1280, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         logits: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
         return logits

@@ -72,12 +72,14 @@ def _stage(block: Block, num_blocks: int, in_channels: int, width: int, *, strid
 class ResNet(nn.Module):
     """ResNet-18, 34 or 50; parameter names as in torchvision.
 
-    Images (B, 3, H, W), usually 224x224; logits (B, num_classes).
+    Images (B, C, H, W), usually 224x224; logits (B, num_classes).
     """
 
-    def __init__(self, block: Block, blocks_per_stage: tuple[int, int, int, int], num_classes: int) -> None:
+    def __init__(
+        self, channels: int, block: Block, blocks_per_stage: tuple[int, int, int, int], num_classes: int
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=False)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
@@ -90,7 +92,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(512 * block.expansion, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))

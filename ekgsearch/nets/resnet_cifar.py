@@ -47,12 +47,14 @@ def _stage(num_blocks: int, in_channels: int, width: int, shortcut: Shortcut, pa
 class CifarResNet(nn.Module):
     """ResNet of depth 6n+2 for small images; parameter names as in the common PyTorch CIFAR ResNets.
 
-    Images (B, 3, H, W) with H and W multiples of 4; logits (B, num_classes).
+    Images (B, C, H, W) with H and W multiples of 4; logits (B, num_classes).
     """
 
-    def __init__(self, blocks_per_stage: int, num_classes: int, shortcut: Shortcut, padding: Padding) -> None:
+    def __init__(
+        self, channels: int, blocks_per_stage: int, num_classes: int, shortcut: Shortcut, padding: Padding
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = _stage(blocks_per_stage, 16, 16, shortcut, padding)
         self.layer2 = _stage(blocks_per_stage, 16, 32, shortcut, padding)
@@ -61,7 +63,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
         logits: Tensor = self.linear(self.avgpool(features).flatten(1))

@@ -8,13 +8,13 @@ _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 class VGG16(nn.Module):
     """VGG-16 with batch norm; parameter names of the convolutional part as in torchvision's vgg16_bn.
 
-    Images (B, 3, H, W) with H and W at least 16; logits (B, num_classes).
+    Images (B, C, H, W) with H and W at least 16; logits (B, num_classes).
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        in_channels = 3
+        in_channels = channels
         for stage, widths in enumerate(_WIDTHS):
             if stage:
                 layers.append(nn.MaxPool2d(2, 2))
@@ -30,6 +30,6 @@ class VGG16(nn.Module):
         self.classifier = nn.Linear(in_channels, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Logits (B, num_classes) of images (B, C, H, W)."""
         logits: Tensor = self.classifier(self.avgpool(self.features(images)).flatten(1))
         return logits

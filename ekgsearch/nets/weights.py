@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ekgsearch.errors import NetworkError
 from ekgsearch.nets.spec import NetSpec, Padding, Shortcut
@@ -29,15 +30,15 @@ class Sidecar:
 
     Attributes:
         net: the network that the weights belong to.
-        mean: what is subtracted from the red, green and blue pixels, in pixel units 0..255.
+        mean: what is subtracted from the pixels of each channel, such as red, green and blue, in pixel units 0..255.
         std: what the difference is divided by, in pixel units 0..255.
         sha256: checksum (hex) of the weights file.
         expected_top1: test accuracy of these weights, percent; None where the sidecar states none.
     """
 
     net: NetSpec
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     sha256: str
     expected_top1: float | None
 
@@ -51,9 +52,9 @@ def read_sidecar(path: Path) -> Sidecar:
     """Read the sidecar of a weights file.
 
     Two forms are understood. The plain one has the keys `net` (as written by `NetSpec.to_dict`), `mean` and `std`
-    (three numbers each, pixel units 0..255), `sha256` and, if known, `expected_top1` (percent). The other describes
-    the network in words (`architecture`, `padding`, `input`, `measured`); its dimensions are then taken from the
-    shapes of the tensors.
+    (a number for each input channel, pixel units 0..255), `sha256` and, if known, `expected_top1` (percent). The other
+    describes the network in words (`architecture`, `padding`, `input`, `measured`); its dimensions are then taken from
+    the shapes of the tensors.
 
     Args:
         path: the .safetensors file.
@@ -70,8 +71,8 @@ def read_sidecar(path: Path) -> Sidecar:
         raise NetworkError(f"{source}: expected a key 'sha256' with the checksum of {path.name}, found none")
     return Sidecar(
         net=net,
-        mean=_three(input_values, "mean", scale, source),
-        std=_three(input_values, "std", scale, source),
+        mean=_per_channel(input_values, "mean", net.input_shape[0], scale, source),
+        std=_per_channel(input_values, "std", net.input_shape[0], scale, source),
         sha256=values["sha256"],
         expected_top1=_expected_top1(values),
     )
@@ -80,17 +81,21 @@ def read_sidecar(path: Path) -> Sidecar:
 def load_weights(network: nn.Module, path: Path) -> None:
     """Load the weights of a safetensors file into a network, in place; every name and shape must match.
 
+    A floating-point type may be another than the network's, to which values are converted.
+
     Counters of seen batches (`num_batches_tracked`) may be missing. The checksum is verified where a sidecar stands
     beside the file.
 
     Raises:
-        NetworkError: the file is missing or damaged, its checksum is not the sidecar's, or names or shapes differ.
+        NetworkError: the file is missing or damaged, its checksum is not the sidecar's, names, shapes or kinds of
+            numbers differ, or values are none that a trained network has. The network is left as it was.
         StorageError: the file of a sidecar cannot be read.
     """
     if sidecar_path(path).is_file():
         _verify_checksum(path)
     tensors = _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     own = network.state_dict()
+    _check_prefix(path, own, tensors)
     missing = [name for name in own if name not in tensors and not name.endswith(".num_batches_tracked")]
     unexpected = [name for name in tensors if name not in own]
     misshaped = [
@@ -98,14 +103,62 @@ def load_weights(network: nn.Module, path: Path) -> None:
         for name, tensor in tensors.items()
         if name in own and tensor.shape != own[name].shape
     ]
+    _check_input(path, network, tensors)
     if missing or unexpected or misshaped:
         raise NetworkError(
             f"{path}: the weights do not fit {type(network).__name__}: "
             f"missing {_named(missing)}; unexpected {_named(unexpected)}; other shape {_named(misshaped)}. "
             "Give the name, number of classes and shortcut of the network that was trained"
         )
+    _check_values(path, own, tensors)
     network.load_state_dict(tensors, strict=False)
     logger.debug("loaded %d tensors from %s", len(tensors), path)
+
+
+def _check_prefix(path: Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Name a prefix that all names have, as wrappers of a network write them."""
+    if not tensors or any(name in own for name in tensors):
+        return
+    words = next(iter(tensors)).split(".")
+    for count in range(1, len(words)):
+        prefix = ".".join(words[:count]) + "."
+        if all(name.startswith(prefix) for name in tensors) and any(name[len(prefix) :] in own for name in tensors):
+            raise NetworkError(
+                f"{path}: all {len(tensors)} names begin with '{prefix}', which the network's do not, as if a wrapper "
+                "of the network had been saved; save the network itself, or take the prefix off the names"
+            )
+
+
+def _check_input(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Name the first convolution where it takes another number of channels."""
+    first = next(((name, part) for name, part in network.named_modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None or f"{first[0]}.weight" not in tensors:
+        return
+    name, (given, own) = f"{first[0]}.weight", (tensors[f"{first[0]}.weight"], first[1].weight)
+    if given.dim() == own.dim() and given.shape[0] == own.shape[0] and given.shape[1] != own.shape[1]:
+        raise NetworkError(
+            f"{path}: the first layer, {name}, takes images of {given.shape[1]} channels, the network here images of "
+            f"{own.shape[1]}; choose weights for such images, or images of {given.shape[1]} channels (data.channels)"
+        )
+
+
+def _check_values(path: Path, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Name tensors that no trained network has; all of them are known to the network."""
+    of_integers, not_finite, negative = [], [], []
+    for name, tensor in tensors.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            of_integers.append(f"{name} of {str(tensor.dtype).removeprefix('torch.')}")
+        # A number may be finite in the file and not in the type of the network.
+        elif not tensor.to(own[name].dtype).isfinite().all():
+            not_finite.append(name)
+        elif name.endswith("running_var") and (tensor < 0).any():
+            negative.append(name)
+    if of_integers or not_finite or negative:
+        raise NetworkError(
+            f"{path}: expected the weights of a trained network, found integers instead of floating-point numbers in "
+            f"{_named(of_integers)}; values that are not finite in {_named(not_finite)}; negative variances in "
+            f"{_named(negative)}; save the weights again, or choose others"
+        )
 
 
 def _read_json(source: Path) -> Mapping[str, Any]:
@@ -180,12 +233,16 @@ def _pixel_scale(input_values: Mapping[str, Any], source: Path) -> float:
     )
 
 
-def _three(values: Mapping[str, Any], key: str, scale: float, source: Path) -> tuple[float, float, float]:
+def _per_channel(values: Mapping[str, Any], key: str, channels: int, scale: float, source: Path) -> tuple[float, ...]:
     numbers = values.get(key)
-    if not isinstance(numbers, list) or len(numbers) != 3 or not all(isinstance(n, int | float) for n in numbers):
-        raise NetworkError(f"{source}: expected '{key}' as three numbers (red, green, blue), found {numbers!r}")
-    red, green, blue = (float(number) * scale for number in numbers)
-    return red, green, blue
+    known = isinstance(numbers, list) and all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    if not isinstance(numbers, list) or not known or len(numbers) != channels:
+        raise NetworkError(
+            f"{source}: expected '{key}' as {channels} finite numbers, one per input channel, found {numbers!r}"
+        )
+    if key == "std" and min(numbers) <= 0:
+        raise NetworkError(f"{source}: expected positive deviations in 'std', found {numbers!r}")
+    return tuple(float(number) * scale for number in numbers)
 
 
 def _expected_top1(values: Mapping[str, Any]) -> float | None:

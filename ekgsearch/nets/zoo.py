@@ -52,9 +52,7 @@ def build(spec: NetSpec, *, seed: int | None = None) -> nn.Module:
 def _check(spec: NetSpec) -> None:
     if spec.name not in NAMES:
         raise NetworkError(f"network must be one of {', '.join(NAMES)}; found '{spec.name}'")
-    channels, height, width = spec.input_shape
-    if channels != 3:
-        raise NetworkError(f"network '{spec.name}' takes images of 3 channels, found input_shape {spec.input_shape}")
+    _, height, width = spec.input_shape
     smallest = _SMALLEST_INPUT.get(spec.name, 1)
     if min(height, width) < smallest:
         raise NetworkError(
@@ -82,16 +80,17 @@ def _check_one_sided_padding(spec: NetSpec) -> None:
 
 
 def _construct(spec: NetSpec) -> nn.Module:
+    channels = spec.input_shape[0]
     if spec.name in _CIFAR_RESNETS:
-        return CifarResNet(_CIFAR_RESNETS[spec.name], spec.num_classes, spec.shortcut, spec.padding)
+        return CifarResNet(channels, _CIFAR_RESNETS[spec.name], spec.num_classes, spec.shortcut, spec.padding)
     if spec.name in _RESNETS:
-        return ResNet(*_RESNETS[spec.name], spec.num_classes)
+        return ResNet(channels, *_RESNETS[spec.name], spec.num_classes)
     if spec.name in _MOBILENETS:
         strides, dropout = _MOBILENETS[spec.name]
-        return MobileNetV2(strides, spec.num_classes, spec.padding, dropout)
+        return MobileNetV2(channels, strides, spec.num_classes, spec.padding, dropout)
     if spec.name == "vgg16":
-        return VGG16(spec.num_classes)
-    return GoogLeNet(spec.num_classes)
+        return VGG16(channels, spec.num_classes)
+    return GoogLeNet(channels, spec.num_classes)
 
 
 def _initialise(network: nn.Module, generator: torch.Generator | None) -> None:

@@ -77,6 +77,7 @@ def data_request(job: Job) -> DataRequest:
         name=job.data.name,
         root=None if root is None else root.absolute(),
         image_size=job.data.image_size,
+        channels=job.data.channels,
         download=job.data.download,
         max_bad=job.data.max_bad_images,
         loader=job.data.loader,

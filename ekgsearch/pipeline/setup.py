@@ -65,8 +65,8 @@ class Setup:
     graph: ChannelGraph
     full_costs: Costs
     budget: Budget
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     devices: Devices
 
     @property

@@ -27,6 +27,7 @@ class DataRequest:
         name: data set.
         root: its folder, readable from every node; None for data that come with a library.
         image_size: side of the images in pixels; None for the data set's own.
+        channels: channels of an image; None for 3.
         download: fetch missing files where the network allows.
         max_bad: damaged training pictures that are left out before giving up.
         loader: who makes the views of training images.
@@ -41,6 +42,7 @@ class DataRequest:
     name: str
     root: Path | None
     image_size: int | None = None
+    channels: int | None = None
     download: bool = False
     max_bad: int = 0
     loader: LoaderName = "auto"
@@ -94,6 +96,7 @@ class DataRequest:
             self.name,
             self.root,
             image_size=self.image_size,
+            channels=self.channels,
             download=self.download,
             max_bad=self.max_bad,
             num_threads=self.num_threads,
@@ -114,7 +117,7 @@ class Workload:
         net: the unpruned network.
         weights: safetensors file with its weights, readable from every node.
         data: the images.
-        mean: subtracted from the red, green and blue pixels, in pixel units 0..255.
+        mean: subtracted from the pixels of each channel, in pixel units 0..255.
         std: what the difference is divided by, in pixel units 0..255.
         device: "cpu" or "cuda".
         threads: torch threads of one process; on the CPU they are part of the arithmetic.
@@ -123,8 +126,8 @@ class Workload:
     net: NetSpec
     weights: Path
     data: DataRequest
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     device: str
     threads: int
 

@@ -35,6 +35,11 @@ class DataSection(Section):
     image_size: Positive | None = Field(
         None, description="side of the square images in pixels; null: the data set's own (digits 16, pictures 224)"
     )
+    channels: Literal[1, 3, 4] | None = Field(
+        None,
+        description="channels of an image: digits 1 or 3, cifar 3, pictures are converted to 1 (grey), 3 (RGB) or 4 "
+        "(RGBA); DALI decodes those of 3; null: 3",
+    )
     download: bool = Field(True, description="fetch a missing data set where the network allows")
     max_bad_images: int = Field(
         0, ge=0, description="image_folder, parquet: damaged images that are left out before giving up"

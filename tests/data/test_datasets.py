@@ -33,6 +33,14 @@ def test_digits_have_exactly_the_statistics_they_state_with_any_number_of_thread
     assert digits.std == (81.25658159840471,) * 3
 
 
+def test_digits_may_have_one_channel() -> None:
+    grey, colour = open_dataset("digits", channels=1), open_dataset("digits")
+    assert grey.image_shape == (1, 16, 16)
+    assert (grey.mean, grey.std) == (colour.mean[:1], colour.std[:1])
+    ids = torch.arange(9)
+    assert torch.equal(grey.train.read(ids).expand(-1, 3, -1, -1), colour.train.read(ids))
+
+
 def test_statistics_of_pixels_are_rounded_once() -> None:
     pixels = torch.randint(0, 256, (7, 5, 3), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     levels = pixels.flatten().tolist()
@@ -78,7 +86,7 @@ def test_the_content_hash_changes_with_any_pixel_label_or_order() -> None:
     ("images", "labels", "message"),
     [
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "uint8"),
-        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"\(N, 3, H, W\)"),
+        (torch.zeros(2, 0, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), r"\(N, C, H, W\)"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), r"shape \(2,\)"),
     ],
 )
@@ -104,6 +112,10 @@ def test_a_limit_keeps_the_first_images_of_each_class() -> None:
         ({"name": "cifar10", "image_size": 64}, "32x32"),
         ({"name": "image_folder"}, "holds train and val"),
         ({"name": "digits", "image_size": 7}, "at least 8"),
+        ({"name": "digits", "channels": 4}, "data.channels must be 1, or 3 equal ones, found 4"),
+        ({"name": "cifar10", "channels": 1}, "images have 3 channels, found data.channels 1; leave it out"),
+        ({"name": "image_folder", "channels": 2, "root": Path()}, r"data.channels: .* 4 \(RGBA\) channels, found 2"),
+        ({"name": "parquet", "channels": 5, "root": Path()}, r"data.channels: .* 4 \(RGBA\) channels, found 5"),
         ({"name": "digits", "limit": (0, 1)}, "limit"),
     ],
 )

@@ -173,7 +173,14 @@ def test_a_resized_crop_of_a_ramp_is_a_shallower_ramp_inside_it() -> None:
         (lambda: Augmentation(pad=-1), "pad must not be negative, found -1"),
         (lambda: Augmentation(contrast=-0.1), "contrast"),
         (lambda: Augmentation(crop="centre"), "'centre'"),  # type: ignore[arg-type]
-        (lambda: Normalisation((0, 0, 0), (1, 0, 1)), "positive deviations"),
+        (lambda: Normalisation((0, 0, 0), (1, 0, 1)), "positive deviation"),
+        (lambda: Normalisation((0, 0), (1, 1, 1)), "a mean and a positive deviation of each channel"),
+        (lambda: Normalisation((), ()), "found"),
+        (
+            lambda: NORMALISATION(some_images(1)[:, :1]),
+            "expected images of 3 channels, as the normalisation has, found 1",
+        ),
+        (lambda: make(some_images(1)[:, :2], torch.arange(1), PAD), "images of 1, 3 or 4 channels .*, found 2"),
     ],
 )
 def test_impossible_settings_are_refused(make_it: Any, message: str) -> None:

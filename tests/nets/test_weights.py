@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ def test_counters_of_seen_batches_may_be_missing(tmp_path: Path) -> None:
         ({"linear.bias": None}, "missing linear.bias"),
         ({"head.bias": torch.zeros(3)}, "unexpected head.bias"),
         ({"linear.weight": torch.zeros(7, 64)}, r"linear.weight \(7, 64\) where the network has \(10, 64\)"),
+        (
+            {"conv1.weight": torch.zeros(16, 1, 3, 3)},
+            r"first layer, conv1\.weight, takes images of 1 channels, .* of 3;",
+        ),
+        ({"linear.bias": torch.tensor([0.0] * 9 + [math.nan])}, r"not finite in linear\.bias;"),
+        ({"linear.bias": torch.full((10,), 1e300, dtype=torch.float64)}, r"not finite in linear\.bias;"),
+        ({"bn1.running_var": torch.tensor([1.0] * 15 + [-1e-9])}, r"negative variances in bn1\.running_var;"),
+        ({"bn1.bias": torch.zeros(16, dtype=torch.int32)}, r"integers instead of .* in bn1\.bias of int32;"),
+        ({"bn1.bias": torch.zeros(16, dtype=torch.bool)}, r"integers instead of .* in bn1\.bias of bool;"),
     ],
 )
 def test_weights_of_another_network_are_named(
@@ -81,6 +91,23 @@ def test_weights_of_another_network_are_named(
     with pytest.raises(NetworkError, match=message):
         load_weights(network, save(tmp_path / "weights.safetensors", **changes))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_a_common_prefix_is_named_as_such(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({f"{prefix}{name}": tensor for name, tensor in build(SPEC, seed=5).state_dict().items()}, path)
+    with pytest.raises(NetworkError, match=rf"all 128 names begin with '{prefix}', which the network's do not"):
+        load_weights(build(SPEC, seed=1), path)
+
+
+def test_other_floating_point_types_and_a_variance_of_zero_are_converted(tmp_path: Path) -> None:
+    changes = {"linear.weight": torch.full((10, 64), 0.5, dtype=torch.float16), "bn1.running_var": torch.zeros(16)}
+    network = build(SPEC, seed=1)
+    load_weights(network, save(tmp_path / "weights.safetensors", **changes))
+    assert network.state_dict()["linear.weight"].dtype == torch.float32
+    assert (network.state_dict()["linear.weight"] == 0.5).all()
+    assert not network.state_dict()["bn1.running_var"].any()
 
 
 def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
@@ -95,7 +122,10 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": [1, 2]}, "three numbers"),
+        ({"mean": [1, 2]}, "'mean' as 3 finite numbers, one per input channel"),
+        ({"net": {**SPEC.to_dict(), "input_shape": [1, 32, 32]}}, "'mean' as 1 finite numbers"),
+        ({"mean": [1, 2, math.nan]}, "'mean' as 3 finite numbers"),
+        ({"std": [1, 0, 1]}, "positive deviations in 'std'"),
         ({"net": {"name": "resnet20"}}, "num_classes"),
         ({"sha256": None}, "sha256"),
         ({"input": {"layout": "BGR", "mean": [1, 2, 3], "std": [1, 2, 3]}}, "input.layout"),
