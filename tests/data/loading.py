@@ -56,8 +56,8 @@ def picture_folder(root: Path, *, train: int = 6, test: int = 1) -> Path:
     return root
 
 
-def arrays(num: int, size: int = 16) -> ArrayImages:
-    pixels = torch.randint(0, 256, (num, 3, size, size), generator=torch.Generator().manual_seed(1))
+def arrays(num: int, size: int = 16, *, channels: int = 3) -> ArrayImages:
+    pixels = torch.randint(0, 256, (num, channels, size, size), generator=torch.Generator().manual_seed(1))
     return ArrayImages(pixels.to(torch.uint8), torch.arange(num) % 10)
 
 

@@ -187,13 +187,6 @@ def test_sixteen_bit_grey_keeps_its_range() -> None:
     assert np.array_equal(pixels[:, :, 1].astype(int), levels.astype(int) // 256)
 
 
-def test_exif_rotation_is_applied() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    rotated = open_picture(encoded(picture(size=(40, 20)), exif=exif))
-    assert rotated.size == (20, 40)
-
-
 def test_hidden_files_are_skipped(root: Path) -> None:
     for name in ("._0.jpg", ".DS_Store"):
         (root / "train" / "cat" / name).write_bytes(b"\0\5\x16\7")

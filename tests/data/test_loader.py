@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data import loading
 from data.loading import PAD, RESIZED, all_ids, arrays, by_id, picture_folder, settings
 
 from ekgsearch.data import loader
@@ -18,7 +17,7 @@ from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.loader import LoaderSettings, open_loader
 from ekgsearch.data.subset import permutation
-from ekgsearch.data.views import Augmentation, view
+from ekgsearch.data.views import Augmentation, Normalisation, view
 from ekgsearch.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -164,17 +163,23 @@ def test_an_epoch_may_be_left_early(images: ImageSet, make: Callable[..., Loader
 
 
 @pytest.mark.parametrize(("backend", "tolerance"), [("torch", 0.0), ("dali", 2e-4)])
-@pytest.mark.parametrize("augmentation", [PAD, RESIZED, Augmentation(pad=2, flip=False)], ids=["pad", "resized", "2"])
-def test_views_of_arrays_are_those_of_the_function(augmentation: Augmentation, backend: str, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("augmentation", "channels"),
+    [(PAD, 3), (PAD, 4), (RESIZED, 3), (RESIZED, 1), (Augmentation(pad=2, flip=False), 3), (Augmentation(), 6)],
+)
+def test_views_of_arrays_are_those_of_the_function(
+    augmentation: Augmentation, channels: int, backend: str, tolerance: float
+) -> None:
     """DALI adds in another order, in float32."""
-    images = arrays(60)
-    for batch in open_loader(images, settings(augmentation=augmentation, loader=backend)).epoch(2):
+    images, normalisation = arrays(60, channels=channels), Normalisation((120.0,) * channels, (60.0,) * channels)
+    given = settings(augmentation=augmentation, normalisation=normalisation, loader=backend)
+    for batch in open_loader(images, given).epoch(2):
         for number in range(2):
             expected = view(
                 images.read(batch.ids),
                 batch.ids,
                 augmentation=augmentation,
-                normalisation=loading.NORMALISATION,
+                normalisation=normalisation,
                 seed=3,
                 epoch=2,
                 view=number,
@@ -219,6 +224,14 @@ def test_auto_leaves_arrays_to_torch_and_says_why(caplog: pytest.LogCaptureFixtu
 def test_impossible_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         settings(**changes)
+
+
+def test_settings_for_images_of_other_channels_are_refused_before_the_first_batch() -> None:
+    with pytest.raises(DataError, match="expected images of 3 channels, as the normalisation has, found 1"):
+        open_loader(arrays(3, channels=1), settings())
+    two = settings(normalisation=Normalisation((0.0,) * 2, (1.0,) * 2))
+    with pytest.raises(DataError, match=r"colours change in images of 1, 3 or 4 channels .*, found 2; set brightness"):
+        open_loader(arrays(3, channels=2), two)
 
 
 def test_a_loader_of_no_images_is_refused() -> None:

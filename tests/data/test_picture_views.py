@@ -18,15 +18,17 @@ from data.loading import (
     settings,
     sixteen_bit_png,
 )
+from data.test_decode import SOUND_JPEGS, SOUND_PNGS
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from ekgsearch.data import choices, dali, dali_loader, loader
 from ekgsearch.data.colours import ColourMap
 from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.decode import open_picture
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.loader import open_loader
-from ekgsearch.data.views import Augmentation, recoloured
+from ekgsearch.data.views import Augmentation, Normalisation, recoloured, view
 from ekgsearch.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -35,17 +37,21 @@ SIZE = 32
 ONE_LEVEL = 1 / min(NORMALISATION.std)
 """One of 255 levels in network input."""
 
+SEE_THROUGH = Image.merge("RGBA", [*photograph(5).split(), photograph(12).split()[0]])
 ODD: dict[str, bytes] = {
     "grey": encoded(photograph(1).convert("L")),
     "cmyk": encoded(photograph(2).convert("CMYK")),
     "png named jpeg": encoded(photograph(3), "PNG"),
     "palette": encoded(photograph(4).convert("P"), "PNG"),
-    "alpha": encoded(photograph(5).convert("RGBA"), "PNG"),
+    "alpha": encoded(SEE_THROUGH, "PNG"),
     "bilevel": encoded(photograph(6).convert("1"), "PNG"),
     "16 bit": encoded(Image.fromarray(np.asarray(photograph(7).convert("L")).astype(np.uint16) * 257), "PNG"),
     "16 bit colour": sixteen_bit_png(np.asarray(photograph(7)).astype(np.uint16) * 256 + 200),
     "progressive": encoded(photograph(8), progressive=True),
     "tiny": encoded(photograph(9, (2, 1))),
+    "long": encoded(photograph(11, (401, 20))),
+    **{f"jpeg, {name}": data for name, data in SOUND_JPEGS.items()},
+    **{f"png, {name}": data for name, data in SOUND_PNGS.items()},
 }
 
 
@@ -77,18 +83,18 @@ def test_views_are_those_of_a_plain_version(folder: Path, backend: str, augmenta
     loaded = by_id(
         list(open_loader(images, settings(loader=backend, augmentation=augmentation, drop_last=False)).epoch(2))
     )
-    assert len(loaded) == len(images) == 23
+    assert len(loaded) == len(images) == 13 + len(ODD)
     for image_id, views in loaded.items():
-        whole = functional.pil_to_tensor(Image.open(io.BytesIO(images.read_bytes(image_id))))
-        if not images.images[image_id].plain or len(whole) != 3:
+        if not images.images[image_id].plain:
             continue
-        for number, view in enumerate(views):
+        whole = functional.pil_to_tensor(Image.open(io.BytesIO(images.read_bytes(image_id))).convert("RGB"))
+        for number, found in enumerate(views):
             draws = choices.choose(torch.tensor([image_id]), seed=3, epoch=2, view=number)
             [[top, left, height, width]] = choices.boxes(draws, torch.tensor([whole.shape[1:]])).tolist()
             crop = functional.resize(whole[:, top : top + height, left : left + width], [SIZE, SIZE], antialias=True)
             plain = NORMALISATION(recoloured(crop[None], draws, augmentation))[0]
             expected = plain.flip(2) if choices.mirrored(draws) else plain
-            assert torch.allclose(view, expected, atol=1e-4)
+            assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("augmentation", [RESIZED, PAD], ids=["resized", "pad"])
@@ -98,7 +104,7 @@ def test_both_back_ends_make_the_same_bits(folder: Path, augmentation: Augmentat
         by_id(list(open_loader(images, settings(loader=name, augmentation=augmentation, drop_last=False)).epoch(3)))
         for name in ("torch", "dali")
     )
-    assert by_torch.keys() == by_dali.keys() == set(range(23))
+    assert by_torch.keys() == by_dali.keys() == set(range(len(images)))
     for image_id, views in by_torch.items():
         assert torch.equal(views, by_dali[image_id]), images.images[image_id].path
 
@@ -125,13 +131,58 @@ def test_what_dali_cuts_and_resizes_is_within_a_level_of_torch(
     assert 0 < differences.mean() < 0.25 * ONE_LEVEL
 
 
-def test_one_affine_map_changes_colours_as_the_steps_do() -> None:
-    images = torch.randint(60, 200, (16, 3, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_one_affine_map_changes_colours_as_the_steps_do(channels: int) -> None:
+    images = torch.randint(60, 200, (16, channels, 8, 8), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     draws = choices.choose(torch.arange(16), seed=1, epoch=1, view=0)
     for augmentation in (RESIZED, Augmentation(contrast=0.9), Augmentation(saturation=0.5), Augmentation(lighting=0.3)):
-        out = torch.empty(16, 3, 64)
-        ColourMap.chosen(draws, augmentation).apply(images.float().flatten(2), out)
+        out = torch.empty(16, channels, 64)
+        ColourMap.chosen(draws, augmentation, channels).apply(images.float().flatten(2), out)
         assert torch.allclose(out, recoloured(images, draws, augmentation).flatten(2), atol=2e-3)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+@pytest.mark.parametrize("augmentation", [Augmentation(crop="resized"), PAD], ids=["resized", "pad"])
+def test_pictures_of_other_channels_give_views_of_them(
+    folder: Path, channels: int, mode: str, augmentation: Augmentation, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = open_dataset("image_folder", folder, image_size=SIZE, channels=channels, num_threads=1)
+    images = dataset.train
+    assert isinstance(images, EncodedImages)
+    assert (dataset.image_shape, len(dataset.mean), len(dataset.std)) == ((channels, SIZE, SIZE), channels, channels)
+    assert images.content_hash not in (opened(folder).content_hash, images.take(torch.arange(5)).content_hash)
+    loader._say_once.cache_clear()
+    caplog.set_level("INFO")
+    norm = Normalisation(dataset.mean, dataset.std)
+    asked = settings(loader="auto", augmentation=augmentation, normalisation=norm, drop_last=False)
+    loaded = by_id(list(open_loader(images, asked).epoch(2)))
+    assert any(f"and data.channels is {channels}" in line for line in caplog.messages)
+    assert len(loaded) == len(images)
+    squares = images.read(torch.arange(len(images)))
+    assert torch.equal(images.take(torch.tensor([3])).read(torch.tensor([0])), squares[3:4])
+    for image_id, views in loaded.items():
+        draws = choices.choose(torch.tensor([image_id]), seed=3, epoch=2, view=1)
+        if augmentation.crop == "pad":
+            expected = view(
+                squares[image_id][None],
+                torch.tensor([image_id]),
+                augmentation=augmentation,
+                normalisation=norm,
+                seed=3,
+                epoch=2,
+                view=1,
+            )[0]
+        else:
+            path, data = images.images[image_id].path, images.read_bytes(image_id)
+            whole = functional.pil_to_tensor((SEE_THROUGH if "alpha" in path else open_picture(data)).convert(mode))
+            [[top, left, height, width]] = choices.boxes(draws, torch.tensor([whole.shape[1:]])).tolist()
+            crop = functional.resize(whole[:, top : top + height, left : left + width], [SIZE, SIZE], antialias=True)
+            expected = norm(crop[None].flip(3) if choices.mirrored(draws) else crop[None])[0]
+        assert torch.allclose(views[1], expected, atol=1e-5), images.images[image_id].path
+    with pytest.raises(
+        DataError, match=rf"dali was asked for, but it decodes .* and data\.channels is {channels}; use"
+    ):
+        open_loader(images, settings(loader="dali", augmentation=augmentation, normalisation=norm))
 
 
 def test_boxes_lie_inside_and_have_the_published_sizes() -> None:

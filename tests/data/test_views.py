@@ -136,6 +136,24 @@ def test_lighting_shifts_each_channel_with_the_covariance_of_imagenet_colours() 
     assert np.allclose(np.cov(out[:, :, 0, 0].T), expected, rtol=0.1)
 
 
+def test_grey_changes_as_the_colour_picture_that_shows_the_same() -> None:
+    grey = (some_images(50)[:, :1] // 2) + 64
+    colour = make(grey.expand(-1, 3, -1, -1), torch.arange(50), dataclasses.replace(RESIZED, crop="pad"))
+    shares = torch.tensor([0.299, 0.587, 0.114])[None, :, None, None]
+    norm = Normalisation((0.0,), (1.0,))
+    found = make(grey, torch.arange(50), dataclasses.replace(RESIZED, crop="pad"), norm=norm)
+    assert torch.allclose(found, (colour * shares).sum(1, keepdim=True), atol=1e-3)
+
+
+def test_alpha_moves_with_the_colours_and_stays_as_it_is() -> None:
+    images = torch.cat([some_images(50), some_images(50)[:, :1]], dim=1)
+    norm = Normalisation((0.0,) * 4, (1.0,) * 4)
+    found = make(images, torch.arange(50), PAD, norm=norm)
+    assert torch.equal(found[:, :3], make(images[:, :3], torch.arange(50), PAD))
+    without = dataclasses.replace(PAD, brightness=0, contrast=0, saturation=0)
+    assert torch.equal(found[:, 3], make(images[:, :3], torch.arange(50), without)[:, 0])
+
+
 def test_pixels_stay_between_black_and_white() -> None:
     out = make(some_images(64), torch.arange(64), dataclasses.replace(RESIZED, brightness=0.8, lighting=0.5))
     assert out.min() >= 0
