@@ -123,15 +123,20 @@ def test_known_bad_files_are_left_out_before_the_epoch(tmp_path: Path, make: Cal
     assert loader.damaged == {}
 
 
-def test_readers_outside_a_loader_follow_its_rule(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_readers_outside_a_loader_follow_its_rule(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = opened(picture_folder(tmp_path, train=4))
     expected = images.read(torch.tensor([0, 3, 3, 6]))
     spoil(images, 2, b"")
     spoil(images, 5, None)
     ids, read = torch.tensor([0, 2, 3, 5]), sound_reader(images, max_share=0.25)
+    read_ids, read_bytes = [], images.read_bytes
+    monkeypatch.setattr(images, "read_bytes", lambda image_id: (read_ids.append(image_id), read_bytes(image_id))[1])
     with caplog.at_level(logging.WARNING):
         assert torch.equal(read(ids), expected)
         assert torch.equal(read(ids), expected)
+    assert (read_ids.count(2), read_ids.count(5)) == (1, 1)
     assert sum("the next sound one of its class stands in" in line for line in caplog.messages) == 2
     assert torch.equal(sound_reader(images, torch.tensor([2, 0, 7]), max_share=1.0)(ids[1:2]), expected[:1])
     with pytest.raises(DataError, match="expected at most 1 damaged pictures, found 2"):

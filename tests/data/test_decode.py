@@ -1,6 +1,7 @@
 """From the bytes of a picture to pixels: damaged metadata, missing ends, and work that the result bounds."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from PIL import Image
 
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.decode import examine, middle_part, open_picture, square_pixels
+from ekgsearch.data.index import index_images
 from ekgsearch.data.loader import open_loader
 from ekgsearch.errors import DataError
 
@@ -100,6 +102,20 @@ def test_a_jpeg_that_lacks_pixels_is_refused_wherever_it_is_cut() -> None:
     for data in truncated():
         with pytest.raises(DataError, match=r"it cannot be decoded: .*[Tt]runcated"):
             open_picture(data)
+
+
+@pytest.mark.usefixtures("cache")
+def test_files_and_pictures_that_are_too_large_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="8000x8001 pixels, at most 64000000 are decoded"):
+        open_picture(encoded(Image.new("1", (8000, 8001)), "PNG"))
+    with pytest.raises(DataError, match="the file has 67108865 bytes, at most 67108864 are read"):
+        open_picture(JPEG.ljust(64 * 2**20 + 1))
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.jpg").write_bytes(JPEG)
+    os.truncate(tmp_path / "cat" / "0.jpg", 64 * 2**20 + 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
+    [bad] = index_images(tmp_path, num_threads=1).bad
+    assert bad.reason == "the file has 67108865 bytes, at most 67108864 are read"
 
 
 def test_reasons_show_no_object_of_the_program() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ekgsearch.data import choices
 from ekgsearch.data.views import Augmentation, Normalisation, view
 from ekgsearch.errors import DataError
 
@@ -52,6 +53,19 @@ def test_a_view_replays_in_any_batch_and_order(augmentation: Augmentation) -> No
         assert torch.equal(one[0], whole[index])
 
 
+def test_choices_do_not_change_between_versions() -> None:
+    """Recorded once: stored memory banks and resumed runs rely on them."""
+    draws = choices.choose(torch.tensor([0, 7, 40]), **KEY)
+    assert choices.mirrored(draws).tolist() == [False, False, True]
+    assert choices.shifts(draws, 4).tolist() == [[-4, -4], [-2, -4], [-1, 4]]
+    sizes = torch.tensor([[300, 400], [40, 50], [1, 2000]])
+    assert choices.boxes(draws, sizes).tolist() == [[1, 3, 199, 152], [3, 0, 28, 33], [0, 1775, 1, 35]]
+    expected = torch.tensor([[0.575117, 0.438810], [0.622146, 0.748077], [0.712398, 0.783163]]).double()
+    assert torch.allclose(choices.parts(draws), expected, atol=1e-6)
+    expected = torch.tensor([[0.011352, 0.013549], [0.245683, 0.030577], [0.336968, 0.902994]]).double()
+    assert torch.allclose(choices.offsets(draws), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("augmentation", [PAD, RESIZED], ids=["pad", "resized"])
 @pytest.mark.parametrize("change", [{"seed": 4}, {"epoch": 3}, {"view": 0}], ids=str)
 def test_another_seed_epoch_or_view_gives_other_images(augmentation: Augmentation, change: dict[str, int]) -> None:
@@ -79,6 +93,20 @@ def test_a_padded_crop_is_one_of_the_possible_windows_and_all_of_them_occur() ->
     # 40 expected of each; a Poisson count leaves 10..80 less than once in 10^8.
     assert min(counts.values()) > 10
     assert max(counts.values()) < 80
+
+
+def test_images_need_not_be_square() -> None:
+    pad, ids, images = 3, torch.arange(20), (some_images(20, 12)[:, :, :7] // 4) + 96
+    draws = choices.choose(ids, **KEY)
+    views = make(images, ids, Augmentation(pad=pad))
+    for image, shift, mirrored, found in zip(
+        images, choices.shifts(draws, pad), choices.mirrored(draws), views, strict=True
+    ):
+        padded = torch.nn.functional.pad(image.flip(2) if mirrored else image, (pad,) * 4)
+        top, left = (shift + pad).tolist()
+        assert torch.equal(found, padded[:, top : top + 7, left : left + 12].float())
+    contrasted = make(images, ids, dataclasses.replace(NOTHING, contrast=0.2))
+    assert torch.allclose(contrasted.mean((2, 3)), images.float().mean((2, 3)), atol=1e-3)
 
 
 def test_padding_has_the_mean_colour() -> None:
