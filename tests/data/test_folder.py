@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ekgsearch.data import index
+from ekgsearch.data.cache import source_key
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.decode import MAX_PIXELS, open_picture, square_pixels
 from ekgsearch.data.index import index_images
@@ -250,6 +251,17 @@ def test_pictures_are_verified_once_and_again_only_after_a_change(root: Path, mo
     (root / "train" / "dog" / "2.jpg").write_bytes(encoded(picture(99, (50, 50))))
     assert index_images(root / "train", num_threads=1) != first
     assert len(checked) == 6
+
+
+def test_what_is_remembered_of_files_goes_by_their_place_size_and_time(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    keys = [source_key("some", [first])]
+    for path, text, time in ((first, "1", 5), (first, "2", 6), (first, "33", 6), (second, "33", 6)):
+        path.write_text(text)
+        os.utime(path, ns=(0, time))
+        keys.append(source_key("some", [path]))
+    assert len(set(keys)) == 5
+    assert source_key("some", [second]) == keys[-1] != source_key("other", [second])
 
 
 def test_of_processes_that_start_together_one_verifies(root: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def _labels_far_apart(root: Path) -> None:
 
 
 def _negative_label(root: Path) -> None:
-    write(root / "train-00000-of-00002.parquet", pictures(6), [0, 1, 2, -1, 1, 2])
+    write(root / "train-00000-of-00002.parquet", pictures(6), [0, 1, 2, -1, 4, 2])
 
 
 def _class_of_bad_pictures(root: Path) -> None:
