@@ -252,7 +252,10 @@ def test_a_pickle_that_calls_something_is_refused_and_nothing_is_called(
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80\x02}q\x00", b"not a pickle", b"cos\nsystem\n(S'true'\ntR."])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x80\x02}q\x00", b"not a pickle", b"cos\nsystem\n(S'true'\ntR.", b"c_codecs\nencode\n(Va\nVutf8\ntR."],
+)
 def test_a_damaged_pickle_is_a_data_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "batch"
     path.write_bytes(data)

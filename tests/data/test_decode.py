@@ -14,7 +14,7 @@ from data.loading import PAD, encoded, photograph, settings
 from PIL import Image
 
 from ekgsearch.data.datasets import open_dataset
-from ekgsearch.data.decode import examine, middle_part, open_picture, square_pixels
+from ekgsearch.data.decode import examine, middle_part, open_picture, square_geometry, square_pixels
 from ekgsearch.data.index import index_images
 from ekgsearch.data.loader import open_loader
 from ekgsearch.errors import DataError
@@ -69,6 +69,13 @@ def test_sound_pixels_are_used_under_any_metadata() -> None:
             assert np.array_equal(np.asarray(open_picture(data)), expected), name
 
 
+def test_how_colours_are_coded_is_no_metadata() -> None:
+    inks = encoded(photograph(1).convert("CMYK"))
+    assert b"Adobe" in inks
+    damaged = with_segment(0xE2, b"ICC_PROFILE\0", inks)
+    assert np.array_equal(np.asarray(open_picture(damaged)), np.asarray(open_picture(inks)))
+
+
 def test_a_picture_with_damaged_metadata_is_upright_all_the_same() -> None:
     turned = np.rot90(np.asarray(open_picture(JPEG)), -1)
     for data in (
@@ -92,10 +99,10 @@ def test_every_orientation_is_undone(orientation: int) -> None:
 
 def truncated() -> Iterator[bytes]:
     """Pictures without some of their pixels, cut at every kind of place."""
-    image = photograph(1, (64, 64))
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3)).astype(np.uint8))
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 1}, {"optimize": True, "quality": 95}):
         data = encoded(image, **options)
-        yield from (data[:-cut] for cut in (*range(4, 30), *range(30, len(data) - 600, 41)))
+        yield from (data[:-cut] for cut in (*range(4, 30), *range(30, len(data) - 600, 211)))
 
 
 def test_a_jpeg_that_lacks_pixels_is_refused_wherever_it_is_cut() -> None:
@@ -123,6 +130,20 @@ def test_reasons_show_no_object_of_the_program() -> None:
         with pytest.raises(DataError, match=r"it cannot be decoded: \w") as caught:
             open_picture(data)
         assert " at 0x" not in str(caught.value)
+
+
+def test_alpha_weighs_no_colours() -> None:
+    colours, alpha = photograph(1), photograph(2).split()[0]
+    square = square_pixels(Image.merge("RGBA", [*colours.split(), alpha]), 24)
+    assert np.array_equal(square, np.concatenate([square_pixels(colours, 24), square_pixels(alpha, 24)]))
+
+
+def test_the_short_side_never_falls_below_the_square() -> None:
+    for side in range(1, 700):
+        width, height, left, top = square_geometry(side, 2 * side, 224)
+        assert (width, left) == (256, 16)
+        assert height >= 511
+        assert top == (height - 224) // 2
 
 
 @pytest.mark.parametrize(("width", "height", "expected"), [(80, 10, (0, 0, 80, 10)), (8, 83, (0, 9, 8, 74))])

@@ -50,6 +50,7 @@ ODD: dict[str, bytes] = {
     "progressive": encoded(photograph(8), progressive=True),
     "tiny": encoded(photograph(9, (2, 1))),
     "long": encoded(photograph(11, (401, 20))),
+    "tall": encoded(photograph(13, (20, 402))),
     **{f"jpeg, {name}": data for name, data in SOUND_JPEGS.items()},
     **{f"png, {name}": data for name, data in SOUND_PNGS.items()},
 }
