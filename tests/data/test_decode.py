@@ -132,6 +132,23 @@ def test_reasons_show_no_object_of_the_program() -> None:
         assert " at 0x" not in str(caught.value)
 
 
+def test_sixteen_bit_grey_keeps_its_range() -> None:
+    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = np.asarray(open_picture(encoded(Image.fromarray(levels), "PNG")))
+    assert np.array_equal(pixels[:, :, 1].astype(int), levels.astype(int) // 256)
+
+
+def test_the_short_side_becomes_256_of_224_and_the_centre_is_cut() -> None:
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:, 64:] = 255
+    pixels = square_pixels(Image.fromarray(wide), 56)
+    assert pixels.shape == (3, 56, 56)
+    assert (pixels[:, :, :28] == 0).all()
+    assert (pixels[:, :, 28:] == 255).all()
+    gradient = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3))
+    assert square_pixels(Image.fromarray(gradient), 56)[0, :, 0].tolist() == list(range(4, 60))
+
+
 def test_alpha_weighs_no_colours() -> None:
     colours, alpha = photograph(1), photograph(2).split()[0]
     square = square_pixels(Image.merge("RGBA", [*colours.split(), alpha]), 24)

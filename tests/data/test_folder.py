@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from ekgsearch.data import index
-from ekgsearch.data.cache import source_key
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.decode import MAX_PIXELS, open_picture, square_pixels
 from ekgsearch.data.index import index_images
@@ -73,17 +72,6 @@ def test_a_picture_may_be_a_link_to_a_name_that_is_not_utf_8(root: Path, tmp_pat
     path = root / "train" / "cat" / "0.jpg"
     path.symlink_to(path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")))
     assert len(open_dataset("image_folder", root, image_size=16).train) == 6
-
-
-def test_the_short_side_becomes_256_of_224_and_the_centre_is_cut() -> None:
-    wide = np.zeros((64, 128, 3), np.uint8)
-    wide[:, 64:] = 255
-    pixels = square_pixels(Image.fromarray(wide), 56)
-    assert pixels.shape == (3, 56, 56)
-    assert (pixels[:, :, :28] == 0).all()
-    assert (pixels[:, :, 28:] == 255).all()
-    gradient = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3))
-    assert square_pixels(Image.fromarray(gradient), 56)[0, :, 0].tolist() == list(range(4, 60))
 
 
 def _bomb() -> bytes:
@@ -182,12 +170,6 @@ def test_unusual_but_sound_pictures_are_converted(root: Path, data: bytes) -> No
     assert dataset.train.read(torch.tensor([3])).shape == (1, 3, 16, 16)
 
 
-def test_sixteen_bit_grey_keeps_its_range() -> None:
-    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    pixels = np.asarray(open_picture(encoded(Image.fromarray(levels), "PNG")))
-    assert np.array_equal(pixels[:, :, 1].astype(int), levels.astype(int) // 256)
-
-
 def test_hidden_files_are_skipped(root: Path) -> None:
     for name in ("._0.jpg", ".DS_Store"):
         (root / "train" / "cat" / name).write_bytes(b"\0\5\x16\7")
@@ -251,17 +233,6 @@ def test_pictures_are_verified_once_and_again_only_after_a_change(root: Path, mo
     (root / "train" / "dog" / "2.jpg").write_bytes(encoded(picture(99, (50, 50))))
     assert index_images(root / "train", num_threads=1) != first
     assert len(checked) == 6
-
-
-def test_what_is_remembered_of_files_goes_by_their_place_size_and_time(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    keys = [source_key("some", [first])]
-    for path, text, time in ((first, "1", 5), (first, "2", 6), (first, "33", 6), (second, "33", 6)):
-        path.write_text(text)
-        os.utime(path, ns=(0, time))
-        keys.append(source_key("some", [path]))
-    assert len(set(keys)) == 5
-    assert source_key("some", [second]) == keys[-1] != source_key("other", [second])
 
 
 def test_of_processes_that_start_together_one_verifies(root: Path, tmp_path: Path) -> None:
