@@ -16,6 +16,9 @@ from ekgsearch.nets.zoo import build
 SPEC = NetSpec("resnet20", 10, (3, 32, 32))
 
 
+FIVE = ("conv1.weight", "bn1.weight", "bn1.bias", "linear.weight", "linear.bias")
+
+
 def save(path: Path, **changes: torch.Tensor | None) -> Path:
     tensors = {**build(SPEC, seed=5).state_dict(), **changes}
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
@@ -76,6 +79,9 @@ def test_counters_of_seen_batches_may_be_missing(tmp_path: Path) -> None:
             {"conv1.weight": torch.zeros(16, 1, 3, 3)},
             r"first layer, conv1\.weight, takes images of 1 channels, .* of 3;",
         ),
+        ({"conv1.weight": torch.zeros(64, 1, 3, 3)}, r"other shape conv1\.weight \(64, 1, 3, 3\) where"),
+        (dict.fromkeys(FIVE[:4]), r"missing conv1\.weight, bn1\.weight, bn1\.bias, linear\.weight; unexpected"),
+        (dict.fromkeys(FIVE), r"missing conv1\.weight, bn1\.weight, bn1\.bias, linear\.weight and 1 more; unexpected"),
         ({"linear.bias": torch.tensor([0.0] * 9 + [math.nan])}, r"not finite in linear\.bias;"),
         ({"linear.bias": torch.full((10,), 1e300, dtype=torch.float64)}, r"not finite in linear\.bias;"),
         ({"bn1.running_var": torch.tensor([1.0] * 15 + [-1e-9])}, r"negative variances in bn1\.running_var;"),
@@ -99,6 +105,34 @@ def test_a_common_prefix_is_named_as_such(tmp_path: Path, prefix: str) -> None:
     save_file({f"{prefix}{name}": tensor for name, tensor in build(SPEC, seed=5).state_dict().items()}, path)
     with pytest.raises(NetworkError, match=rf"all 128 names begin with '{prefix}', which the network's do not"):
         load_weights(build(SPEC, seed=1), path)
+
+
+def test_a_prefix_of_some_names_is_none_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    given = {f"module.{name}": tensor for name, tensor in build(SPEC, seed=5).state_dict().items()}
+    save_file({**given, "queue": torch.zeros(1)}, path)
+    with pytest.raises(NetworkError, match=r"unexpected .*module\.bn1"):
+        load_weights(build(SPEC, seed=1), path)
+
+
+def test_a_sidecar_in_words_tells_padding_and_scale(tmp_path: Path) -> None:
+    path = save(tmp_path / "weights.safetensors")
+    values = {
+        "architecture": "a CIFAR ResNet-20",
+        "padding": "TensorFlow 'VALID'",
+        "input": {"layout": "RGB, divided by 255", "mean": [0, 0.5, 1], "std": [0.2, 0.4, 1]},
+        "sha256": "",
+    }
+    path.with_suffix(".json").write_text(json.dumps(values))
+    found = read_sidecar(path)
+    assert (found.net, found.mean, found.std) == (SPEC, (0.0, 127.5, 255.0), (51.0, 102.0, 255.0))
+    path.with_suffix(".json").write_text(json.dumps({**values, "padding": "TensorFlow 'SAME', at the end"}))
+    assert read_sidecar(path).net.padding == "tf_same"
+    save_file({"classifier.1.weight": torch.zeros(7, 1280)}, path)
+    for size, name in ((32, "mobilenet_v2_cifar"), (64, "mobilenet_v2")):
+        words = f"MobileNet-v2, width 1.0, {size}x{size}"
+        path.with_suffix(".json").write_text(json.dumps({**values, "architecture": words}))
+        assert read_sidecar(path).net == NetSpec(name, 7, (3, size, size))
 
 
 def test_other_floating_point_types_and_a_variance_of_zero_are_converted(tmp_path: Path) -> None:
