@@ -109,8 +109,8 @@ def _decode_damaged(data: bytes, reason: DataError) -> Image.Image:
     Raises:
         DataError: the reason why it could not be decoded as it is.
     """
-    bare = without_metadata(data, keep_rotation=False)
-    for attempt in (without_metadata(data, keep_rotation=True), bare):
+    bare, turned = (without_metadata(data, keep_rotation=keep) for keep in (False, True))
+    for attempt in (turned, bare):
         with contextlib.suppress(DataError):
             return _decode(attempt)[0]
     if not data.startswith(_JPEG) or not has_one_plain_scan(bare):
@@ -118,7 +118,7 @@ def _decode_damaged(data: bytes, reason: DataError) -> Image.Image:
     # The decoder takes what follows a scan without an end for pixels, until it has enough of them. If it has enough
     # already, they are the same whatever follows. (The first half of the end may be there.)
     try:
-        pictures = [_decode(bare.removesuffix(_JPEG_END[:1]) + filler + _JPEG_END)[0] for filler in _FILLERS]
+        pictures = [_decode(turned.removesuffix(_JPEG_END[:1]) + filler + _JPEG_END)[0] for filler in _FILLERS]
     except DataError:
         raise reason from None
     if any(picture.tobytes() != pictures[0].tobytes() for picture in pictures):
