@@ -105,7 +105,7 @@ def truncated() -> Iterator[bytes]:
     for options in ({}, {"progressive": True}, {"restart_marker_blocks": 1}, {"optimize": True, "quality": 95}):
         data = encoded(image, **options)
         yield from (data[:-cut] for cut in (*range(4, 30), *range(30, len(data) - 600, 41)))
-        yield from (data[: mark.end()] for mark in re.finditer(rb"\xff[\xd0-\xd7]", data))
+        yield from (data[: mark.start()] for mark in re.finditer(rb"\xff[\xd0-\xd7]", data))
 
 
 def test_a_jpeg_that_lacks_pixels_is_refused_wherever_it_is_cut() -> None:
