@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ekgsearch import __version__
+from ekgsearch.runtime.plain import plain_line, plain_text
 
 EXIT_BREAKS = 1
 
@@ -76,10 +77,10 @@ def run(
     run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose, run=audited_run)
     report = write_report([run_dir])
     tables = load_run(run_dir)
-    click.echo(summary_text(tables))
+    click.echo(plain_text(summary_text(tables)))
     if num_audited:
-        click.echo(f"\n{audit_text(tables)}\n")
-    click.echo(f"report: {report}")
+        click.echo(plain_text(f"\n{audit_text(tables)}\n"))
+    click.echo(plain_line(f"report: {report}"))
 
 
 @cli.command()
@@ -98,7 +99,7 @@ def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
-    click.echo(group_table(load_job(job, overrides)))
+    click.echo(plain_text(group_table(load_job(job, overrides))))
 
 
 @cli.command()
@@ -144,7 +145,7 @@ def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
-    click.echo(str(write_report(list(runs), out)))
+    click.echo(plain_line(str(write_report(list(runs), out))))
 
 
 @cli.command()
@@ -209,7 +210,7 @@ def study(job: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) ->
     checked = load_model(job, StudyJob, overrides)
     run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
     figure, text = write_study(run_dir / "tables" / "study.parquet", checked.study.condition)
-    click.echo(f"{text}\nfigure: {figure}")
+    click.echo(f"{text}\n{plain_line(f'figure: {figure}')}")
 
 
 @cli.command()

@@ -2,7 +2,13 @@
 
 
 class EkgError(Exception):
-    """Root of every error this package raises on purpose; the command line prints it without a traceback."""
+    """Root of every error this package raises on purpose; the command line prints it without a traceback.
+
+    Several arguments are several mistakes, each of which is shown in a line of its own.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class JobError(EkgError):

@@ -41,7 +41,7 @@ def load_model(path: Path, model: type[Model], overrides: Sequence[str] = ()) ->
     except ValidationError as error:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         lines = [_describe(path, model, root, detail) for detail in error.errors()]
-        raise JobError("\n".join(lines)) from error
+        raise JobError(*lines) from error
 
 
 def load_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

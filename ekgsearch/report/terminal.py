@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
+from ekgsearch.runtime.plain import plain_line
 
 
 def summary_text(run: RunTables) -> str:
@@ -13,7 +14,7 @@ def summary_text(run: RunTables) -> str:
     Plain text without colours and without a newline at its end, 80 to 100 columns wide; for a run that has not
     finished, what is known so far and what is missing.
     """
-    blocks = [headline.title(run) + (f"   [run {run.name}]" if run.summary else "")]
+    blocks = [plain_line(headline.title(run) + (f"   [run {run.name}]" if run.summary else ""))]
     if run.summary is not None:
         blocks += [_networks(run.summary), _latency(run.summary)]
     else:
@@ -87,6 +88,7 @@ def _aligned(rows: Sequence[Sequence[str]], sides: str, *, rule: bool = False) -
     """Lay rows out in columns; `sides` holds < or > for each column; a rule may follow the first row."""
     if not rows:
         return ""
+    rows = [[plain_line(cell) for cell in row] for row in rows]
     widths = [max(len(row[place]) for row in rows) for place in range(len(sides))]
     lines = [
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()

@@ -1,15 +1,16 @@
-"""What a person sees while a run goes on: log lines without secrets, and progress with an estimate of its end."""
+"""Log lines and progress with an estimate of its end, as a person sees them while a run goes on."""
 
 import contextlib
 import logging
 import sys
+import textwrap
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from ekgsearch.errors import StorageError
-from ekgsearch.storage.secrets import redact
+from ekgsearch.runtime.plain import plain_line, plain_text
 
 LOG_FILE = "log.txt"
 """Name of the log in a run directory."""
@@ -21,12 +22,16 @@ _CLEAR_LINE = "\r\x1b[K"
 _ROOT = "ekgsearch"
 
 
-class _Redacting(logging.Formatter):
-    """Formats a record, traceback included, and hides credentials."""
+class _Plain(logging.Formatter):
+    """Formats a record as one line, and its traceback as indented ones, so that no name from outside forges a line."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Format one record without its credentials."""
-        return redact(super().format(record))
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (name of the standard library)
+        """Format the line of a record."""
+        return plain_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (name of the standard library)
+        """Format the traceback of a record."""
+        return textwrap.indent(plain_text(super().formatException(ei)), "  ")
 
 
 class _Console(logging.StreamHandler[TextIO]):
@@ -51,7 +56,8 @@ class _LogFile(logging.FileHandler):
         """Tell the terminal once that the log is incomplete."""
         if not self._has_failed:
             self._has_failed = True
-            sys.stderr.write(redact(f"cannot write {self.baseFilename}: {sys.exception()}; the log is incomplete\n"))
+            text = f"cannot write {self.baseFilename}: {sys.exception()}; the log is incomplete"
+            sys.stderr.write(f"{plain_line(text)}\n")
 
     def close(self) -> None:
         """Close the file; what a full disk still refuses was told already."""
@@ -62,7 +68,7 @@ class _LogFile(logging.FileHandler):
 def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
     """Send the log of this package to standard error and to the log file of a run; call it once per process.
 
-    A later call replaces what an earlier one set up. Credentials are hidden in both places.
+    A later call replaces what an earlier one set up. Texts are made plain in both places (`plain_line`).
 
     Args:
         run_dir: run directory, in which ``log.txt`` is extended; None for the console alone.
@@ -78,7 +84,7 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
     console = _Console(sys.stderr)
-    console.setFormatter(_Redacting("%(message)s" if not verbose else "%(asctime)s %(name)s %(levelname)s %(message)s"))
+    console.setFormatter(_Plain("%(message)s" if not verbose else "%(asctime)s %(name)s %(levelname)s %(message)s"))
     logger.addHandler(console)
     if run_dir is None:
         return
@@ -88,7 +94,7 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
         raise StorageError(
             f"cannot open {run_dir / LOG_FILE}: {error.strerror}; make the run directory writable"
         ) from error
-    file.setFormatter(_Redacting("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
+    file.setFormatter(_Plain("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
     logger.addHandler(file)
 
 
@@ -129,7 +135,7 @@ class Progress:
             self._log.info("%s", self.line(), extra={"is_interim_progress": True})
         if now - self._last_draw >= _DRAW_SECONDS and sys.stderr.isatty():
             self._last_draw = now
-            sys.stderr.write(_CLEAR_LINE + redact(f"{self._bar()} {self.line()}"))
+            sys.stderr.write(_CLEAR_LINE + plain_line(f"{self._bar()} {self.line()}"))
             sys.stderr.flush()
 
     def line(self) -> str:

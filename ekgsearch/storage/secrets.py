@@ -1,4 +1,4 @@
-"""How text is cleaned of credentials before a person, a log file or an error message sees it."""
+"""Clean a text of credentials before a person, a log file or an error message sees it."""
 
 import os
 import re
@@ -6,17 +6,28 @@ from urllib.parse import parse_qsl, unquote
 
 _HIDDEN = "[redacted]"
 _SECRET_WORD = (
-    r"(?:secret|token|passw(?:or)?d|passphrase|credential|signature|api[_-]?key|access[_-]?key|private[_-]?key)"
+    r"(?:secret(?!ar)|token(?!i[sz])|passw(?:or)?d|passphrase|credential|signature|api[_-]?key|access[_-]?key"
+    r"|private[_-]?key)"
 )
+# "the token: it is the same", "the password: leave it out": a sentence goes on after the colon. No password is an
+# article, a pronoun, a preposition or the like, nor a word in small letters that an article or a pronoun follows.
+_POINTING = "an?|any|all|each|every|it|its|my|no|one|our|some|that|the|their|them|these|they|this|those|us|we|your?"
+_LINKING = (
+    "and|are|as|at|be|been|but|by|can|do|does|for|from|has|have|how|if|in|is|may|must|not|none|nor|nothing|of|on|only"
+    "|or|see|so|than|then|there|to|was|were|what|when|where|which|who|why|will|with|without"
+)
+_PROSE = rf"(?-i:(?i:{_POINTING}|{_LINKING})|[A-Z]?[a-z]+[ \t]+(?:{_POINTING}))(?![\w=:/+.@-]*[\w=:/+@])"
 _ASSIGNMENT = re.compile(
-    rf"""(?ix) ([\w.\-]*{_SECRET_WORD}[\w.\-]*["']? \s*[=:]\s*) (?!//|\[redacted\])
+    rf"""(?ix) ([\w.\-]*{_SECRET_WORD}[\w.\-]*["']? [ \t]*[=:](?:[ \t]*|\s+(?=["']|\S*\d))) (?!//|\[redacted\])
+    (?! (?<=:[ \t]) {_PROSE} )
     ("[^"\n]*" | '[^'\n]*' | (?:(?:bearer|basic)\s+)?[^\s"'&,;)}}\]]+)"""
 )
 _PATTERNS = (
     re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}\b"),
     re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
     re.compile(r"\b(?:ghp|gho|ghs|github_pat|hf|sk)[_-][A-Za-z0-9_]{16,}\b"),
-    re.compile(r"(?i)(?<=bearer )[A-Za-z0-9._~+/=\-]{8,}"),
+    re.compile(r"(?i)(?<=authorization: bearer )[A-Za-z0-9._~+/=\-]{8,}"),
+    re.compile(r"(?<=[Bb][Ee][Aa][Rr][Ee][Rr] )(?=[a-z\-]*(?:[A-Z0-9]|[._~+=]+[A-Za-z0-9]))[A-Za-z0-9._~+/=\-]{8,}"),
 )
 _USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _SECRET_NAME = re.compile(rf"(?i){_SECRET_WORD}|^aws_session|(?:^|_)key$")
@@ -27,7 +38,9 @@ def redact(text: str) -> str:
     """Replace everything in a text that looks like a credential by ``[redacted]``.
 
     Found are: values of environment variables with a telling name (secret, token, password, key), cloud access keys,
-    private key blocks, bearer tokens, user names and passwords in addresses, and ``name=value`` with a telling name.
+    private key blocks, bearer tokens, user names and passwords in addresses, and ``name=value`` or ``name: value`` with
+    a telling name. A sentence that goes on after a telling word and a colon ("the token: the same on every node")
+    stays as it is.
 
     Args:
         text: any text, such as a log line with its traceback.

@@ -4,7 +4,6 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,12 @@ import pytest
 from ekgsearch.errors import StorageError
 from ekgsearch.runtime.progress import Progress, configure_logging, duration
 
+pytestmark = pytest.mark.usefixtures("_logging_as_before")
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    logger = logging.getLogger("ekgsearch")
-    before = (logger.level, logger.propagate, list(logger.handlers))
-    yield
-    for handler in logger.handlers:
-        handler.close()
-    logger.level, logger.propagate, logger.handlers = before
-    logger.setLevel(before[0])
 
 
 @pytest.fixture

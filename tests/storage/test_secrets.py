@@ -1,6 +1,8 @@
 """Credentials are taken out of texts; ordinary texts stay as they are."""
 
+import ast
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,10 @@ CANARY = "c4n4ry-S3cret/Value+0123456789"
         f"s3://user:{CANARY}@host/path".replace("/Value", "Value"),
         f"https://host/x?X-Amz-Signature={CANARY}&X-Amz-Date=1",
         f"https://host/x?secret_key={CANARY}&scheme=http",
+        f"the password: {CANARY}",
+        f"password:\n  {CANARY}",
+        f"it has a token: the{CANARY}",
+        f"BEARER {CANARY}",
         f"-----BEGIN RSA PRIVATE KEY-----\n{CANARY}\n-----END RSA PRIVATE KEY-----",
     ],
 )
@@ -37,6 +43,7 @@ def test_credentials_are_taken_out(text: str) -> None:
 
 def test_cloud_keys_are_known_by_their_form() -> None:
     assert redact("key AKIAIOSFODNN7EXAMPLE used") == "key [redacted] used"
+    assert redact("Authorization: Bearer abcdefghijk") == "Authorization: Bearer [redacted]"
     assert redact(f"hf_{'a' * 30} and ghp_{'b' * 36}") == "[redacted] and [redacted]"
 
 
@@ -67,6 +74,46 @@ def test_redacting_twice_changes_nothing_more(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_ordinary_lines_stay_as_they_are(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("value", ["hunter", "hunter for bob", "theodore", "correct horse", "so-long", "it.s"])
+def test_a_password_of_plain_letters_goes_also_in_a_sentence(value: str) -> None:
+    assert value.split()[0] not in redact(f"the server refused the password: {value}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "check that this machine has its token: the same ~/.ray/auth_token",
+        "The token: It is kept on every node.",
+        "the password: leave it out; credentials: none are needed",
+        "Credentials: see README.md",
+        "signature: a function of two arguments",
+        "the bearer certificate, long-lived bearer credentials. Both",
+        "tokenizer: bert, secretary: John",
+        "a job holds no password:\nset it elsewhere",
+    ],
+)
+def test_sentences_about_secrets_stay_as_they_are(text: str) -> None:
+    assert redact(text) == text
+
+
+def prose(root: Path) -> Iterator[str]:
+    """Every text that the project shows: its documents, docstrings, messages."""
+    for path in (*root.glob("*.md"), *root.glob("*/README.md"), *root.glob("jobs/*.yaml")):
+        yield path.read_text()
+    for path in (root / "ekgsearch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "12" for part in node.values)
+
+
+def test_no_text_of_the_project_is_taken_for_a_secret() -> None:
+    texts = list(prose(Path(__file__).parents[2]))
+    assert len(texts) > 1000
+    assert [text for text in texts if redact(text) != text] == []
 
 
 @pytest.mark.parametrize(
