@@ -9,7 +9,7 @@ from types import FrameType
 
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import Job
-from ekgsearch.orchestration.session import prepare_environment, ray_session
+from ekgsearch.orchestration.session import ray_session
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.runtime.environment import num_cores
@@ -43,9 +43,6 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[...,
     if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not job.cluster.session_address:
         run(job, InProcessBackend(), continue_anyway=continue_anyway)
         return run_dir
-    prepare_environment(job.cluster)
-    from ekgsearch.orchestration.backend import RayBackend
-
     cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cores_per_worker)
     if cores > num_cores() and not job.cluster.session_address:
         log.warning(
@@ -55,6 +52,8 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[...,
             num_cores(),
         )
     with ray_session(job.cluster, num_cpus=max(cores, num_cores())):
+        from ekgsearch.orchestration.backend import RayBackend  # it imports Ray, which the session has prepared
+
         signal.signal(signal.SIGTERM, _stop)  # Ray has put a handler of its own in its place, which aborts
         run(job, RayBackend(job.cluster), continue_anyway=continue_anyway)
     return run_dir

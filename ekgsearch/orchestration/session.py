@@ -4,9 +4,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from ekgsearch.errors import WorkerError
+from ekgsearch.orchestration.address import require_head, token_file
 from ekgsearch.sections.cluster import ClusterSection
 
 log = logging.getLogger(__name__)
@@ -32,16 +32,12 @@ def prepare_environment(cluster: ClusterSection) -> None:
     if address is None:
         # It listens on loopback only and lives as long as this process: it needs no token, and no cloud takes it back.
         defaults |= {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-    elif _token_file().is_file():
+    elif token_file().is_file():
         defaults["RAY_AUTH_MODE"] = "token"  # a client does not look for its token unless told to
     if address is None or address.startswith(LOOPBACK):
         defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the switch by which Ray keeps to 127.0.0.1
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _token_file() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
 
 
 @contextmanager
@@ -57,11 +53,16 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
     """
     prepare_environment(cluster)
     address = cluster.session_address
+    if address:
+        require_head(address)
     import ray
 
+    # Where several clusters run on this machine, Ray tells so and takes the latest; the line below says which.
+    logging.getLogger("ray._private.services").setLevel(logging.ERROR)
     try:
         if address:
-            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False)
+            with _sole_address(address):
+                ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False)
         else:
             ray.init(
                 address="local",
@@ -77,13 +78,34 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
             )
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise WorkerError(
-            f"no Ray session at {address or 'this machine'}: {' '.join(str(error).split())[:300]}; "
-            "check that the head is running at this address and that this machine has its token: the same "
-            "~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH (cluster/README.md)"
+            f"no Ray session at {address or 'this machine'}: {_reason(error)}; check the address, that the head is "
+            "running there, and that this machine has the same token as the head (cluster/README.md)"
         ) from error
     cores = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
-    log.info("ray %s: %s, %g cores", ray.__version__, address or "local session", cores)
+    found = ray.get_runtime_context().gcs_address if address else "local session"
+    log.info("ray %s: %s, %g cores", ray.__version__, found, cores)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _sole_address(address: str) -> Iterator[None]:
+    """Name an address in the environment as well: where RAY_ADDRESS says another one, Ray ignores its argument."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = address
+    try:
+        yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why Ray did not connect, in the words of this command line where Ray's are about another one."""
+    text = " ".join(str(error).split())
+    if text.startswith(("Could not find any running Ray instance", "Found multiple active Ray instances")):
+        return f"{'none is' if text.startswith('Could') else 'several are'} running on this machine; give HOST:PORT"
+    return text[:300]
