@@ -150,23 +150,25 @@ def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
 
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Parquet file to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .parquet or .csv.")
 @click.option("--table", default="summary", show_default=True, help="Which table of the runs to join.")
 @_verbose_option
 def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None:
-    """Join a table of several RUNS into one parquet file; the default is one summary row per run.
+    """Join a table of several RUNS into one file; the default is one summary row per run.
+
+    Runs without rows in this table, and folders that are no run, are left out and named with the reason.
 
     \b
     Examples:
       ekgsearch export results/quickstart --out summary.parquet
-      ekgsearch export results/* --table candidates --out candidates.parquet
+      ekgsearch export results/* --table candidates --out candidates.csv
     """
-    from ekgsearch.report.tables import export as export_tables
+    from ekgsearch.report.export import export as export_tables
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
-    num_rows = export_tables(list(runs), out, table=table)
-    click.echo(f"{out}: {num_rows} rows")
+    num_rows = export_tables(runs, out, table=table)
+    click.echo(plain_line(f"{out}: {num_rows} rows"))
 
 
 @cli.command()

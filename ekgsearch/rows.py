@@ -135,8 +135,11 @@ class DeviceHoursRow:
     device: str = column("kind of device held, e.g. cpu or NVIDIA H200")
     num_devices: int = column("devices held (CPU: cores) for the whole attempt")
     wall_seconds: float = column("wall time of the attempt, seconds")
-    busy_seconds: float = column("device seconds in which work was done, summed over devices")
-    idle_seconds: float = column("device seconds held without work")
+    busy_seconds: float = column(
+        "device seconds in which a process of the run was at work on its devices, summed over devices; a process that "
+        "waits for images or for another process counts, so this is no processor time"
+    )
+    idle_seconds: float = column("device seconds held in which no process of the run was at work")
     device_hours: float = column("wall_seconds x num_devices / 3600")
     exit_state: str = column("finished, failed, interrupted, or died (found open by a later attempt)")
 
@@ -157,8 +160,12 @@ class SummaryRow:
     recalibrated_top1: float = column(
         "the same after recalibrating the running statistics on the training set, percent"
     )
-    final_top1: float = column("test accuracy of the slim network after the last epoch, percent, running mode")
-    best_top1: float = column("test accuracy of its best epoch (selected on the test set), percent")
+    final_top1: float = column(
+        "test accuracy of the slim network after the last epoch, percent, running mode; without any epoch as searched"
+    )
+    best_top1: float = column(
+        "test accuracy of its best epoch (selected on the test set), percent; NaN without any epoch"
+    )
     plain_top1: float = column(
         "same slim network fine-tuned with plain cross-entropy, last epoch, percent; NaN if not run"
     )
@@ -191,6 +198,25 @@ class SummaryRow:
     replaced_bank_images: int = column(
         "images that stand in for damaged ones of their class in the blocks of the memory bank that this run built", 0
     )
+    finetune_epochs: int = column(
+        "epochs of the fine-tuning; 0: the slim network was not fine-tuned; -1 in older tables", -1
+    )
+    latency_ratio: float = column(
+        "latency at batch 1, unpruned over slim, median over rounds of interleaved passes; above 1 the slim network is "
+        "faster; NaN in older tables",
+        math.nan,
+    )
+    latency_ratio_low: float = column("first quartile of this ratio over the rounds; NaN in older tables", math.nan)
+    latency_ratio_high: float = column("third quartile of this ratio over the rounds; NaN in older tables", math.nan)
+    latency_noise: float = column(
+        "two passes of the unpruned network at batch 1 in the same round, the longer over the shorter, third quartile "
+        "over the rounds, at least 1; a latency_ratio no further from 1 tells nothing; NaN in older tables",
+        math.nan,
+    )
+    latency_ratio_batch64: float = column("latency_ratio at batch 64", math.nan)
+    latency_ratio_low_batch64: float = column("latency_ratio_low at batch 64", math.nan)
+    latency_ratio_high_batch64: float = column("latency_ratio_high at batch 64", math.nan)
+    latency_noise_batch64: float = column("latency_noise at batch 64", math.nan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Find out in seconds whether a Ray head answers at an address; Ray itself tries for minutes, and says so each second."""
+"""Find out in seconds whether a Ray head answers at an address; Ray itself tries for minutes, with a line a second."""
 
 import os
 from pathlib import Path

@@ -13,7 +13,7 @@ from ekgsearch.finetune.config import BANK_OBJECTIVES, FinetuneConfig, Objective
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.augmenting import finetune_augmentation
-from ekgsearch.pipeline.latency import median_latencies_ms
+from ekgsearch.pipeline.latency import compare_latencies
 from ekgsearch.pipeline.preparing import training_config
 from ekgsearch.pipeline.searching import bank_address, structure_metadata
 from ekgsearch.pipeline.state import RunState
@@ -153,11 +153,16 @@ def _correct(state: RunState, full: nn.Module, final: nn.Module, device: torch.d
 
 
 def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, float]:
-    """How long the full and the final network take for one image and for 64."""
-    latencies = {}
+    """How long the full and the final network take for one image and for 64, and how sure their ratio is."""
+    latencies: dict[str, float] = {}
     for batch_size in (1, 64):
-        found = median_latencies_ms({"full": full, "slim": final}, state.setup.net.input_shape, batch_size, device)
-        latencies.update({f"{name}_batch{batch_size}_ms": value for name, value in found.items()})
+        found = compare_latencies(full, final, state.setup.net.input_shape, batch_size, device)
+        latencies[f"full_batch{batch_size}_ms"] = found.full_ms
+        latencies[f"slim_batch{batch_size}_ms"] = found.slim_ms
+        latencies[f"ratio_batch{batch_size}"] = found.ratio
+        latencies[f"ratio_low_batch{batch_size}"] = found.ratio_low
+        latencies[f"ratio_high_batch{batch_size}"] = found.ratio_high
+        latencies[f"noise_batch{batch_size}"] = found.noise
     return latencies
 
 

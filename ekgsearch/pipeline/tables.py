@@ -50,7 +50,7 @@ def final_subnetwork(state: RunState) -> Subnetwork:
 
 
 def save_measurements(state: RunState, values: dict[str, float]) -> None:
-    """Keep what was measured on this machine and so does not belong in the journal: latencies in milliseconds."""
+    """Keep what was measured on this machine and so does not belong in the journal: latencies and their ratios."""
     write_atomically(_measurements_path(state), sealed(values))
 
 
@@ -198,7 +198,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
     line = state.line("evaluate")
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
-    latencies = read_sealed(_measurements_path(state))
+    latencies: dict[str, float] = read_sealed(_measurements_path(state))
     kept = cost(setup.graph, final_subnetwork(state), setup.budget.counter)
     made = decisions(state)
     devices = [row.device for row in device_hours if row.phase in (Phase.SEARCH, Phase.FINETUNE, Phase.EVALUATE)]
@@ -237,6 +237,15 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         ema_top1=_trained(state, "slim", lambda result: result.ema_top1),
         averaged_top1=_trained(state, "slim", lambda result: result.averaged_top1),
         replaced_bank_images=replaced_in_bank(state),
+        finetune_epochs=job.finetune.epochs,
+        latency_ratio=latencies.get("ratio_batch1", math.nan),
+        latency_ratio_low=latencies.get("ratio_low_batch1", math.nan),
+        latency_ratio_high=latencies.get("ratio_high_batch1", math.nan),
+        latency_noise=latencies.get("noise_batch1", math.nan),
+        latency_ratio_batch64=latencies.get("ratio_batch64", math.nan),
+        latency_ratio_low_batch64=latencies.get("ratio_low_batch64", math.nan),
+        latency_ratio_high_batch64=latencies.get("ratio_high_batch64", math.nan),
+        latency_noise_batch64=latencies.get("noise_batch64", math.nan),
     )
 
 

@@ -97,7 +97,7 @@ def plot_objectives(runs: Sequence[RunTables]) -> Figure:
         tuned = [run.epochs[(run.epochs["phase"] == "finetune") & (run.epochs["network"] == "slim")] for run in runs]
         tested = pd.concat(part[part["test_top1"].notna()] for part in tuned)
         if tested.empty:
-            note(axes, "None of the runs has fine-tuned yet.")
+            note(axes, "None of the runs was fine-tuned.")
             return figure
         for number, (objective, rows) in enumerate(tested.groupby("objective", sort=False)):
             shade, dash = colour(SERIES[number % len(SERIES)]), DASHES[number % len(DASHES)]

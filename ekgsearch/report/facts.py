@@ -6,6 +6,7 @@ import pandas as pd
 
 from ekgsearch.records import Phase
 from ekgsearch.report import numbers
+from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables
 from ekgsearch.rows import SummaryRow
 
@@ -19,12 +20,23 @@ _ABSENT = {
 }
 
 
+def fine_tuning(s: SummaryRow) -> str:
+    """Name how the slim network was fine-tuned: by its objective, or not at all."""
+    return s.objective if is_fine_tuned(s) else "no fine-tuning"
+
+
+def is_fine_tuned(s: SummaryRow) -> bool:
+    """Tell whether the slim network was trained for at least one epoch; tables of older versions do not know."""
+    return s.finetune_epochs != 0
+
+
 def verdict(s: SummaryRow) -> str:
     """Say in words what the run achieved, against the unpruned network and the baselines."""
     diff = s.final_top1 - s.full_top1
     sign = "more" if diff >= 0 else "less"
+    tuned = "" if is_fine_tuned(s) else ", without any fine-tuning,"
     text = (
-        f"The slim network needs {numbers.share(1 - s.macs_reduction)} of the MACs and reaches "
+        f"The slim network needs {numbers.share(1 - s.macs_reduction)} of the MACs and{tuned} reaches "
         f"{numbers.top1(s.final_top1)} % top-1, {abs(diff):.2f} points {sign} than the unpruned network."
     )
     rivals = (("plain fine-tuning of the same widths", s.plain_top1), ("a uniform-width network", s.uniform_top1))
@@ -33,14 +45,13 @@ def verdict(s: SummaryRow) -> str:
 
 
 def speed_remark(s: SummaryRow) -> str:
-    """Set the factor by which MACs fell beside the factors by which measured latency fell; empty if not measured."""
-    pairs = ((1, s.full_latency_ms, s.slim_latency_ms), (64, s.full_latency_batch64_ms, s.slim_latency_batch64_ms))
-    factors = [(batch, numbers.times(full, slim)) for batch, full, slim in pairs]
-    measured = [f"{factor} at batch {batch}" for batch, factor in factors if factor != numbers.NONE]
+    """Set the factor by which MACs fell next to the measured speed; empty if nothing was measured."""
+    measured = speeds(s)
     if not measured:
         return ""
-    fewer = numbers.times(s.full_macs, s.kept_macs)
-    return f"{fewer} fewer MACs became a speed-up of {' and '.join(measured)} on {s.device}."
+    parts = [f"at batch {speed.batch} {speed.text}" for speed in measured]
+    spread = " (quartiles of the ratio in brackets)" if any(speed.has_spread for speed in measured) else ""
+    return f"{numbers.times(s.full_macs / s.kept_macs)} fewer MACs, measured on {s.device}{spread}: {'; '.join(parts)}."
 
 
 def missing_remark(run: RunTables) -> str:
@@ -124,6 +135,11 @@ def hours_by_phase(run: RunTables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def time_unit(runs: Iterable[RunTables]) -> numbers.TimeUnit:
+    """The unit for all device-hours and wall times of a page about these runs."""
+    return numbers.TimeUnit.of(max((run.device_hours["device_hours"].sum() for run in runs), default=0.0))
+
+
 def last_epochs(run: RunTables) -> pd.DataFrame:
     """Return the last epoch of every training, in the order of the phases: its losses by part and its accuracies.
 
@@ -154,7 +170,7 @@ def over_seeds(summaries: Sequence[SummaryRow]) -> pd.DataFrame:
     """
     kinds: list[tuple[str, list[SummaryRow]]] = []
     for s in sorted(summaries, key=lambda s: s.macs_reduction):
-        name = f"{s.method} + {s.objective}, {s.architecture} on {s.dataset}, {s.counter}"
+        name = f"{s.method} + {fine_tuning(s)}, {s.architecture} on {s.dataset}, {s.counter}"
         alike = [group for kind, group in kinds if kind == name and s.macs_reduction - group[0].macs_reduction <= 0.02]
         if alike:
             alike[-1].append(s)

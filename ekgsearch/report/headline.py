@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from ekgsearch.report import numbers
+from ekgsearch.report import facts, numbers
 from ekgsearch.report.published import published_near
+from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
 
@@ -54,9 +55,15 @@ class ResultLine:
     kind: str
 
 
-def tiles(run: RunTables) -> list[Tile]:
-    """Return the headline numbers of a run; of the search alone where the run has not finished."""
-    return _final_tiles(run.summary) if run.summary is not None else _search_tiles(run)
+def tiles(run: RunTables, unit: numbers.TimeUnit | None = None) -> list[Tile]:
+    """Return the headline numbers of a run; of the search alone where the run has not finished.
+
+    Args:
+        run: the run.
+        unit: of the device-hours; by default the one that suits the run.
+    """
+    unit = unit or facts.time_unit([run])
+    return _final_tiles(run.summary, unit) if run.summary is not None else _search_tiles(run, unit)
 
 
 def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine]:
@@ -72,14 +79,14 @@ def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine
     for label, remark, top1, kind in (
         ("Sub-network as searched", "no fine-tuning", s.searched_top1, "run"),
         ("Sub-network, recalibrated", "running statistics recomputed", s.recalibrated_top1, "run"),
-        ("Slim network, fine-tuned", f"{s.objective}, last epoch", s.final_top1, "result"),
+        (*_result_label(s), s.final_top1, "result"),
         ("Slim network, best epoch", "selected on the test set", s.best_top1, "run"),
         ("Slim network, moving average", "of the weights, last epoch", s.ema_top1, "option"),
         ("Slim network, averaged", "mean of the weights after the last epochs", s.averaged_top1, "option"),
         ("Baseline: same widths", "plain cross-entropy, last epoch", s.plain_top1, "baseline"),
         ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
     ):
-        if kind not in ("baseline", "option") or numbers.known(top1):
+        if kind == "result" or numbers.known(top1):
             params = (nan, nan) if label.endswith("uniform width") else (s.kept_params, s.params_reduction)
             cost = s.kept_macs, s.macs_reduction, *params
             lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind))
@@ -96,7 +103,7 @@ def title(run: RunTables) -> str:
     return f"{s.architecture} on {s.dataset}, {numbers.share(s.macs_reduction)} of MACs removed" if s else run.name
 
 
-def _final_tiles(s: SummaryRow) -> list[Tile]:
+def _final_tiles(s: SummaryRow, unit: numbers.TimeUnit) -> list[Tile]:
     diff = s.final_top1 - s.full_top1
     made = [
         Tile(
@@ -104,19 +111,18 @@ def _final_tiles(s: SummaryRow) -> list[Tile]:
             f"{numbers.top1(s.final_top1)} %",
             f"{numbers.top1(s.full_top1)} %",
             f"{numbers.signed(diff)} points",
-            "test set, last epoch",
+            "test set, last epoch" if facts.is_fine_tuned(s) else "test set, no fine-tuning",
             diff >= 0,
         ),
         _cost_tile("MACs per image", s.full_macs, s.kept_macs, s.macs_reduction, f"counted as {s.counter}"),
         _cost_tile("Parameters", s.full_params, s.kept_params, s.params_reduction, f"counted as {s.counter}"),
-        _latency_tile("Latency, batch 1", s.full_latency_ms, s.slim_latency_ms, s.device),
-        _latency_tile("Latency, batch 64", s.full_latency_batch64_ms, s.slim_latency_batch64_ms, s.device),
-        Tile("Device-hours", numbers.hours(s.device_hours), remark=f"all phases and attempts, {s.device}"),
+        *(_latency_tile(speed, s.device) for speed in speeds(s)),
+        Tile(f"Device-{unit.name}", unit.number(s.device_hours), remark=f"all phases and attempts, {s.device}"),
     ]
     return [tile for tile in made if tile.value != numbers.NONE]
 
 
-def _search_tiles(run: RunTables) -> list[Tile]:
+def _search_tiles(run: RunTables, unit: numbers.TimeUnit) -> list[Tile]:
     made = []
     if not run.iterations.empty:
         first, last = run.iterations.iloc[0], run.iterations.iloc[-1]
@@ -129,18 +135,23 @@ def _search_tiles(run: RunTables) -> list[Tile]:
             made.append(_cost_tile(label, full, kept, float(last[f"{name}_reduction"]), "so far"))
         made.append(Tile("Search iterations", str(int(last["iteration"])), remark="committed so far"))
     if not run.device_hours.empty:
-        made.append(Tile("Device-hours", numbers.hours(run.device_hours["device_hours"].sum()), remark="so far"))
+        held = unit.number(run.device_hours["device_hours"].sum())
+        made.append(Tile(f"Device-{unit.name}", held, remark="so far"))
     return made
 
 
 def _cost_tile(label: str, full: float, kept: float, reduction: float, remark: str) -> Tile:
     change = f"{numbers.signed(-100 * reduction, 1)} %"
-    return Tile(label, numbers.count(kept), numbers.count(full), change, remark, reduction >= 0)
+    return Tile(label, numbers.count(kept, like=full), numbers.count(full), change, remark, reduction >= 0)
 
 
-def _latency_tile(label: str, full: float, slim: float, device: str) -> Tile:
-    before = numbers.milliseconds(full)
-    if not numbers.known(full) or not numbers.known(slim):
-        return Tile(label, numbers.milliseconds(slim), "", "", f"median, {device}")
-    speed = f"{numbers.times(full, slim)} as fast"
-    return Tile(label, numbers.milliseconds(slim), before, speed, f"median, {device}", slim <= full)
+def _latency_tile(speed: Speed, device: str) -> Tile:
+    before, after = numbers.milliseconds(speed.full_ms), numbers.milliseconds(speed.slim_ms)
+    good = speed.ratio >= 1 if speed.is_told else None
+    return Tile(f"Latency, batch {speed.batch}", after, before, speed.text, f"median, {device}", good)
+
+
+def _result_label(s: SummaryRow) -> tuple[str, str]:
+    if facts.is_fine_tuned(s):
+        return "Slim network, fine-tuned", f"{s.objective}, last epoch"
+    return "Slim network, not fine-tuned", "finetune.epochs is 0"

@@ -13,8 +13,9 @@ import ekgsearch
 from ekgsearch.errors import StorageError
 from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.curves import plot_objectives
-from ekgsearch.report.plots import PLOTS, plot_comparison
+from ekgsearch.report.plots import PLOTS, plot_comparison, plot_device_hours
 from ekgsearch.report.published import UNPRUNED, published_for
+from ekgsearch.report.speed import speeds
 from ekgsearch.report.style import to_png, to_svg
 from ekgsearch.report.tables import RunTables, load_run, rows_of
 from ekgsearch.storage.files import file_sha256, make_folder, write_atomically
@@ -32,25 +33,29 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) 
 
     Args:
         run_dirs: one run directory, or several to compare.
-        out: the file to write. By default report.html in the directory of a single run, comparison.html in the folder
-            that holds the first of several.
+        out: the file to write, `.html`. By default report.html in the directory of a single run, comparison.html in
+            the folder that holds the first of several.
 
     Returns:
         The file that was written. The figures are in the folder `plots` beside it.
 
     Raises:
-        StorageError: a folder is no run directory, a table is damaged, or the disk refuses.
+        StorageError: the file is no `.html`, a folder is no run directory, a table is damaged, or the disk refuses.
     """
+    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise StorageError(f"--out {out}: expected a file that ends in .html, the format to write")
     if not run_dirs:
         raise StorageError("expected at least one run directory, found none; name the folders to report on")
     runs = [load_run(run_dir) for run_dir in run_dirs]
     target = _target(runs, out)
     figures = target.parent / "plots"
+    unit = facts.time_unit(runs)
     make_folder(figures)
     if len(runs) == 1:
-        context = {"title": headline.title(runs[0]), "runs": [_run_context(runs[0], "run", figures)], "several": None}
+        shown = [_run_context(runs[0], "run", figures, unit)]
+        context = {"title": headline.title(runs[0]), "runs": shown, "several": None, "unit": unit}
     else:
-        context = _comparison_context(runs, figures)
+        context = _comparison_context(runs, figures, unit)
     write_atomically(target, _render(context).encode())
     return target
 
@@ -68,26 +73,24 @@ def _render(context: Mapping[str, Any]) -> str:
         top1=numbers.top1,
         signed=numbers.signed,
         share=numbers.share,
-        hours=numbers.hours,
-        milliseconds=numbers.milliseconds,
     )
-    environment.globals["times"] = numbers.times
+    environment.globals.update(fine_tuning=facts.fine_tuning, speeds=speeds)
     template = files("ekgsearch.report").joinpath("report.html").read_text(encoding="utf-8")
     return environment.from_string(template).render(version=ekgsearch.__version__, dash=numbers.NONE, **context)
 
 
-def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, Any]:
+def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.TimeUnit) -> dict[str, Any]:
     """Collect what the template shows of one run; its figures are saved as PNG where a folder is given."""
     s = run.summary
     return {
         "key": key,
         "run": run,
         "title": headline.title(run),
-        "tiles": headline.tiles(run),
+        "tiles": headline.tiles(run, unit),
         "verdict": facts.verdict(s) if s else "",
         "lines": headline.result_lines(s) if s else [],
         "published": _published(run),
-        "plots": _plots(run, key, figures),
+        "plots": _plots(run, key, figures, unit),
         "remarks": {
             "missing": facts.missing_remark(run),
             "search": facts.search_remark(run),
@@ -103,7 +106,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None) -> dict[str, An
     }
 
 
-def _plots(run: RunTables, key: str, figures: Path | None) -> dict[str, Markup]:
+def _plots(run: RunTables, key: str, figures: Path | None, unit: numbers.TimeUnit) -> dict[str, Markup]:
     needs = {
         "accuracy": run.summary is not None,
         "search": not run.iterations.empty,
@@ -111,13 +114,13 @@ def _plots(run: RunTables, key: str, figures: Path | None) -> dict[str, Markup]:
         "rewards": not run.candidates.empty,
         "learning": not run.epochs.empty,
         "device_hours": not run.device_hours.empty,
-        "latency": run.summary is not None and bool(facts.speed_remark(run.summary)),
+        "latency": run.summary is not None and bool(speeds(run.summary)),
     }
     made = {}
     for name, plot in PLOTS.items():
         if not needs[name]:
             continue
-        figure = plot(run)
+        figure = plot_device_hours(run, unit) if plot is plot_device_hours else plot(run)
         if figures is not None:
             write_atomically(figures / f"{name}.png", to_png(figure))
         label = (plot.__doc__ or name).splitlines()[0].removeprefix("Draw ").rstrip(".")
@@ -133,7 +136,7 @@ def _published(run: RunTables) -> list[dict[str, Any]]:
     return rows_of(ordered)
 
 
-def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, Any]:
+def _comparison_context(runs: Sequence[RunTables], figures: Path, unit: numbers.TimeUnit) -> dict[str, Any]:
     plots = {
         "comparison": (plot_comparison(runs), "test accuracy over the share of MACs removed"),
         "objectives": (plot_objectives(runs), "test accuracy over the epochs of the fine-tuning"),
@@ -143,8 +146,9 @@ def _comparison_context(runs: Sequence[RunTables], figures: Path) -> dict[str, A
     finished = [run.summary for run in runs if run.summary is not None]
     detailed = runs if len(runs) <= MAX_DETAILED_RUNS else []
     return {
+        "unit": unit,
         "title": f"Comparison of {len(runs)} runs",
-        "runs": [_run_context(run, f"run{number}", None) for number, run in enumerate(detailed, start=1)],
+        "runs": [_run_context(run, f"run{number}", None, unit) for number, run in enumerate(detailed, start=1)],
         "several": {
             "plots": {
                 name: Markup(to_svg(figure, f"Figure: {label}", name)) for name, (figure, label) in plots.items()

@@ -1,6 +1,7 @@
 """Numbers as a person reads them: units, signs, and a dash where there is none."""
 
 import math
+from dataclasses import dataclass
 
 NONE = "–"
 """What stands where a number was not measured."""
@@ -13,14 +14,19 @@ def known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def count(value: float | None) -> str:
-    """Format a count of operations or parameters with four digits and a decimal prefix, e.g. 125.7 M."""
+def count(value: float | None, like: float | None = None) -> str:
+    """Format a count of operations or parameters with a decimal prefix, e.g. 125.7 M.
+
+    Args:
+        value: what to format.
+        like: the number that gets four digits and chooses the prefix for those next to it; by default the value.
+    """
     if value is None or not known(value):
         return NONE
+    model = value if like is None or not known(like) else like
     for scale, letter in _SCALES:
-        if abs(value) >= 0.9995 * scale:
-            digits = max(0, 3 - int(math.log10(max(abs(value) / scale, 1.0))))
-            return f"{value / scale:.{digits}f}{letter}"
+        if abs(model) >= 0.9995 * scale:
+            return f"{value / scale:.{_decimals(model / scale)}f}{letter}"
     return f"{value:.0f}"
 
 
@@ -49,19 +55,37 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.{max(0, 2 - max(0, int(math.log10(max(value, 1.0)))))}f} ms"
 
 
-def times(before: float | None, after: float | None) -> str:
-    """Format how many times faster `after` is than `before`."""
-    if before is None or after is None or not known(before) or not known(after) or after <= 0:
-        return NONE
-    return f"{before / after:.2f}×"
+def times(ratio: float) -> str:
+    """Format a ratio, such as how many times faster one thing is than another."""
+    return f"{ratio:.2f}×" if known(ratio) else NONE
 
 
-def hours(value: float | None) -> str:
-    """Format hours with three digits, or minutes or seconds where that reads better."""
-    if value is None or not known(value):
-        return NONE
-    if value >= 1:
-        return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} h"
-    if value >= 1 / 60:
-        return f"{60 * value:.1f} min"
-    return f"{3600 * value:.1f} s"
+@dataclass(frozen=True)
+class TimeUnit:
+    """The one unit in which a page gives its device-hours and wall times.
+
+    Attributes:
+        name: of the unit, in the plural.
+        per_hour: units of an hour.
+        decimals: digits behind the point of every number.
+    """
+
+    name: str
+    per_hour: int
+    decimals: int
+
+    @classmethod
+    def of(cls, longest: float | None) -> "TimeUnit":
+        """The unit that gives the longest time of a page, in hours, four digits."""
+        hours = longest if longest is not None and known(longest) else 0.0
+        name, per_hour = ("hours", 1) if hours >= 1 else ("minutes", 60) if 60 * hours >= 1 else ("seconds", 3600)
+        return cls(name, per_hour, _decimals(hours * per_hour))
+
+    def number(self, hours: float | None) -> str:
+        """Format hours as a number of this unit, whose name stands elsewhere."""
+        return f"{hours * self.per_hour:.{self.decimals}f}" if hours is not None and known(hours) else NONE
+
+
+def _decimals(value: float) -> int:
+    """Digits behind the point that give a number four digits, at most 3."""
+    return max(0, 3 - int(math.log10(max(abs(value), 1.0))))

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from ekgsearch.report import numbers
 from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search
-from ekgsearch.report.facts import hours_by_phase, last_subnetwork
+from ekgsearch.report.facts import fine_tuning, hours_by_phase, is_fine_tuned, last_subnetwork, time_unit
 from ekgsearch.report.published import UNPRUNED, published_for
+from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.style import SERIES, colour, figure_style, label_point, new_figure, note
 from ekgsearch.report.tables import RunTables
 from ekgsearch.rows import SummaryRow
@@ -64,8 +65,8 @@ def plot_widths(run: RunTables) -> Figure:
     return figure
 
 
-def plot_device_hours(run: RunTables) -> Figure:
-    """Draw the device-hours of each phase, busy and idle."""
+def plot_device_hours(run: RunTables, unit: numbers.TimeUnit | None = None) -> Figure:
+    """Draw how long devices were held in each phase, busy and idle."""
     with figure_style():
         table = hours_by_phase(run).iloc[::-1]
         figure = new_figure(HALF_WIDTH, 2.9)
@@ -73,17 +74,18 @@ def plot_device_hours(run: RunTables) -> Figure:
         if table.empty:
             note(axes, "No device-hours were recorded.")
             return figure
-        unit, scale = _hour_unit(table["device_hours"].max())
+        unit = unit or time_unit([run])
+        scale = unit.per_hour
         places = range(len(table))
         busy, idle = table["busy_hours"] * scale, table["idle_hours"] * scale
-        axes.barh(places, busy, height=0.6, color=colour("blue"), label="busy")
+        axes.barh(places, busy, height=0.6, color=colour("blue"), label="busy, waits included")
         axes.barh(places, idle, left=busy, height=0.6, color=colour("sky"), label="idle")
         for place, hours in zip(places, table["device_hours"], strict=True):
-            label_point(axes, numbers.hours(hours), (hours * scale, place), (4, 0), fontsize=8)
+            label_point(axes, unit.number(hours), (hours * scale, place), (4, 0), fontsize=8)
         axes.set_yticks(places, labels=list(table["phase"]))
         axes.set_xlim(0, 1.2 * float((busy + idle).max()) or 1.0)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel(unit)
+        axes.set_xlabel(f"device-{unit.name}")
         figure.legend(loc="outside upper left", ncols=2)
     return figure
 
@@ -93,13 +95,9 @@ def plot_latency(run: RunTables) -> Figure:
     with figure_style():
         figure = new_figure(HALF_WIDTH, 2.9)
         left, right = figure.subplots(1, 2)
-        s = run.summary
-        pairs = {
-            "batch 1": (s.full_latency_ms, s.slim_latency_ms) if s else (None, None),
-            "batch 64": (s.full_latency_batch64_ms, s.slim_latency_batch64_ms) if s else (None, None),
-        }
-        for axes, (title, (full, slim)) in zip((left, right), pairs.items(), strict=True):
-            _latency_pair(axes, title, full, slim)
+        measured = {speed.batch: speed for speed in (speeds(run.summary) if run.summary else [])}
+        for axes, batch in ((left, 1), (right, 64)):
+            _latency_pair(axes, f"batch {batch}", measured.get(batch))
     return figure
 
 
@@ -142,7 +140,7 @@ PLOTS: dict[str, Callable[[RunTables], Figure]] = {
 
 
 def _kind(s: SummaryRow) -> str:
-    return f"{s.method} + {s.objective}, {s.architecture}, {s.dataset}"
+    return f"{s.method} + {fine_tuning(s)}, {s.architecture}, {s.dataset}"
 
 
 def _published(axes: Axes, s: SummaryRow) -> None:
@@ -194,7 +192,8 @@ def _before_after(axes: Axes, s: SummaryRow) -> None:
     axes.annotate("", (removed, s.final_top1), (0, s.full_top1), arrowprops=arrow, zorder=4)
     label = f"unpruned, {numbers.top1(s.full_top1)} %"
     axes.plot(0, s.full_top1, "o", ms=8, mfc=colour("surface"), mew=2, color=blue, zorder=5, label=label)
-    label = f"this run, {numbers.top1(s.final_top1)} %"
+    tuned = "" if is_fine_tuned(s) else "not fine-tuned, "
+    label = f"this run, {tuned}{numbers.top1(s.final_top1)} %"
     axes.plot(removed, s.final_top1, "o", ms=9, color=blue, zorder=6, label=label)
 
 
@@ -208,15 +207,11 @@ def _finish_accuracy(axes: Axes) -> None:
     axes.figure.legend(loc="outside upper left", ncols=3 if len(axes.get_legend_handles_labels()[1]) > 5 else 5)
 
 
-def _hour_unit(longest: float) -> tuple[str, float]:
-    return ("device-hours", 1.0) if longest >= 0.5 else ("device-minutes", 60.0)
-
-
-def _latency_pair(axes: Axes, title: str, full: float | None, slim: float | None) -> None:
-    values = pd.Series({"unpruned": full, "slim": slim}, dtype=float).dropna()
-    if values.empty:
+def _latency_pair(axes: Axes, title: str, speed: Speed | None) -> None:
+    if speed is None:
         note(axes, f"{title}\nnot measured")
         return
+    values = pd.Series({"unpruned": speed.full_ms, "slim": speed.slim_ms})
     shades = [colour("faint") if name == "unpruned" else colour("blue") for name in values.index]
     bars = axes.bar(list(values.index), values, width=0.58, color=shades)
     axes.bar_label(bars, labels=[numbers.milliseconds(value) for value in values], padding=2, fontsize=8.5)
@@ -224,5 +219,4 @@ def _latency_pair(axes: Axes, title: str, full: float | None, slim: float | None
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
-    faster = numbers.times(full, slim)
-    axes.set_title(title if faster == numbers.NONE else f"{title}: {faster}")
+    axes.set_title(f"{title}: {speed.factor}")

@@ -1,4 +1,4 @@
-"""What a run left on disk, as data frames, and one file of rows out of many runs."""
+"""Tables, job and provenance of a run directory, as data frames and values."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import pandas as pd
 
 from ekgsearch.errors import StorageError
 from ekgsearch.rows import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
-from ekgsearch.storage.tables import read_table, write_table
+from ekgsearch.storage.tables import read_table
 
 ROW_TYPES: Mapping[str, type] = {
     "iterations": IterationRow,
@@ -71,7 +71,7 @@ def load_run(run_dir: Path | str) -> RunTables:
         path=path,
         job=(path / "job.yaml").read_text(encoding="utf-8"),
         provenance=_provenance(path / "provenance.json"),
-        summary=None if summary.empty else _rows(summary.tail(1), SummaryRow)[0],
+        summary=None if summary.empty else SummaryRow(**rows_of(summary.tail(1))[0]),
         missing=tuple(missing),
         **frames,
     )
@@ -90,34 +90,6 @@ def load_table(run_dir: Path | str, name: str) -> pd.DataFrame:
     return _read(path, name)
 
 
-def export(runs: Sequence[Path | str], out: Path | str, table: str = "summary") -> int:
-    """Write one parquet file with the rows that several runs have in one table, in the order given.
-
-    Column types and descriptions are those of the table; the `run` column tells the runs apart.
-
-    Args:
-        runs: run directories; those without rows in this table add none.
-        out: the file to write; replaced if it is there.
-        table: name of the table, see `ROW_TYPES`.
-
-    Returns:
-        The number of rows written.
-
-    Raises:
-        StorageError: no run has rows in this table, or one of the folders is no run directory.
-    """
-    frames = [load_table(run, table) for run in runs]
-    rows = [row for frame in frames for row in _rows(frame, ROW_TYPES[table])]
-    if not rows:
-        names = ", ".join(str(run) for run in runs) or "no run directory was given"
-        raise StorageError(
-            f"expected rows in table {table!r} of at least one run, found none in: {names}; "
-            "the summary is written when a run finishes, choose another table for runs that were stopped"
-        )
-    write_table(Path(out), rows, ROW_TYPES[table])
-    return len(rows)
-
-
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a frame as dictionaries of plain Python values."""
     return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
@@ -125,7 +97,10 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _check_is_run(path: Path) -> None:
     if not path.is_dir():
-        raise StorageError(f"expected a run directory, found nothing at {path}; check the path (results/NAME)")
+        raise StorageError(
+            f"expected a run directory, found {'a file' if path.exists() else 'nothing'} at {path}; check the path "
+            "(results/NAME)"
+        )
     if not (path / "job.yaml").is_file():
         inside = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise StorageError(
@@ -151,10 +126,6 @@ def _read(path: Path, name: str) -> pd.DataFrame:
             "read it with that version, or run the job again"
         )
     return frame[names]
-
-
-def _rows(frame: pd.DataFrame, row_type: type) -> list[Any]:
-    return [row_type(**row) for row in rows_of(frame)]
 
 
 def _name(frames: Sequence[pd.DataFrame], path: Path) -> str:

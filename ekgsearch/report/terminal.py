@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ekgsearch.report import facts, headline, numbers
+from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
 from ekgsearch.runtime.plain import plain_line
@@ -38,7 +39,7 @@ def audit_text(run: RunTables) -> str:
 
 def _tiles(run: RunTables) -> list[headline.Tile]:
     """Return the headline numbers of a run, without its device-hours, which have a table of their own."""
-    return [tile for tile in headline.tiles(run) if tile.title != "Device-hours"]
+    return [tile for tile in headline.tiles(run) if not tile.title.startswith("Device-")]
 
 
 def _networks(s: SummaryRow) -> str:
@@ -47,9 +48,9 @@ def _networks(s: SummaryRow) -> str:
         label = f"Published: {line.label}" if line.kind == "published" else line.label
         accuracy = [numbers.top1(line.top1), numbers.signed(line.diff) if line.diff else ""]
         cost = [
-            numbers.count(line.macs),
+            numbers.count(line.macs, like=s.full_macs),
             numbers.share(line.macs_reduction),
-            numbers.count(line.params),
+            numbers.count(line.params, like=s.full_params),
             numbers.share(line.params_reduction),
         ]
         rows.append([f"{'*' if line.kind == 'result' else ' '} {label}", *accuracy, *cost])
@@ -59,29 +60,23 @@ def _networks(s: SummaryRow) -> str:
 
 def _latency(s: SummaryRow) -> str:
     rows = []
-    for batch, full, slim in (
-        (1, s.full_latency_ms, s.slim_latency_ms),
-        (64, s.full_latency_batch64_ms, s.slim_latency_batch64_ms),
-    ):
-        if numbers.known(full) and numbers.known(slim):
-            before, after = numbers.milliseconds(full), numbers.milliseconds(slim)
-            rows.append([f"  Latency at batch {batch}", before, "->", after, numbers.times(full, slim) + " as fast"])
+    for speed in speeds(s):
+        before, after = numbers.milliseconds(speed.full_ms), numbers.milliseconds(speed.slim_ms)
+        rows.append([f"  Latency at batch {speed.batch}", before, "->", after, speed.text])
     return _aligned(rows, "<>>><")
 
 
 def _hours(run: RunTables) -> str:
-    table = facts.hours_by_phase(run)
+    table, unit = facts.hours_by_phase(run), facts.time_unit([run])
     if table.empty:
         return ""
-    rows = [["  device-hours", "held", "idle", "attempts"]]
+    rows = [[f"  device-{unit.name}", "held", "idle", "attempts"]]
     for row in rows_of(table):
         attempts = f"{row['attempts']}" + (f" ({row['ended']})" if row["ended"] else "")
-        rows.append(
-            [f"  {row['phase']}", numbers.hours(row["device_hours"]), numbers.hours(row["idle_hours"]), attempts]
-        )
+        rows.append([f"  {row['phase']}", unit.number(row["device_hours"]), unit.number(row["idle_hours"]), attempts])
     total, idle = table["device_hours"].sum(), table["idle_hours"].sum()
-    rows.append(["  total", numbers.hours(total), numbers.hours(idle), str(int(table["attempts"].sum()))])
-    return _aligned(rows, "<>><", rule=True)
+    rows.append(["  total", unit.number(total), unit.number(idle), str(int(table["attempts"].sum()))])
+    return f"{_aligned(rows, '<>><', rule=True)}\n\n  idle: no process of the run was at work or waited for another"
 
 
 def _aligned(rows: Sequence[Sequence[str]], sides: str, *, rule: bool = False) -> str:

@@ -5,6 +5,7 @@ import logging
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -142,7 +143,9 @@ class Progress:
         """Label, done/total, rate, elapsed time, estimated time to the end and metrics, in fixed order."""
         elapsed = time.monotonic() - self._start
         rate = self._done / elapsed if elapsed > 0 else 0.0
-        parts = [self._label, f"{self._done}/{self._total or '?'} {self._unit}", f"{rate:.3g} {self._unit}/s"]
+        shown = partial(_number, like=self._total or self._done)
+        parts = [self._label, f"{shown(self._done)}/{shown(self._total) if self._total else '?'} {self._unit}"]
+        parts.append(f"{shown(rate)} {self._unit}/s")
         parts.append(duration(elapsed))
         if self._is_open and self._total and rate > 0:
             parts.append(f"ETA {duration(max(self._total - self._done, 0) / rate)}")
@@ -169,6 +172,13 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _number(value: float, like: int) -> str:
+    """Format a count or a rate, in millions where the work is counted in them."""
+    if like >= 1_000_000:
+        return f"{value / 1_000_000:.3f} M"
+    return str(value) if isinstance(value, int) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -68,7 +68,13 @@ def test_latencies_that_are_lost_or_damaged_are_measured_again(reference: Path, 
         damage(path)
         run_job(load_job(job_file), InProcessBackend())
         summary = pd.read_parquet(run / "tables" / "summary.parquet").iloc[0]
-        assert summary.slim_latency_ms == read_sealed(path)["slim_batch1_ms"] > 0
+        measured = read_sealed(path)
+        assert summary.slim_latency_ms == measured["slim_batch1_ms"] > 0
+        for ending, batch in (("", 1), ("_batch64", 64)):
+            for column, name in (("ratio", "ratio"), ("ratio_low", "ratio_low"), ("ratio_high", "ratio_high")):
+                assert summary[f"latency_{column}{ending}"] == measured[f"{name}_batch{batch}"] > 0
+            assert summary[f"latency_noise{ending}"] == measured[f"noise_batch{batch}"] >= 1
+        assert summary.finetune_epochs == 2
     assert journal_bytes(run) == journal_bytes(reference)
 
 

@@ -227,6 +227,15 @@ class SyntheticRun:
             "candidates": len(self.candidates),
             "device_hours": sum(row.device_hours for row in self.device_hours()),
             "device": DEVICE,
+            "finetune_epochs": 100,
+            "latency_ratio": 1.04,
+            "latency_ratio_low": 0.97,
+            "latency_ratio_high": 1.12,
+            "latency_noise": 1.09,
+            "latency_ratio_batch64": 1.61,
+            "latency_ratio_low_batch64": 1.55,
+            "latency_ratio_high_batch64": 1.66,
+            "latency_noise_batch64": 1.03,
         }
         return SummaryRow(**{**values, **changes})
 

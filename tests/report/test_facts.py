@@ -1,6 +1,7 @@
 """Sentences, sums and headline numbers."""
 
 import math
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -8,8 +9,12 @@ import pytest
 
 from ekgsearch.report import facts, headline
 from ekgsearch.report.html import write_report
-from ekgsearch.report.tables import load_run
+from ekgsearch.report.plots import plot_accuracy, plot_latency
+from ekgsearch.report.speed import speeds
+from ekgsearch.report.tables import load_run, rows_of
 from ekgsearch.report.terminal import audit_text, summary_text
+from ekgsearch.rows import DeviceHoursRow
+from ekgsearch.storage.tables import read_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +45,81 @@ def test_the_verdict_sets_the_slim_network_beside_the_unpruned_one_and_the_basel
 
 def test_the_speed_remark_is_silent_where_nothing_was_measured(run):
     nan = math.nan
-    assert "1.04× at batch 1 and 1.61× at batch 64" in facts.speed_remark(run.summary)
+    text = facts.speed_remark(run.summary)
+    assert "at batch 1 no difference beyond the noise of ±9 %; at batch 64 1.61× as fast (1.55 to 1.66), noise" in text
     s = replace(run.summary, full_latency_ms=nan, slim_latency_ms=nan, slim_latency_batch64_ms=nan)
     assert facts.speed_remark(s) == ""
+
+
+@pytest.mark.parametrize(
+    ("ratio", "noise", "factor", "text", "good"),
+    [
+        (0.5, 1.2, "0.50×", "0.50× as fast (0.40 to 0.60), noise ±20 %", False),
+        (0.5, 2.0, "within noise", "no difference beyond the noise of ±100 %", None),
+        (0.5, 2.1, "within noise", "no difference beyond the noise of ±110 %", None),
+        (1.3, 1.31, "within noise", "no difference beyond the noise of ±31 %", None),
+        (1.3, 1.29, "1.30×", "1.30× as fast (0.40 to 0.60), noise ±29 %", True),
+        (1.3, math.nan, "1.30×", "1.30× as fast, noise not measured", True),
+        (math.nan, math.nan, "1.04×", "1.04× as fast, noise not measured", True),
+    ],
+)
+def test_a_difference_within_the_noise_is_not_called_one(run, ratio, noise, factor, text, good, write_run, tmp_path):
+    columns = {"latency_ratio_low": 0.4, "latency_ratio_high": 0.6, "latency_ratio": ratio, "latency_noise": noise}
+    folder = write_run(tmp_path / "run", tables=("summary",), **columns)
+    noisy = load_run(folder)
+    assert speeds(noisy.summary)[0].factor == factor
+    assert text in summary_text(noisy)
+    assert f"at batch 1 {text}" in facts.speed_remark(noisy.summary)
+    tile = next(tile for tile in headline.tiles(noisy) if tile.title == "Latency, batch 1")
+    assert (tile.change, tile.good) == (text, good)
+    assert plot_latency(noisy).axes[0].get_title("left") == f"batch 1: {factor}"
+    assert ("0.50×" in summary_text(noisy)) == (factor == "0.50×")
+
+
+def test_a_network_without_an_epoch_of_fine_tuning_is_not_called_fine_tuned(write_run, tmp_path):
+    nan = math.nan
+    tables = ("device_hours", "summary")
+    changes = {"finetune_epochs": 0, "best_top1": nan, "plain_top1": nan, "uniform_top1": nan, "dataset": "digits"}
+    folder = write_run(tmp_path / "searched", tables=tables, **changes)
+    run = load_run(folder)
+    texts = [summary_text(run), facts.verdict(run.summary), *(str(tile) for tile in headline.tiles(run))]
+    for text in texts:
+        assert "fine-tuned" not in text.replace("not fine-tuned", "")
+        assert "last epoch" not in text
+        assert "best epoch" not in text
+    assert "* Slim network, not fine-tuned" in texts[0]
+    assert "of the MACs and, without any fine-tuning, reaches" in texts[1]
+    labels = [line.get_label() for line in plot_accuracy(run).axes[0].lines]
+    assert any(label.startswith("this run, not fine-tuned, ") for label in labels)
+    page = write_report([folder]).read_text()
+    assert "fine-tuning <b>none</b>" in page
+    assert "Slim network, not fine-tuned" in page
+    assert "fine-tuned" not in page.replace("not fine-tuned", "")
+    both = write_report(
+        [folder, write_run(tmp_path / "tuned", tables=("summary",))], tmp_path / "both.html"
+    ).read_text()
+    assert "ekg + no fine-tuning</td>" in both
+    assert "ekg + ekg</td>" in both
+    other = replace(run.summary, seed=7)
+    assert "ekg + no fine-tuning" in facts.over_seeds([run.summary, other])["kind"][0]
+
+
+def test_every_time_of_a_page_has_the_unit_of_its_largest_sum(write_run, tmp_path):
+    long = write_run(tmp_path / "long", tables=("device_hours",))
+    short = write_run(tmp_path / "short", tables=("device_hours",))
+    table = read_table(short / "tables" / "device_hours.parquet")
+    for column in ("wall_seconds", "busy_seconds", "idle_seconds", "device_hours"):
+        table[column] /= 100
+    rows = [DeviceHoursRow(**row) for row in rows_of(table)]
+    write_table(short / "tables" / "device_hours.parquet", rows, DeviceHoursRow)
+    text = summary_text(load_run(short))
+    assert "  device-seconds   held" in text
+    assert re.search(r"\n  search +7\.16 +0\.56  2 \(1 died\)\n", text)
+    for runs, name in (([short], "seconds"), ([long], "hours"), ([short, long], "hours")):
+        page = write_report(runs, tmp_path / f"{len(runs)}.html").read_text()
+        assert f"Device-{name}" in page
+        assert set(re.findall(r"[Dd]evice-(hours|minutes|seconds)", page)) == {name}
+        assert not re.search(r"\d (h|min|s)\b", page)
 
 
 def test_width_and_search_remarks_count(run):

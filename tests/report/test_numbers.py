@@ -31,10 +31,36 @@ def test_differences_carry_their_sign(value, text):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(315.2, "315 h"), (12.34, "12.3 h"), (1.333, "1.33 h"), (0.25, "15.0 min"), (0.004, "14.4 s")]
+    ("value", "like", "text"),
+    [
+        (950_000, 1_005_000, "0.950 M"),
+        (5_100_652, 10_202_652, "5.10 M"),
+        (1_005_000, 950_000, "1005.0 k"),
+        (3, math.nan, "3"),
+        (math.nan, 1e6, "–"),
+    ],
 )
-def test_hours_fall_back_to_minutes_and_seconds(value, text):
-    assert numbers.hours(value) == text
+def test_counts_next_to_each_other_have_one_prefix(value, like, text):
+    assert numbers.count(value, like) == text
+
+
+@pytest.mark.parametrize(
+    ("longest", "name", "texts"),
+    [
+        (315.24, "hours", ["315.2", "0.0"]),
+        (12.345, "hours", ["12.35", "0.00"]),
+        (1.0, "hours", ["1.000", "0.004"]),
+        (0.999, "minutes", ["59.94", "0.24"]),
+        (1 / 60, "minutes", ["1.000", "0.240"]),
+        (0.004, "seconds", ["14.40", "14.40"]),
+        (0.0, "seconds", ["0.000", "14.400"]),
+        (math.nan, "seconds", ["–", "14.400"]),
+    ],
+)
+def test_all_times_of_a_page_have_the_unit_that_suits_the_longest(longest, name, texts):
+    unit = numbers.TimeUnit.of(longest)
+    assert unit.name == name
+    assert [unit.number(longest), unit.number(0.004)] == texts
 
 
 @pytest.mark.parametrize(
@@ -44,6 +70,6 @@ def test_latency_has_three_digits(value, text):
     assert numbers.milliseconds(value) == text
 
 
-def test_speed_up_needs_two_measurements():
-    assert numbers.times(3.0, 2.0) == "1.50×"
-    assert numbers.times(math.nan, 2.0) == numbers.times(3.0, math.nan) == numbers.times(3.0, 0.0) == "–"
+def test_a_ratio_needs_a_measurement():
+    assert numbers.times(1.5) == "1.50×"
+    assert numbers.times(math.nan) == "–"

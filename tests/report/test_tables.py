@@ -1,12 +1,12 @@
-"""Reading run directories and collecting rows over runs."""
+"""Reading run directories."""
 
 import pyarrow.parquet as pq
 import pytest
 
 from ekgsearch.errors import StorageError
-from ekgsearch.report.tables import ROW_TYPES, export, load_run, load_table
+from ekgsearch.report.tables import load_run, load_table
 from ekgsearch.rows import SummaryRow
-from ekgsearch.storage.tables import read_arrow, read_table, schema, write_arrow, write_table
+from ekgsearch.storage.tables import read_arrow, write_arrow, write_table
 
 
 def test_a_finished_run_has_all_tables(finished_run):
@@ -63,27 +63,6 @@ def test_a_table_of_another_version_is_refused_with_the_missing_columns(finished
 def test_an_unknown_table_is_refused_with_the_known_ones(finished_run):
     with pytest.raises(StorageError, match="iterations, candidates"):
         load_table(finished_run, "losses")
-
-
-@pytest.mark.parametrize("table", list(ROW_TYPES))
-def test_export_joins_the_rows_of_runs_and_keeps_the_schema(finished_run, write_run, tmp_path, table):
-    other = write_run(tmp_path / "other", seed=2, reduction=0.3)
-    out = tmp_path / "all.parquet"
-    num_rows = export([finished_run, other], out, table)
-    rows = read_table(out)
-    assert num_rows == len(rows)
-    assert list(rows["run"].unique()) == ["resnet56-half", "other"]
-    assert len(rows) == len(load_table(finished_run, table)) + len(load_table(other, table))
-    written = pq.read_schema(out)
-    for column in schema(ROW_TYPES[table]):
-        assert written.field(column.name).type == column.type
-        assert written.field(column.name).metadata[b"description"] == column.metadata[b"description"]
-
-
-def test_export_without_rows_is_refused(write_run, tmp_path):
-    stopped = write_run(tmp_path / "stopped", tables=("iterations",))
-    with pytest.raises(StorageError, match="written when a run finishes"):
-        export([stopped], tmp_path / "all.parquet")
 
 
 def test_a_table_from_before_a_column_was_added_reads_with_its_default(write_run, tmp_path):

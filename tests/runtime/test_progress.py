@@ -65,6 +65,21 @@ def test_a_terminal_is_drawn_at_most_ten_times_a_second(
     assert terminal.getvalue().count("\r") == 9
 
 
+@pytest.mark.parametrize(
+    ("total", "done", "shown"),
+    [
+        (5_101_888, 666_608, "0.667 M/5.102 M MACs  0.133 M MACs/s"),
+        (999_999, 25_400, "25400/999999 MACs  5,080 MACs/s"),
+        (0, 6_000_000, "6.000 M/? MACs  1.200 M MACs/s"),
+    ],
+)
+def test_counts_and_rate_of_a_line_have_one_unit(total: int, done: int, shown: str, fake_time: list[float]) -> None:
+    progress = Progress("search", total, "MACs", logging.getLogger("ekgsearch.x"))
+    fake_time[0] = 5.0
+    progress.advance(done)
+    assert progress.line().startswith(f"search  {shown}  0:05")
+
+
 def test_lines_come_at_most_every_five_seconds_and_once_at_the_end(
     fake_time: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
