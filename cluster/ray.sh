@@ -54,6 +54,10 @@ case $host in
   # By itself Ray replaces 127.0.0.1 by an address that other machines reach; this switch keeps it on loopback.
   127.*|localhost) export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 ;;
 esac
+PATH=$(cd "$(dirname "$0")/.." && pwd)/.venv/bin:$PATH # the environment of this checkout need not be active
+if [ "$command" != token ] && ! command -v ray > /dev/null; then
+  fail "there is no ray in .venv/bin or on the PATH; install first (README.md)"
+fi
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file RAY_USAGE_STATS_ENABLED=0
 export RAY_worker_niceness=${RAY_worker_niceness:-0} # Ray's own is 15: any other process of the machine comes first
 case $command in

@@ -168,7 +168,7 @@ def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None
 
     configure_logging(None, verbose)
     num_rows = export_tables(runs, out, table=table)
-    click.echo(plain_line(f"{out}: {num_rows} rows"))
+    click.echo(plain_line(f"{out}: {num_rows} {'row' if num_rows == 1 else 'rows'}"))
 
 
 @cli.command()

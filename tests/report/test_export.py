@@ -83,7 +83,7 @@ def test_every_run_that_is_left_out_is_named_with_the_reason(finished_run, write
     for line, (path, reason) in zip(lines, reasons.items(), strict=True):
         assert str(path) in line
         assert reason in line
-    assert done.stdout == f"{out}: 1 rows\n"
+    assert done.stdout == f"{out}: 1 row\n"
 
 
 def test_nothing_left_is_an_error_that_names_all(write_run, tmp_path):
