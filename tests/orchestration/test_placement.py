@@ -44,3 +44,20 @@ def test_every_batch_has_one_owner_and_work_is_even() -> None:
         loads = [sum(sizes[batch] for batch in part) for part in parts]
         assert max(loads) - min(loads) <= 256
         assert all(list(part) == sorted(part) for part in parts)
+
+
+def test_large_batches_find_an_owner_first() -> None:
+    assert spread([40, 256, 256, 256], 3) == [(0, 1), (2,), (3,)]
+
+
+def test_shares_of_a_core_are_not_lost_to_rounding() -> None:
+    assert Request(0.1, 0).room([{"CPU": 0.7}]) == 7
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"), [(Request(4, 0), "cpus_per_worker"), (Request(1, 1), "gpus_per_worker")]
+)
+def test_advice_names_what_a_job_may_say(request_: Request, field: str) -> None:
+    shortage = no_room(request_, 2, [{"CPU": 2.0}])
+    assert shortage is not None
+    assert shortage.endswith(f"set cluster.search_workers=1, or a smaller cluster.{field}")

@@ -141,6 +141,18 @@ def test_many_runs_are_compared_without_their_details(write_run, tmp_path):
     assert text.count("<svg") == 2
 
 
+def test_a_few_runs_are_compared_with_their_details(write_run, tmp_path):
+    text = write_report([write_run(tmp_path / "run", tables=())] * 8).read_text()
+    assert "Too many runs" not in text
+    assert text.count('<details class="run">') == 8
+
+
+def test_the_best_run_of_a_comparison_is_bold(write_run, tmp_path):
+    values = {"worse": 91.25, "best": 93.75, "failed": float("nan")}
+    runs = [write_run(tmp_path / name, tables=("summary",), final_top1=value) for name, value in values.items()]
+    assert re.findall(r"<strong>([\d.]+)</strong>", write_report(runs * 3).read_text()) == ["93.75"] * 3
+
+
 def test_no_run_directory_is_refused():
     with pytest.raises(StorageError, match="at least one run directory"):
         write_report([])

@@ -81,6 +81,14 @@ def test_fine_tunings_are_averaged_by_objective(run, write_run, tmp_path):
     assert "None of the runs" in plot_objectives([stopped]).axes[0].texts[0].get_text()
 
 
+def test_an_epoch_that_was_repeated_is_drawn_as_it_was_last(run):
+    is_first = (run.epochs["network"] == "slim") & (run.epochs["epoch"] == 1)
+    epochs = pd.concat([run.epochs, run.epochs[is_first].assign(test_top1=12.5)])
+    figure = PLOTS["learning"](dataclasses.replace(run, epochs=epochs))
+    drawn = next(line for axes in figure.axes for line in axes.lines if line.get_label() == "slim, ekg")
+    assert drawn.get_ydata()[0] == 12.5
+
+
 def test_markup_takes_its_colours_from_the_page_and_no_address(run):
     markup = to_svg(PLOTS["learning"](run), 'a "label" <&>', "key")
     assert 'aria-label="a &quot;label&quot; &lt;&amp;>"' in markup
