@@ -55,7 +55,7 @@ def _ask(address: str, token: str) -> grpc.StatusCode:
         try:
             channel.unary_unary(_QUESTION)(b"", timeout=ANSWER_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
-            found: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+            found: grpc.StatusCode = error.code()
             return found
     return grpc.StatusCode.OK
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def _write_csv(path: Path, rows: Sequence[Any], row_type: type) -> None:
-    text = pd.DataFrame(rows, columns=list(row_type.__dataclass_fields__)).to_csv(index=False, na_rep="nan")
+    text = pd.DataFrame(rows, columns=[column.name for column in fields(row_type)]).to_csv(index=False, na_rep="nan")
     write_atomically(path, text.encode())
 
 
