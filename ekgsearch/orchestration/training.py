@@ -54,9 +54,9 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
                 raise WorkerError(
                     f"training stopped: its processes failed {failures} times in a row without a new checkpoint, more "
                     f"than cluster.max_restarts = {cluster.max_restarts}. The last checkpoint is kept and the same "
-                    f"command continues. Last words: {str(error).strip()[-400:]}"
+                    f"command continues. Last words: {_last_words(error)}"
                 ) from error
-            log.warning("training processes died; starting others (%d): %s", failures, str(error).strip()[-400:])
+            log.warning("training processes died; starting others (%d): %s", failures, _last_words(error))
         finally:
             for path in folder.glob(BUSY_FILE.format(rank="*")):
                 clock.busy(float(path.read_text(encoding="utf-8")) * plan.devices_per_worker)
@@ -123,6 +123,11 @@ def _train_loop(config: dict[str, Any]) -> None:
         write_atomically(busy, f"{time.perf_counter() - start:.3f}".encode())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+
+
+def _last_words(error: Exception) -> str:
+    """The end of an error text of several lines, as one line."""
+    return " ".join(str(error).split())[-400:]
 
 
 def _raise_own_error(error: Exception) -> None:

@@ -88,7 +88,7 @@ class Failed(ray.train.TrainingFailedError):
     """What Ray Train raises where a process failed."""
 
     def __init__(self, cause: Exception | None = None) -> None:
-        super().__init__("failed")
+        super().__init__("it has\n  failed\n")
         self.worker_failures = {0: SimpleNamespace(cause=cause)} if cause else {}
 
 
@@ -116,9 +116,10 @@ def fit_with(attempts: list[Exception | None], folder: Path, monkeypatch: pytest
 
 
 def test_the_work_of_every_attempt_is_charged_once_and_for_all_devices(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert fit_with([Failed(), Failed(), None], tmp_path, monkeypatch) == [4, 6, 8, 10, 12, 14]
+    assert "starting others (2): it has failed" in caplog.text
 
 
 def test_an_error_on_purpose_of_a_process_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
