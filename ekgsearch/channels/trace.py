@@ -1,10 +1,8 @@
 """Trace a network into a list of nodes with known shapes, in one form whatever the tracer."""
 
-import inspect
 import keyword
 import logging
 import math
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +16,11 @@ from torch.utils import _pytree as pytree
 from ekgsearch.channels.auxiliary import Auxiliary, join, remove, works
 from ekgsearch.channels.execute import Program
 from ekgsearch.channels.lift import Leaves, lift
-from ekgsearch.channels.operations import Kind, drops_branches, kind_of
+from ekgsearch.channels.operations import Kind, kind_of
 from ekgsearch.channels.other_macs import OtherMacs, other_macs
+from ekgsearch.channels.tracers import first_line, read_tensor, symbolic, traced_graph
 from ekgsearch.channels.training_forward import training_difference
-from ekgsearch.errors import EkgError, NetworkError
+from ekgsearch.errors import NetworkError
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     with evaluation(network):
         images = example(network, input_shape)
         expected = _outputs(run_example(network, images))
-        graph, constants = _graph(network, images)
+        graph, constants = traced_graph(network, images)
         read = partial(read_tensor, network, constants)
         leaves = lift(graph, network, read)
         difference = training_difference(network, images, leaves.own)
@@ -119,7 +118,7 @@ def _training_only(
     read = partial(read_tensor, network, constants)
     try:
         network.train()
-        training, own_constants = _symbolic(network, _Tracer())
+        training, own_constants = symbolic(network)
         others = lift(training, network, partial(read_tensor, network, own_constants), in_training=True)
     except Exception as error:  # as above
         _log.info("the forward in training cannot be traced: %s: %s", type(error).__name__, error)
@@ -175,7 +174,7 @@ def run_example(network: nn.Module, images: Tensor) -> Any:
     try:
         return network(images)
     except Exception as error:  # any Python code may run in a forward, so anything may be raised
-        shape, reason = tuple(images.shape[1:]), _first_line(error)
+        shape, reason = tuple(images.shape[1:]), first_line(error)
         try:
             network(images[:1])
         except Exception:
@@ -200,106 +199,13 @@ def _check_names(network: nn.Module) -> None:
             )
 
 
-def _graph(network: nn.Module, images: Tensor) -> tuple[fx.Graph, dict[str, Tensor]]:
-    try:
-        return _symbolic(network, _Tracer())
-    except Exception as error:
-        symbolic_error = error
-    try:
-        return _symbolic(network, _ConstantBuffers())
-    except Exception as error:
-        _log.info("symbolic tracing failed (%s: %s); trying torch.export", type(error).__name__, error)
-    try:
-        return _exported(network, images)
-    except EkgError:
-        raise
-    except Exception as error:
-        raise NetworkError(
-            "expected a network that torch.fx or torch.export can trace; "
-            f"torch.fx says: {_first_line(symbolic_error)}; torch.export says: {_first_line(error)}; "
-            "avoid control flow that depends on values in its forward"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-
-
-class _Tracer(fx.Tracer):
-    """Keeps stochastic depth as one call, so that a slim network can switch it on for training.
-
-    What a forward computes from buffers is traced too, so that it follows them.
-    """
-
-    proxy_buffer_attributes = True
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return drops_branches(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-class _ConstantBuffers(_Tracer):
-    """Takes buffers for constants, for forwards that look into them."""
-
-    proxy_buffer_attributes = False
-
-
-def _symbolic(network: nn.Module, tracer: fx.Tracer) -> tuple[fx.Graph, dict[str, Tensor]]:
-    parameters = list(inspect.signature(network.forward).parameters.values())
-    defaults = {p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty}
-    before = set(vars(network))
-    graph = tracer.trace(network, concrete_args=defaults or None)
-    # the tracer leaves tensors made in the forward on the network; they belong to the graph
-    constants = {name: vars(network).pop(name) for name in set(vars(network)) - before}
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(placeholders) != 1 + len(defaults):
-        raise NetworkError(f"expected a forward with one argument without default, found {len(placeholders)}")
-    given = set(placeholders[1:])
-    for node in graph.nodes:
-        if given.intersection(node.all_input_nodes):
-            given.add(node)  # the tracer's checks that defaults are given
-    for node in reversed(list(graph.nodes)):
-        if node in given:
-            graph.erase_node(node)
-    return graph, constants
-
-
-def _exported(network: nn.Module, images: Tensor) -> tuple[fx.Graph, dict[str, Tensor]]:
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
-    module = program.module(check_guards=False)
-    graph = fx.Graph()
-    leaves = pytree.tree_leaves(graph.graph_copy(module.graph, {}))
-    graph.output(pytree.tree_unflatten(leaves, program.call_spec.out_spec))
-    tensors = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
-    return graph, {name: value for name, value in tensors.items() if not _holds(network, name)}
-
-
-def _holds(network: nn.Module, target: str) -> bool:
-    """Tell whether a network has a tensor of this path; buffers outside its state count for export as constants."""
-    try:
-        return isinstance(operator.attrgetter(target)(network), Tensor)
-    except AttributeError:
-        return False
-
-
-def read_tensor(network: nn.Module, constants: dict[str, Tensor], target: str) -> Tensor:
-    """Read a tensor by its path: one that the forward made, or a parameter or buffer of the network.
-
-    Raises:
-        NetworkError: something else is there.
-    """
-    found = constants[target] if target in constants else operator.attrgetter(target)(network)
-    if not isinstance(found, Tensor):
-        raise NetworkError(f"expected a tensor at {target!r} of the traced network, found {type(found).__name__}")
-    return found
-
-
 def _check(expected: list[Tensor], program: Program, images: Tensor) -> dict[str, tuple[int, ...]]:
     """Run the traced network and compare it with what the original gave; return the shapes of all values."""
     with torch.no_grad():
         try:
             values = program.values(images)
         except Exception as error:
-            raise NetworkError(f"the traced network fails where the network does not: {_first_line(error)}") from error
+            raise NetworkError(f"the traced network fails where the network does not: {first_line(error)}") from error
     found = _outputs(program.output(values))
     scale = max((float(tensor.abs().max()) for tensor in expected if tensor.numel()), default=0.0)
     same = len(found) == len(expected) and all(
