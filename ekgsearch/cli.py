@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+from pydantic import BaseModel
 
 from ekgsearch import __version__
 from ekgsearch.runtime.plain import plain_line, plain_text
@@ -106,27 +107,36 @@ def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 @_job_argument
 @_set_option
 @click.option("--show", is_flag=True, help="Print the job with every default written out.")
-def validate(job: Path, overrides: tuple[str, ...], show: bool) -> None:
+@click.option("--paths", is_flag=True, help="Look also whether the files and folders that it names are there.")
+def validate(job: Path, overrides: tuple[str, ...], show: bool, paths: bool) -> None:
     """Check the fields of JOB, of a study or of a benchmark without opening what it names; every mistake is one line.
 
     \b
     Examples:
       ekgsearch validate jobs/quickstart.yaml
+      ekgsearch validate jobs/ekg_resnet56_cifar10_cpu.yaml --paths
       ekgsearch validate jobs/quickstart.yaml --show
       ekgsearch validate jobs/bench_search.yaml
     """
-    from ekgsearch.bench.base import load_bench
-    from ekgsearch.jobfile import fields_text, load_fields, load_job, load_model
+    from ekgsearch.bench.base import check_bench
+    from ekgsearch.errors import JobError
+    from ekgsearch.experiment import Job
+    from ekgsearch.jobfile import fields_text, load_fields
+    from ekgsearch.named_files import missing_files
     from ekgsearch.pipeline.study import StudyJob
 
-    match command := next((name for name in ("bench", "study") if name in load_fields(job, overrides)), "run"):
+    fields = load_fields(job, overrides)
+    command = next((name for name in ("bench", "study") if name in fields.values), "run")
+    match command:
         case "bench":
-            text = fields_text(load_bench(job, overrides)[1])
+            checked: BaseModel = check_bench(fields)[1]
         case "study":
-            text = fields_text(load_model(job, StudyJob, overrides))
+            checked = fields.check(StudyJob)
         case _:
-            text = fields_text(load_job(job, overrides))
-    click.echo(text if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
+            checked = fields.check(Job)
+    if paths and (missing := missing_files(checked)):
+        raise JobError("\n".join(f"{fields.place(name.split('.'))}: {words}" for name, words in missing))
+    click.echo(fields_text(checked) if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
 
 
 @cli.command()

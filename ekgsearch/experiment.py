@@ -2,19 +2,19 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
-from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 from ekgsearch.records import content_hash
-from ekgsearch.search.steps import expand_reference
+from ekgsearch.search.steps import default_padding, expand_reference
 from ekgsearch.sections.bank import BankSection
-from ekgsearch.sections.base import Section
+from ekgsearch.sections.base import Section, Seed, Text
 from ekgsearch.sections.cluster import ClusterSection
-from ekgsearch.sections.data import DataSection, NetSection
+from ekgsearch.sections.data import DataSection, NetSection, network_contradictions
 from ekgsearch.sections.search import SearchSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
 
@@ -30,9 +30,9 @@ class Job(Section):
     }
     """Fields that change no result."""
 
-    output: str = Field(description="run directory; $VARIABLES are expanded")
-    seed: int = Field(1, ge=0, description="seed of every random choice that is not a method's constant")
-    search_run: str | None = Field(
+    output: Text = Field(description="run directory; $VARIABLES are expanded")
+    seed: Seed = Field(1, description="seed of every random choice that is not a method's constant")
+    search_run: Text | None = Field(
         None,
         description="directory of a run whose finished search is adopted: same seed, network, data, warm-up, search, "
         "another fine-tuning; null: search here. $VARIABLES are expanded",
@@ -53,38 +53,39 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> "Job":
+        if found := list(self.contradictions()):
+            raise ValueError("\n".join(found))
+        return self
+
+    def contradictions(self) -> Iterator[str]:
+        """What does not go together in this job, as far as it can be told without opening a file; one line each."""
         if (self.search.reduction is None) == (self.search.budget is None):
-            raise ValueError("search: give exactly one of search.reduction (a share) and search.budget (a cost)")
+            yield "search: give exactly one of search.reduction (a share) and search.budget (a cost)"
         if self.net.weights is None and self.pretrain.epochs == 0:
-            raise ValueError("net.weights is null and pretrain.epochs is 0: give weights or epochs to train them")
-        if self.data.name in ("image_folder", "parquet") and self.data.root is None:
-            raise ValueError(f"data.root is null: data.name {self.data.name} needs the folder that holds train and val")
-        for name, section in (("pretrain", self.pretrain), ("finetune", self.finetune)):
-            if any(not 0 < share < 1 for share in section.milestones):
-                raise ValueError(f"{name}.milestones = {list(section.milestones)}: shares of the epochs, each in 0..1")
-        if self.finetune.batch_size % (self.finetune.workers * self.finetune.accumulate):
-            raise ValueError(
-                f"finetune.batch_size = {self.finetune.batch_size} does not divide over "
-                f"finetune.workers = {self.finetune.workers} x finetune.accumulate = {self.finetune.accumulate}"
-            )
-        share = self.finetune.batch_size // (self.finetune.workers * self.finetune.accumulate)
-        if self.finetune.objective in EMBEDDING_OBJECTIVES and share < 2:
-            raise ValueError(
-                f"finetune.objective {self.finetune.objective} compares images: expected at least 2 per process and "
-                f"micro-batch, found {share} (finetune.batch_size = {self.finetune.batch_size} over finetune.workers x "
-                "finetune.accumulate); raise finetune.batch_size"
-            )
-        if self.finetune.average_last > self.finetune.epochs:
-            raise ValueError(
-                f"finetune.average_last = {self.finetune.average_last}, but there are only "
-                f"finetune.epochs = {self.finetune.epochs}"
-            )
+            yield "net.weights is null and pretrain.epochs is 0: give weights or epochs to train them"
+        if self.search_run is not None and self.search_run == self.output:
+            yield f"search_run = {self.search_run!r} is the run directory itself; leave it out or name another run"
+        yield from self.data.contradictions()
+        yield from network_contradictions(self.net, self.data, default_padding(self.search.quirks))
+        yield from self._lacks_images()
+        num_images = self.data.train_images or (self.data.known.train if self.data.known else None)
+        yield from self.pretrain.contradictions("pretrain", num_images if self.net.weights is None else None)
+        yield from self.finetune.contradictions("finetune", num_images)
         if self.search.method == "uniform" and self.finetune.objective not in ("plain", "single"):
-            raise ValueError(
+            yield (
                 "search.method uniform leaves no interim sub-networks, so finetune.objective "
                 f"{self.finetune.objective} has no teachers; use plain or single"
             )
-        return self
+
+    def _lacks_images(self) -> Iterator[str]:
+        """The two subsets of the search are disjoint: a class must have enough images for both."""
+        warmup = self.warmup.images_per_class if self.warmup.epochs else 0
+        search, known = self.search.images_per_class, self.data.known
+        if known is not None and search + warmup > known.per_class:
+            yield (
+                f"search.images_per_class = {search} and warmup.images_per_class = {warmup}, but a class of "
+                f"{self.data.name} has only {known.per_class} training images; lower one of them"
+            )
 
     @property
     def sha256(self) -> str:

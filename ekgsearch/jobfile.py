@@ -1,19 +1,115 @@
 """Read a job from YAML: every mistake becomes one line with its place, its value and what is allowed."""
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.storage.secrets import names_a_secret, redact
+from ekgsearch.strict_yaml import MOST_BYTES, MOST_LEVELS, Document, StrictYamlError, read_yaml, shown, write_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
+
+MOST_LINES = 50
+"""Mistakes of one file that are told; of more, only the number."""
+
+_MOST_SEARCHED = 1000
+"""Characters of a value that are searched for credentials, which takes time that grows with their square."""
+
+_NAMED_FIELD = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+|[a-z][a-z0-9_]*(?= = |: )")
+"""A field in the words of an error: a dotted name, or one in front of its value."""
+
+_DIGITS = "in decimal digits, without quotes, leading zeros, colons or underscores"
+
+_KINDS = {
+    "bool_type": "must be true or false",
+    "float_type": f"must be a number, {_DIGITS}",
+    "int_type": f"must be a whole number, {_DIGITS}",
+    "model_type": "must be a section; write its fields below it, or leave it out",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text; put it in quotes",
+    "tuple_type": "must be a list, such as [0.5]",
+}
+"""What is expected where a value is of another kind, by the type of pydantic's error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A setting of the command line, ``path=value``.
+
+    Attributes:
+        keys: the path.
+        value: what takes the place of the field.
+        name: how errors call it, without what may be a credential.
+    """
+
+    keys: tuple[str, ...]
+    value: Any
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of a YAML file, unchecked, with the settings of the command line in their places.
+
+    Attributes:
+        path: the file.
+        values: the fields by name, sections as dicts.
+        document: the file as it was read.
+        overrides: the settings.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    document: Document
+    overrides: tuple[Override, ...]
+
+    def place(self, location: Sequence[str | int]) -> str:
+        """Where a field comes from: ``--set path=value``, else the file and its line."""
+        keys = tuple(location)
+        for override in reversed(self.overrides):  # one that sets a part comes after one that sets the section
+            if keys[: len(override.keys)] == override.keys:
+                return override.name
+            if keys == override.keys[: len(keys)] and keys and not _is_in(self.document.value, keys):
+                return override.name  # which made the section
+        line = self.document.line(location)
+        return f"{self.path}:{line}" if line else str(self.path)
+
+    def place_of_words(self, location: Sequence[str | int], words: str) -> str:
+        """Where the fields come from that an error about a whole section names: a setting, else the first in the file.
+
+        Args:
+            location: the section; empty for the whole file.
+            words: the error.
+        """
+        named = sorted((tuple(name.split(".")) for name in _NAMED_FIELD.findall(words)), key=len, reverse=True)
+        for override in self.overrides:
+            if any(keys[: len(override.keys)] == override.keys for keys in named):
+                return override.name
+        root = self.document.value or {}
+        written = (keys for keys in named if keys[0] in root and _is_in(root, keys))
+        return self.place(next(written, location))
+
+    def check(self, model: type[Model]) -> Model:
+        """Check all fields.
+
+        Raises:
+            JobError: a field is not allowed; one line per mistake.
+        """
+        try:
+            return model.model_validate(self.values)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            lines = [line for detail in details[:MOST_LINES] for line in _describe(self, model, detail)]
+            more = len(details) - MOST_LINES
+            raise JobError("\n".join([*lines, *([f"{self.path}: and {more} more"] if more > 0 else [])])) from error
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -28,96 +124,101 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     """
     fields = load_fields(path, overrides)
     for command in ("bench", "study"):
-        if command in fields:
+        if command in fields.values:
             raise JobError(f"{path} is for another command: ekgsearch {command} {path}")
-    return load_model(path, Job, overrides)
+    return fields.check(Job)
 
 
 def load_model(path: Path, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Read a YAML file into a pydantic model; arguments and errors as for `load_job`."""
-    fields = load_fields(path, overrides)
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        lines = [_describe(path, model, root, detail) for detail in error.errors()]
-        raise JobError(*lines) from error
+    return load_fields(path, overrides).check(model)
 
 
-def load_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_fields(path: Path, overrides: Sequence[str] = ()) -> Fields:
     """Read a YAML file of sections, unchecked; arguments and errors as for `load_job`."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # a ValueError is a path with a NUL character
         raise JobError(f"{path}: the job file cannot be read: {error}") from error
     try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise JobError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, dict):
-        raise JobError(f"{path}: expected sections such as `net:` and `search:`, found {type(fields).__name__}")
-    for override in overrides:
-        _override(fields, override)
-    return fields
+        document = read_yaml(data)
+    except StrictYamlError as error:
+        lines = [f"{path}{f':{one.line}' if one.line else ''}: {one.text}" for one in error.mistakes]
+        raise JobError("\n".join(lines[:MOST_LINES])) from error
+    values = document.value
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else "a list" if isinstance(values, tuple) else "one value"
+        raise JobError(f"{path}: expected sections such as `net:` and `search:`, found {found}")
+    settings: list[Override] = []
+    for text in overrides:
+        setting = _read_override(text)
+        for other in settings:
+            if other.keys[: len(setting.keys)] == setting.keys:
+                raise JobError(f"{setting.name}: sets again what {other.name} sets; leave one of them out")
+        settings.append(setting)
+        values = _replaced(values, setting)
+    return Fields(path, values, document, tuple(settings))
 
 
 def fields_text(model: BaseModel) -> str:
     """YAML text of a job or of other checked settings with every default; `load_model` reads it back."""
-    fields = yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return f"# Every default written out.\n{fields}"
+    return f"# Every default written out.\n{write_yaml(model.model_dump(mode='json'))}"
 
 
-def _override(fields: dict[str, Any], override: str) -> None:
-    dotted, separator, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not separator or not all(keys):
-        raise JobError(f"--set {override}: expected path=value, e.g. search.reduction=0.45")
-    node: Any = fields
-    for depth, key in enumerate(keys[:-1]):
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
-            raise JobError(f"--set {override}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+def _read_override(text: str) -> Override:
+    dotted, separator, value = text.partition("=")
+    keys = tuple(dotted.strip().split("."))
+    name = f"--set {shown(dotted if any(map(names_a_secret, keys)) else redact(text[:_MOST_SEARCHED]))}"
+    if not separator or not all(keys) or len(keys) > MOST_LEVELS:
+        raise JobError(f"{name}: expected path=value, e.g. search.reduction=0.45")
     try:
-        node[keys[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise JobError(f"--set {override}: {text!r} is not a YAML value") from error
+        return Override(keys, read_yaml(value).value, name)
+    except StrictYamlError as error:
+        raise JobError("\n".join(f"{name}: {one.text}" for one in error.mistakes[:MOST_LINES])) from error
 
 
-def _describe(path: Path, model: type[BaseModel], root: yaml.Node | None, detail: ErrorDetails) -> str:
-    location = [str(part) for part in detail["loc"]]
-    dotted = ".".join(location)
-    line = _line_of(root, location)
-    place = f"{path}:{line}" if line else str(path)
-    match detail["type"]:
-        case "extra_forbidden" if any(map(names_a_secret, location)):
-            return (
-                f"{place}: unknown key {dotted}, which looks like a credential; jobs hold none: set it where the "
-                "provider looks for it (environment variables, profile, instance role)"
-            )
-        case "extra_forbidden":
-            return f"{place}: {dotted}: unknown key (value {_short(detail['input'])}){_did_you_mean(model, location)}"
-        case "missing":
-            return f"{place}: {dotted}: missing, and has no default"
-        case "value_error":
-            return f"{place}: {detail['msg'].removeprefix('Value error, ')}"
-        case _:
-            allowed = detail["msg"].removeprefix("Input ").replace("should be", "must be")
-            return f"{place}: {dotted} = {_short(detail['input'])}: {allowed}"
+def _replaced(fields: dict[str, Any], override: Override) -> dict[str, Any]:
+    """A copy of nested fields with one of them replaced; sections on the way to it are made."""
+    first, *rest = override.keys
+    if not rest:
+        return {**fields, first: override.value}
+    section = fields.get(first)
+    if section is not None and not isinstance(section, dict):
+        raise JobError(f"{override.name}: {shown(first)} is a value, not a section")
+    return {**fields, first: _replaced(section or {}, Override(tuple(rest), override.value, override.name))}
 
 
-def _line_of(root: yaml.Node | None, location: Sequence[str]) -> int | None:
-    """Line of the deepest part of a location that stands in the file, from 1."""
-    line, node = None, root
-    for part in location:
-        if not isinstance(node, yaml.MappingNode):
-            break
-        entry = next(((key, value) for key, value in node.value if key.value == part), None)
-        if entry is None:
-            break
-        line, node = entry[0].start_mark.line + 1, entry[1]
-    return line
+def _is_in(fields: Any, keys: Sequence[str | int]) -> bool:
+    for key in keys:
+        if not isinstance(fields, dict) or key not in fields:
+            return False
+        fields = fields[key]
+    return True
+
+
+def _describe(fields: Fields, model: type[BaseModel], detail: ErrorDetails) -> Iterator[str]:
+    """One line for a mistake in a field, one for each contradiction between fields."""
+    location, kind, value = detail["loc"], detail["type"], _short(detail["input"])
+    names = [str(part) for part in location]
+    dotted = shown(".".join(names))
+    if kind == "value_error":
+        for words in detail["msg"].removeprefix("Value error, ").splitlines():
+            yield f"{fields.place_of_words(location, words)}: {words[:_MOST_SEARCHED]}"
+        return
+    place = fields.place(location)
+    if kind == "extra_forbidden" and any(map(names_a_secret, names)):
+        yield (
+            f"{place}: unknown key {dotted}, which looks like a credential; jobs hold none: set it where the "
+            "provider looks for it (environment variables, profile, instance role)"
+        )
+    elif kind == "extra_forbidden":
+        yield f"{place}: {dotted}: unknown key (value {value}){_did_you_mean(model, names)}"
+    elif kind == "missing":
+        yield f"{place}: {dotted}: missing, and has no default"
+    else:
+        allowed = _KINDS.get(kind) or detail["msg"].removeprefix("Input ").replace("should be", "must be")
+        yield f"{place}: {dotted} = {value}: {allowed}"
 
 
 def _did_you_mean(model: type[BaseModel], location: Sequence[str]) -> str:
@@ -132,5 +233,17 @@ def _did_you_mean(model: type[BaseModel], location: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = redact(repr(value))
+    text = redact(_as_written(value)[:_MOST_SEARCHED])
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _as_written(value: Any) -> str:
+    """A value in YAML's own words, on one line."""
+    match value:
+        case None | True | False:
+            return {None: "null", True: "true", False: "false"}[value]
+        case tuple():
+            return f"[{', '.join(map(_as_written, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{shown(key)}: {_as_written(item)}' for key, item in value.items())}}}"
+    return repr(value)

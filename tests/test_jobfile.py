@@ -15,7 +15,7 @@ GOOD = """\
 output: results/test
 net:
   name: resnet20
-data: {name: digits}
+data: {name: cifar10}
 search:
   reduction: 0.5
 """
@@ -42,10 +42,10 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
             GOOD.replace("reduction", "reductoin"),
             ["job.yaml:6: search.reductoin: unknown key", "did you mean reduction"],
         ),
-        (GOOD.replace("digits", "imagenet"), ["job.yaml:4: data.name = 'imagenet'", "'digits'"]),
+        (GOOD.replace("cifar10", "imagenet"), ["job.yaml:4: data.name = 'imagenet'", "'cifar10'"]),
         (GOOD + "bank: {dtype: top32}\n", ["job.yaml:7: bank.dtype = 'top32'", "about 4 % of the mass; use float16"]),
-        (GOOD + "  step: fast\n", ["job.yaml:7: search.step = 'fast'", "valid number"]),
-        (GOOD + "  budget: 100\n", ["job.yaml: search: give exactly one of search.reduction"]),
+        (GOOD + "  step: fast\n", ["job.yaml:7: search.step = 'fast'", "must be a number"]),
+        (GOOD + "  budget: 100\n", ["job.yaml:6: search: give exactly one of search.reduction"]),
         (GOOD + "finetune: {workers: 3}\n", ["finetune.batch_size = 128 does not divide", "workers = 3"]),
         (
             GOOD + "finetune: {objective: byol, batch_size: 8, workers: 2, accumulate: 4}\n",
@@ -61,7 +61,7 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
             GOOD + "  evaluation: naive\n  slice_below: 0.5\n",
             ["search.evaluation naive slices nothing: search.slice_below = 0.5 would do nothing"],
         ),
-        (GOOD.replace("digits", "image_folder"), ["data.root is null"]),
+        (GOOD.replace("cifar10", "image_folder"), ["data.root is null"]),
         (GOOD.replace("output: results/test\n", ""), ["output: missing"]),
         ("- 1\n- 2\n", ["expected sections"]),
         ("net: [1\n", ["not valid YAML"]),
@@ -132,7 +132,7 @@ def test_the_hash_ignores_where_a_run_happens_and_nothing_else(tmp_path: Path) -
         "finetune.checkpoint_every_steps=5",
     ):
         assert load_job(path, [same]).sha256 == base, same
-    for other in ("seed=2", "search.step=0.1", "bank.teachers=3", "finetune.epochs=2", "data.image_size=8"):
+    for other in ("seed=2", "search.step=0.1", "bank.teachers=3", "finetune.epochs=2", "data.train_images=5000"):
         assert load_job(path, [other]).sha256 != base, other
 
 

@@ -34,6 +34,7 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import JobError
+from ekgsearch.sections.base import Positive, Text
 from ekgsearch.storage.objects import open_store
 
 _GROUP_ROWS = 16
@@ -43,15 +44,17 @@ _GROUP_ROWS = 16
 class Settings(BenchSettings):
     """What the bank holds and how often it is read."""
 
-    images: int = Field(10_000, ge=1, description="images in the bank; 100000 make 1 GB of float16")
-    classes: int = Field(1000, ge=1, description="logits per image and teacher")
-    teachers: int = Field(5, ge=1, description="teachers")
+    images: Positive = Field(10_000, description="images in the bank; 100000 make 1 GB of float16")
+    classes: Positive = Field(1000, description="logits per image and teacher")
+    teachers: Positive = Field(5, description="teachers")
     dtype: BankDtype = Field("float16", description="how logits are stored")
-    batch_size: int = Field(256, ge=1, description="rows of one read")
-    batches: int = Field(20, ge=1, description="reads of one warm pass; cold passes make a fifth")
-    pairs: int = Field(7, ge=1, description="interleaved pairs of passes")
-    uri: str | None = Field(None, description="empty place in a store that a bank is written to and fetched from")
-    folder: str | None = Field(None, description="where the files are put for the time being; null: the system's place")
+    batch_size: Positive = Field(256, description="rows of one read")
+    batches: Positive = Field(20, description="reads of one warm pass; cold passes make a fifth")
+    pairs: Positive = Field(7, description="interleaved pairs of passes")
+    uri: Text | None = Field(None, description="empty place in a store that a bank is written to and fetched from")
+    folder: Text | None = Field(
+        None, description="where the files are put for the time being; null: the system's place"
+    )
 
 
 def run(settings: Settings) -> Iterator[Measurement]:

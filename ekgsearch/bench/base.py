@@ -16,25 +16,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ekgsearch.errors import JobError
-from ekgsearch.jobfile import load_fields, load_model
+from ekgsearch.jobfile import Fields, load_fields
 from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
+from ekgsearch.sections.base import Section, Text
 from ekgsearch.storage.files import write_error
 from ekgsearch.storage.tables import append_rows
+from ekgsearch.strict_yaml import shown
 
 log = logging.getLogger(__name__)
 
 
-class BenchSettings(BaseModel):
+class BenchSettings(Section):
     """Fields of every benchmark."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     bench: str = Field(description="name of the benchmark")
-    output: str = Field("results/bench.parquet", description="parquet file that the rows are added to")
+    output: Text = Field("results/bench.parquet", description="parquet file that the rows are added to")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +157,19 @@ def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Meas
 
 def load_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[ModuleType, BenchSettings]:
     """Check the YAML file of a benchmark; returns its module and its settings. Arguments and errors as `run_bench`."""
-    name = str(load_fields(path, overrides).get("bench"))
+    return check_bench(load_fields(path, overrides))
+
+
+def check_bench(fields: Fields) -> tuple[ModuleType, BenchSettings]:
+    """Check the fields of a benchmark; see `load_bench`."""
+    name = str(fields.values.get("bench"))
     known = sorted(
         file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base", "ceilings")
     )
     if name not in known:
-        raise JobError(f"{path}: bench: {name}: expected one of {', '.join(known)}")
+        raise JobError(f"{fields.place(('bench',))}: bench: {shown(name)}: expected one of {', '.join(known)}")
     module = importlib.import_module(f"ekgsearch.bench.{name}")
-    return module, load_model(path, module.Settings, overrides)
+    return module, fields.check(module.Settings)
 
 
 def table(measurements: Sequence[Measurement]) -> str:

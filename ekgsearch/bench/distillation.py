@@ -41,7 +41,7 @@ from ekgsearch.channels.slim import slim
 from ekgsearch.data.images import ArrayImages
 from ekgsearch.data.views import Normalisation
 from ekgsearch.finetune.batches import open_batches, read_epoch
-from ekgsearch.finetune.config import FinetuneConfig, Objective, TrainData
+from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES, FinetuneConfig, Objective, TrainData
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World, data_parallel
@@ -50,6 +50,8 @@ from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.uniform import uniform_width
+from ekgsearch.sections.base import MOST, Pixels, Positive, Share
+from ekgsearch.sections.data import NetName, network_error
 from ekgsearch.storage.objects import ObjectStore, open_store
 
 BANK_IMAGES = 4096
@@ -63,21 +65,26 @@ class Settings(BenchSettings):
     """Fields of this benchmark."""
 
     bench: Literal["distillation"]
-    net: str = Field("resnet56", description="network of the zoo")
-    num_classes: int = Field(10, gt=1, description="classes")
-    image_size: int = Field(32, gt=0, description="side of the images, pixels")
-    reduction: float = Field(0.45, gt=0, lt=1, description="share of the MACs that the slim network lacks")
+    net: NetName = Field("resnet56", description="network of the zoo")
+    num_classes: int = Field(10, ge=2, le=65_536, description="classes")
+    image_size: Pixels = Field(32, description="side of the images, pixels")
+    reduction: Share = Field(0.45, description="share of the MACs that the slim network lacks")
     objectives: tuple[Objective, ...] = Field(("ekg",), description="objectives that are compared with plain steps")
-    teachers: int = Field(5, gt=0, description="teachers in the memory bank")
-    batch_size: int = Field(128, gt=1, description="images of a step, over all processes")
-    steps: int = Field(4, gt=0, description="steps on each side of a pair")
-    pairs: int = Field(5, gt=0, description="pairs")
+    teachers: Positive = Field(5, description="teachers in the memory bank")
+    batch_size: int = Field(128, ge=2, le=MOST, description="images of a step, over all processes")
+    steps: Positive = Field(4, description="steps on each side of a pair")
+    pairs: Positive = Field(5, description="pairs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of both sides")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device")
     processes: Literal[1, 2] = Field(1, description="processes that share every batch; 2 only on the CPU")
 
     @model_validator(mode="after")
-    def _check_processes(self) -> "Settings":
+    def _agree(self) -> "Settings":
+        if error := network_error(NetSpec(self.net, self.num_classes, (3, self.image_size, self.image_size))):
+            raise ValueError(f"net: {error}")
+        share, rest = divmod(self.batch_size, self.processes)
+        if EMBEDDING_OBJECTIVES & set(self.objectives) and (rest or share < 2):
+            raise ValueError(f"batch_size = {self.batch_size}: expected equal shares of 2 or more for {self.processes}")
         if self.processes > 1 and self.device == "cuda":
             raise ValueError("processes: expected 1 with device cuda, found 2; they exchange sums over gloo, on CPUs")
         return self
@@ -120,10 +127,7 @@ def _measure(settings: Settings, rank: int, folder: Path) -> Iterator[Measuremen
     pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, settings.num_classes, (images,), generator=generator)
     data = TrainData(ArrayImages(pixels, labels).to(device), Normalisation((120.0,) * 3, (60.0,) * 3))
-    graph = analyse(
-        build(NetSpec(settings.net, settings.num_classes, size[1:]), seed=1),
-        size[1:],
-    )
+    graph = analyse(build(NetSpec(settings.net, settings.num_classes, size[1:]), seed=1), size[1:])
     budget = set_budget(graph, reduction=settings.reduction, absolute=None, unit="macs", counter="macs")
     kept: Subnetwork = uniform_width(graph, budget)
     head = classifier(graph)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
@@ -34,6 +34,8 @@ from ekgsearch.errors import DataError
 from ekgsearch.experiment import expand_path
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
+from ekgsearch.sections.base import Pixels, Positive, Text, Threads
+from ekgsearch.sections.data import NetName, network_error
 
 _NORMALISATION = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
 _COLOUR = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2, lighting=0.1, crop="resized")
@@ -47,14 +49,22 @@ _PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5
 class Settings(BenchSettings):
     """What is loaded."""
 
-    folder: str = Field(description="folder with one folder of pictures per class; $VARIABLES are expanded")
-    images: int = Field(1000, ge=1, description="pictures of one epoch, spread over the folder")
-    image_size: int = Field(224, ge=1, description="side of a view, pixels")
-    batch_size: int = Field(64, ge=1, description="pictures of one batch")
-    threads: int = Field(1, ge=1, description="threads of the loaders, worker processes of the reference")
-    pairs: int = Field(5, ge=1, description="interleaved pairs")
+    folder: Text = Field(description="folder with one folder of pictures per class; $VARIABLES are expanded")
+    images: Positive = Field(1000, description="pictures of one epoch, spread over the folder")
+    image_size: Pixels = Field(224, description="side of a view, pixels")
+    batch_size: Positive = Field(64, description="pictures of one batch")
+    threads: Threads = Field(1, description="threads of the loaders, worker processes of the reference")
+    pairs: Positive = Field(5, description="interleaved pairs")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the views go; auto: cuda if there is one")
-    net: str | None = Field(None, description="network that is also trained on two views, e.g. resnet50; null: none")
+    net: NetName | None = Field(
+        None, description="network that is also trained on two views, e.g. resnet50; null: none"
+    )
+
+    @model_validator(mode="after")
+    def _has_network(self) -> "Settings":
+        if self.net and (error := network_error(_net_spec(self.net, self.image_size))):
+            raise ValueError(f"net: {error}")
+        return self
 
 
 def run(settings: Settings) -> Iterator[Measurement]:
@@ -202,13 +212,17 @@ def _reference(
     return (iter(loader) for _ in itertools.count())
 
 
+def _net_spec(name: str, image_size: int) -> NetSpec:
+    return NetSpec(name, 1000, (3, image_size, image_size))
+
+
 def _supply(settings: Settings, images: EncodedImages, name: str) -> list[Measurement]:
     """Train a network on two views of each picture, and see how long it waits for them."""
     EXACT.set_backends()  # the kernels of any training
     num_images = max(len(images), _TRAINED_BATCHES * settings.batch_size)
     images = images.take(torch.arange(num_images) % len(images))
     device = _device(settings)
-    network = build(NetSpec(name, 1000, (3, settings.image_size, settings.image_size)), seed=1).to(device).train()
+    network = build(_net_spec(name, settings.image_size), seed=1).to(device).train()
     network = network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     loader = _loader(settings, images, 2, _COLOUR, "auto")

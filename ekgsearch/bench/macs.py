@@ -12,10 +12,10 @@ search of any batch size executes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +38,8 @@ from ekgsearch.search.budget import set_budget
 from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.search.networks import FastNetworks
+from ekgsearch.sections.base import MOST, Pixels, Positive, Seed, Share
+from ekgsearch.sections.data import NetName, network_error
 
 T = TypeVar("T")
 
@@ -46,20 +48,29 @@ class Settings(BenchSettings):
     """Fields of this benchmark."""
 
     bench: Literal["macs"]
-    net: str = Field("resnet50", description="network of the zoo")
-    num_classes: int = Field(1000, gt=1, description="classes")
-    image_size: int = Field(224, gt=0, description="side of the images, pixels")
-    images: int = Field(4, gt=1, description="images of noise")
-    batch_size: int = Field(2, gt=0, description="images per batch")
-    reductions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+    net: NetName = Field("resnet50", description="network of the zoo")
+    num_classes: int = Field(1000, ge=2, le=65_536, description="classes")
+    image_size: Pixels = Field(224, description="side of the images, pixels")
+    images: int = Field(4, ge=2, le=MOST, description="images of noise")
+    batch_size: Positive = Field(2, description="images per batch")
+    reductions: tuple[Share, ...] = Field(
         (0.45, 0.55), min_length=1, description="shares of the MACs removed at which it is counted"
     )
-    step: float = Field(0.2, gt=0, lt=1, description="r of the search")
+    step: Share = Field(0.2, description="r of the search")
     slice_below: float = Field(0.9, ge=0, le=1, description="as search.slice_below")
     prefix_bytes: int = Field(
-        PREFIX_BYTES, ge=0, description="memory for what scoring computed and candidates start from; the search's own"
+        PREFIX_BYTES,
+        ge=0,
+        le=2**63 - 1,
+        description="memory for what scoring computed and candidates start from; the search's own",
     )
-    seed: int = Field(0, description="seed of weights and images")
+    seed: Seed = Field(0, description="seed of weights and images")
+
+    @model_validator(mode="after")
+    def _has_network(self) -> "Settings":
+        if error := network_error(NetSpec(self.net, self.num_classes, (3, self.image_size, self.image_size))):
+            raise ValueError(f"net: {error}")
+        return self
 
 
 def run(settings: Settings) -> list[Measurement]:

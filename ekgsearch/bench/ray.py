@@ -36,6 +36,7 @@ from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Decision
 from ekgsearch.search.ekg import EkgSearch
+from ekgsearch.sections.base import Positive, Text
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 
@@ -45,10 +46,10 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Settings(BenchSettings):
     """What is searched, by how many workers, for how long."""
 
-    job: str = Field(description="job whose search is run")
+    job: Text = Field(description="job whose search is run")
     overrides: tuple[str, ...] = Field((), description="fields of this job to replace, each field=value")
-    workers: int = Field(2, ge=1, description="search workers of either side")
-    pairs: int = Field(6, ge=1, description="iterations measured on either side")
+    workers: int = Field(2, ge=1, le=4096, description="search workers of either side")
+    pairs: Positive = Field(6, description="iterations measured on either side")
 
 
 class PipeCrew:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.bench.ceilings import ceilings, convolution_bytes
@@ -38,6 +38,7 @@ from ekgsearch.pipeline.workload import Workload
 from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
+from ekgsearch.sections.base import Positive, Text
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
 
@@ -59,10 +60,10 @@ class Settings(BenchSettings):
     """Fields of this benchmark."""
 
     bench: Literal["search"]
-    job: str = Field(description="job whose search is repeated; it names the weights")
+    job: Text = Field(description="job whose search is repeated; it names the weights")
     overrides: tuple[str, ...] = Field((), description="fields of the job to replace, path=value")
-    weights: str | None = Field(None, description="weights to start from in place of the job's, e.g. of a finished run")
-    journal: str | None = Field(
+    weights: Text | None = Field(None, description="weights to start from in place of the job's, e.g. of a run")
+    journal: Text | None = Field(
         None, description="journal of a finished run of this job, whose decisions are repeated; null: search first"
     )
     cases: tuple[Case, ...] = Field(
@@ -70,12 +71,18 @@ class Settings(BenchSettings):
         description="ways of evaluating, each against naive; a number is a search.slice_below, [] only searches",
     )
     baseline: Literal["naive", "naive tf32"] = Field("naive", description="what they are compared with")
-    iterations: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    iterations: tuple[Positive, ...] = Field(
         (1, 20, 40, 60),
         min_length=1,
         description="iterations that are repeated; the search ends after the last of them",
     )
-    pairs: int = Field(5, gt=0, description="interleaved pairs per iteration and case")
+    pairs: Positive = Field(5, description="interleaved pairs per iteration and case")
+
+    @model_validator(mode="after")
+    def _is_not_idle(self) -> "Settings":
+        if self.journal is not None and not self.cases:
+            raise ValueError("cases: [] only searches, and journal names a finished search; leave one of them out")
+        return self
 
 
 def run(settings: Settings) -> Iterator[Measurement]:
@@ -131,8 +138,6 @@ def open_search(settings: Settings, folder: Path) -> tuple[Setup, Workload]:
     Raises:
         JobError, DataError, NetworkError, BudgetError: something is missing, damaged or out of reach.
     """
-    if settings.journal is not None and not settings.cases:
-        raise JobError("cases: [] only searches, and journal names a finished search; leave one of them out")
     setup = set_up(load_job(Path(settings.job), settings.overrides))
     only_gpu = [case for case in (*settings.cases, settings.baseline) if case in ("tf32", "naive tf32")]
     if only_gpu and setup.device == "cpu":

@@ -42,14 +42,19 @@ def build(spec: NetSpec, *, seed: int | None = None) -> nn.Module:
     Raises:
         NetworkError: unknown name, or dimensions that this network cannot have.
     """
-    _check(spec)
+    check(spec)
     with torch.random.fork_rng(devices=[]):
         network = _construct(spec)
     _initialise(network, None if seed is None else torch.Generator().manual_seed(seed))
     return network
 
 
-def _check(spec: NetSpec) -> None:
+def check(spec: NetSpec) -> None:
+    """Check that a network can be built, without building it.
+
+    Raises:
+        NetworkError: unknown name, or dimensions that this network cannot have.
+    """
     if spec.name not in NAMES:
         raise NetworkError(f"network must be one of {', '.join(NAMES)}; found '{spec.name}'")
     _, height, width = spec.input_shape

@@ -31,7 +31,7 @@ from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.search.steps import Quirk
-from ekgsearch.sections.base import Positive, Section
+from ekgsearch.sections.base import MOST, Count, Positive, Section
 from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import make_folder, remove_partials
 from ekgsearch.storage.journal import Journal
@@ -49,9 +49,9 @@ IDLE_QUIRKS: tuple[Quirk, ...] = ("nominal_batch_means", "sequential_statistics"
 class StudySection(Section):
     """Random sub-networks and what is measured on them."""
 
-    subnetworks: int = Field(50, ge=3, description="random sub-networks")
-    by_l1: int = Field(10, ge=0, description="how many of them lose channels of small L1 norm, not random ones")
-    points: int = Field(21, ge=2, description="points along the gradient at which the curvature is measured")
+    subnetworks: int = Field(50, ge=3, le=MOST, description="random sub-networks")
+    by_l1: Count = Field(10, description="how many of them lose channels of small L1 norm, not random ones")
+    points: int = Field(21, ge=2, le=MOST, description="points along the gradient at which the curvature is measured")
     radius: float = Field(0.1, gt=0, description="farthest of these points, as a multiple of the gradient")
     lanczos_iterations: Positive = Field(30, description="Hessian-vector products at each point")
     condition: Condition = Field(

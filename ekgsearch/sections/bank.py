@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from ekgsearch.sections.base import Positive, Section
+from ekgsearch.sections.base import Positive, Section, Text
 from ekgsearch.storage.secrets import credentials_in
 
 
@@ -13,7 +13,7 @@ class BankSection(Section):
     """The memory bank of the teachers' outputs."""
 
     teachers: Positive = Field(5, description="K, number of interim sub-networks kept as teachers")
-    uri: str | None = Field(
+    uri: Text | None = Field(
         None,
         description="folder ($VARIABLES are expanded) or object storage of the bank; null: inside the run directory",
     )
@@ -28,7 +28,7 @@ class BankSection(Section):
         "objective can share one bank; contrastive and byol store them anyway",
     )
     batch_size: Positive = Field(256, description="images of one batch (batch statistics)")
-    cache: str | None = Field(
+    cache: Text | None = Field(
         None,
         description="folder on the disk of each machine for its copy of the bank; null: inside the run directory. "
         "$VARIABLES are expanded",

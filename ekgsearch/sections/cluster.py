@@ -6,24 +6,26 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ekgsearch.search.evaluate import PREFIX_BYTES
-from ekgsearch.sections.base import Positive, Section
+from ekgsearch.sections.base import MOST, Amount, Count, Seconds, Section, Text, Threads
 
 
 class ClusterSection(Section):
     """Where the work runs."""
 
-    search_workers: int = Field(0, ge=0, description="long-lived Ray workers of search and bank; 0: in this process")
-    address: str | None = Field(None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local")
+    search_workers: int = Field(
+        0, ge=0, le=4096, description="long-lived Ray workers of search and bank; 0: in this process"
+    )
+    address: Text | None = Field(None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local")
     placement: Literal["spread", "pack"] = Field(
         "spread", description="search workers over as many nodes as possible, or as few as possible"
     )
-    cpus_per_worker: float | None = Field(
-        None, gt=0, description="cores that one worker holds; below 1 several share one; null: one for each thread"
+    cpus_per_worker: Amount | None = Field(
+        None, description="cores that one worker holds; below 1 several share one; null: one for each thread"
     )
-    gpus_per_worker: float = Field(
-        1, gt=0, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
+    gpus_per_worker: Amount = Field(
+        1, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
     )
-    threads_per_worker: Positive = Field(
+    threads_per_worker: Threads = Field(
         1, description="torch threads of one worker of search, bank and fine-tuning (part of the arithmetic)"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -33,21 +35,22 @@ class ClusterSection(Section):
     max_restarts: int = Field(
         3,
         ge=0,
+        le=1000,
         description="times in a row that a lost worker is replaced, with no answer or checkpoint, before the run stops",
     )
-    start_timeout_seconds: float = Field(
+    start_timeout_seconds: Seconds = Field(
         300,
-        gt=0,
         description="a search worker that has not started for so long is replaced; the next one gets twice as long",
     )
-    timeout_seconds: float = Field(1800, gt=0, description="a worker that answers nothing for so long is replaced")
-    prefix_mb: int = Field(
+    timeout_seconds: Seconds = Field(1800, description="a worker that answers nothing for so long is replaced")
+    prefix_mb: Count = Field(
         PREFIX_BYTES // 1_000_000,
-        ge=0,
         description="megabytes of feature maps that a search worker keeps from scoring, for candidates to start from; "
         "batches beyond are walked through again, to the same bits",
     )
-    object_store_mb: Positive = Field(256, description="object store of a local Ray session, megabytes")
+    object_store_mb: int = Field(
+        256, ge=75, le=MOST, description="object store of a local Ray session, MiB; Ray wants 75 at least"
+    )
 
     @property
     def session_address(self) -> str | None:
@@ -62,5 +65,7 @@ class ClusterSection(Section):
     @model_validator(mode="after")
     def _whole(self) -> "ClusterSection":
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
-            raise ValueError(f"gpus_per_worker = {self.gpus_per_worker}: above 1 it must be a whole number of GPUs")
+            raise ValueError(
+                f"cluster.gpus_per_worker = {self.gpus_per_worker}: above 1 it must be a whole number of GPUs"
+            )
         return self

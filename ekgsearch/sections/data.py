@@ -1,17 +1,69 @@
 """Sections of a job: the network and the images."""
 
-from typing import Literal
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from ekgsearch.sections.base import Positive, Section
+from ekgsearch.data.datasets import DatasetName
+from ekgsearch.errors import NetworkError
+from ekgsearch.nets.spec import NetSpec, Padding
+from ekgsearch.nets.zoo import NAMES, check
+from ekgsearch.sections.base import Count, Pixels, Positive, Section, Text, Threads
+
+
+@dataclass(frozen=True, slots=True)
+class KnownImages:
+    """What is known of a data set before it is opened.
+
+    Attributes:
+        classes: number of classes.
+        train: training images.
+        per_class: training images of the smallest class.
+        size: side of the images in pixels where the job does not say.
+        sizes: smallest and largest side that they can have.
+    """
+
+    classes: int
+    train: int
+    per_class: int
+    size: int
+    sizes: tuple[int, int]
+
+
+KNOWN_IMAGES = {
+    "digits": KnownImages(10, 1437, 139, 16, (8, 4096)),
+    "cifar10": KnownImages(10, 50_000, 5000, 32, (32, 32)),
+    "cifar100": KnownImages(100, 50_000, 500, 32, (32, 32)),
+}
+"""The data sets whose images are always the same; those of the others are counted when they are opened."""
+
+_PICTURE_SIZE = 224
+_ANY_CLASSES = 1000
+
+
+def _known_network(name: str) -> str:
+    if name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise PydanticCustomError("network", "must be one of {names}{hint}", {"names": ", ".join(NAMES), "hint": hint})
+    return name
+
+
+NetName = Annotated[str, AfterValidator(_known_network), WithJsonSchema({"type": "string", "enum": list(NAMES)})]
+"""A network of the zoo."""
 
 
 class NetSection(Section):
     """The network to shrink."""
 
-    name: str = Field("resnet56", description="architecture, e.g. resnet20, resnet56, resnet50, vgg16, mobilenet_v2")
-    weights: str | None = Field(
+    name: NetName = Field(
+        "resnet56", description="architecture, e.g. resnet20, resnet56, resnet50, vgg16, mobilenet_v2"
+    )
+    weights: Text | None = Field(
         None, description="safetensors file of trained weights; null trains the network first. $VARIABLES are expanded"
     )
     shortcut: Literal["option_a", "projection"] | None = Field(
@@ -27,12 +79,12 @@ class NetSection(Section):
 class DataSection(Section):
     """The images."""
 
-    name: Literal["digits", "cifar10", "cifar100", "image_folder", "parquet"] = Field("digits", description="data set")
-    root: str | None = Field(
+    name: DatasetName = Field("digits", description="data set")
+    root: Text | None = Field(
         None,
         description="folder of the data set; null: $EKGSEARCH_DATA, else the user's cache. $VARIABLES are expanded",
     )
-    image_size: Positive | None = Field(
+    image_size: Pixels | None = Field(
         None, description="side of the square images in pixels; null: the data set's own (digits 16, pictures 224)"
     )
     channels: Literal[1, 3, 4] | None = Field(
@@ -41,8 +93,8 @@ class DataSection(Section):
         "(RGBA); DALI decodes those of 3; null: 3",
     )
     download: bool = Field(True, description="fetch a missing data set where the network allows")
-    max_bad_images: int = Field(
-        0, ge=0, description="image_folder, parquet: damaged images that are left out before giving up"
+    max_bad_images: Count = Field(
+        0, description="image_folder, parquet: damaged images that are left out before giving up"
     )
     train_images: Positive | None = Field(
         None, description="use this many training images (the first of each class, evenly); null: all"
@@ -50,7 +102,7 @@ class DataSection(Section):
     loader: Literal["auto", "dali", "torch"] = Field(
         "auto", description="who decodes pictures for training; auto: DALI where it can run, the log says why not"
     )
-    loader_threads: Positive | None = Field(
+    loader_threads: Threads | None = Field(
         None, description="pictures that one process decodes at once; null: one per core, at most 16"
     )
     max_damaged: float = Field(
@@ -58,5 +110,49 @@ class DataSection(Section):
         ge=0,
         le=1,
         description="share of the training images that may turn out damaged later and be replaced by others of their "
-        "class (rounded up); each process counts its own, anew from every start. The search replaces none",
+        "class (rounded up); each process counts its own, again from every start. The search replaces none",
     )
+
+    @property
+    def known(self) -> KnownImages | None:
+        """What is known of the data set before it is opened; None for image_folder and parquet."""
+        return KNOWN_IMAGES.get(self.name)
+
+    def contradictions(self) -> Iterator[str]:
+        """What the fields of this section ask for and the data set cannot have; one line each."""
+        if self.name in ("image_folder", "parquet") and self.root is None:
+            yield f"data.root is null: data.name {self.name} needs the folder that holds train and val"
+        known = self.known
+        if known is None:
+            return
+        smallest, largest = known.sizes
+        if self.image_size is not None and not smallest <= self.image_size <= largest:
+            allowed = f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels"
+            yield f"data.image_size = {self.image_size}: the images of {self.name} have {allowed}; leave it out"
+        if self.train_images is not None and self.train_images > known.train:
+            yield f"data.train_images = {self.train_images}, but {self.name} has {known.train} training images"
+
+
+def network_contradictions(net: NetSection, data: DataSection, padding: Padding) -> Iterator[str]:
+    """What the network that is named cannot have, or cannot do with the images that are named; one line each.
+
+    Args:
+        net: the network.
+        data: the images.
+        padding: where neither the job nor a sidecar says one.
+    """
+    known = data.known
+    size = data.image_size or (known.size if known else _PICTURE_SIZE)
+    classes = known.classes if known else _ANY_CLASSES
+    asked = net.padding or ("torch" if net.weights else padding)  # weights may have a sidecar that says another one
+    if error := network_error(NetSpec(net.name, classes, (3, size, size), net.shortcut or "projection", asked)):
+        yield f"net.name = {net.name} on data.name = {data.name}: {error}"
+
+
+def network_error(spec: NetSpec) -> str:
+    """Why a network cannot be built, without building it; empty where it can."""
+    try:
+        check(spec)
+    except NetworkError as error:
+        return str(error)
+    return ""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from ekgsearch.records import Counter, Precision
 from ekgsearch.search.criteria import Criterion, SearchTeacher
 from ekgsearch.search.steps import Quirk
-from ekgsearch.sections.base import Positive, Section, Share
+from ekgsearch.sections.base import Cost, Positive, Section, Share
 
 OF_CANDIDATES = (
     "criterion",
@@ -30,7 +30,7 @@ class SearchSection(Section):
         "ekg", description="ekg: ensemble knowledge guided search; uniform: the same share of every channel group"
     )
     reduction: Share | None = Field(None, description="tau, share of the cost to remove, 0..1; this or `budget`")
-    budget: Positive | None = Field(None, description="largest cost allowed, an absolute number; this or `reduction`")
+    budget: Cost | None = Field(None, description="largest cost allowed, an absolute number; this or `reduction`")
     unit: Literal["macs", "params"] = Field("macs", description="what `reduction` and `budget` limit")
     counter: Counter = Field("macs", description="how operations and parameters are counted")
     step: Share = Field(0.2, description="r, share of a private channel group removed by one iteration")

@@ -1,16 +1,18 @@
-"""Sections of a job: whatever trains a network."""
+"""Sections of a job: everything that trains a network."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from ekgsearch.sections.base import Factor, Positive, Section
+from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.sections.base import Count, Factor, Positive, Section, Seed, Width
 
 
 class TrainingFields(Section):
     """SGD with Nesterov momentum, step schedule, L2 on all parameters; how images are cut and mirrored."""
 
-    epochs: int = Field(100, ge=0, description="epochs")
+    epochs: Count = Field(100, description="epochs")
     batch_size: Positive = Field(128, description="images of one optimiser step over all workers")
     learning_rate: float = Field(0.01, gt=0, description="first learning rate")
     milestones: tuple[float, ...] = Field(
@@ -24,14 +26,29 @@ class TrainingFields(Section):
         description="pad: crop of the padded image; resized: random part of the picture, 8-100 % of its area; "
         "auto: resized for image_folder and parquet",
     )
-    pad: int = Field(4, ge=0, description="pixels of padding of the random crop")
+    pad: int = Field(4, ge=0, le=4096, description="pixels of padding of the random crop")
     flip: bool = Field(True, description="random horizontal flips")
+
+    def contradictions(self, name: str, num_images: int | None) -> Iterator[str]:
+        """What does not go together in this section; one line each.
+
+        Args:
+            name: of the section.
+            num_images: training images in use; None where only the data set knows.
+        """
+        shares = list(self.milestones)
+        if any(not 0 < share < 1 for share in shares):
+            yield f"{name}.milestones = {shares}: expected shares of the epochs, each above 0 and below 1"
+        elif shares != sorted(set(shares)):
+            yield f"{name}.milestones = {shares}: expected ascending shares of the epochs, each once"
+        if num_images is not None and self.epochs and self.batch_size > num_images:
+            yield f"{name}.batch_size = {self.batch_size}, but only {num_images} training images are in use; lower it"
 
 
 class PretrainSection(TrainingFields):
     """Training of the unpruned network; skipped where net.weights is given."""
 
-    epochs: int = Field(200, ge=0, description="epochs")
+    epochs: Count = Field(200, description="epochs")
     learning_rate: float = Field(0.1, gt=0, description="first learning rate")
 
 
@@ -42,7 +59,7 @@ class WarmupSection(Section):
     batch_size: Positive = Field(256, description="images of one step")
     learning_rate: float = Field(1e-3, gt=0, description="constant learning rate")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
-    epochs: int = Field(1, ge=0, description="passes over the warm-up subset; 0 leaves the weights alone")
+    epochs: Count = Field(1, description="passes over the warm-up subset; 0 leaves the weights alone")
 
 
 class FinetuneSection(TrainingFields):
@@ -53,8 +70,8 @@ class FinetuneSection(TrainingFields):
         description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank; "
         "contrastive, byol: ekg and a term on embeddings (NT-Xent, BYOL)",
     )
-    seed: int | None = Field(
-        None, ge=0, description="seed of the order of images, the views and the heads; null: the seed of the job"
+    seed: Seed | None = Field(
+        None, description="seed of the order of images, the views and the heads; null: the seed of the job"
     )
     temperature: float | None = Field(
         None, gt=0, description="tau_T of the distillation; null: 4 below 1000 classes, else 10"
@@ -64,15 +81,18 @@ class FinetuneSection(TrainingFields):
     embedding_weight: float = Field(1, ge=0, description="weight of the term on embeddings (contrastive, byol)")
     contrast_temperature: float = Field(0.1, gt=0, description="temperature of NT-Xent")
     negatives: int = Field(
-        0, ge=0, description="queue of past teacher projections as negatives; 0: the other images of the micro-batch"
+        0,
+        ge=0,
+        le=2**20,
+        description="queue of past teacher projections as negatives; 0: the other images of the micro-batch",
     )
-    head_width: Positive = Field(512, description="hidden features of projection and prediction heads")
-    projection_width: Positive = Field(128, description="features of a projection")
+    head_width: Width = Field(512, description="hidden features of projection and prediction heads")
+    projection_width: Width = Field(128, description="features of a projection")
     target_momentum: float = Field(0.996, ge=0, le=1, description="momentum of BYOL's target at the start; rises to 1")
     ema_decay: float = Field(0, ge=0, lt=1, description="decay per step of a moving average of the weights; 0: none")
-    average_last: int = Field(0, ge=0, description="epochs at the end whose final weights are averaged; 0: none")
-    recalibrate_images: int = Field(
-        0, ge=0, description="training images that give new running statistics before each evaluation; 0: none"
+    average_last: Count = Field(0, description="epochs at the end whose final weights are averaged; 0: none")
+    recalibrate_images: Count = Field(
+        0, description="training images that give new running statistics before each evaluation; 0: none"
     )
     accumulate: Positive = Field(
         1, description="micro-batches of one step; batch statistics, negatives and teachers in use are of one of them"
@@ -83,12 +103,12 @@ class FinetuneSection(TrainingFields):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: autocast, an approximation")
     channels_last: bool = Field(False, description="memory layout that is faster on GPUs")
     compile: bool = Field(False, description="compile the network's forward and backward passes")
-    max_skipped: int = Field(
-        3, ge=0, description="steps in a row without a finite loss that are skipped before going back to a checkpoint"
+    max_skipped: Count = Field(
+        3, description="steps in a row without a finite loss that are skipped before going back to a checkpoint"
     )
-    max_rollbacks: int = Field(1, ge=0, description="times of going back before the run stops")
-    checkpoint_every_steps: int = Field(0, ge=0, description="steps between checkpoints within an epoch; 0: none")
-    workers: Positive = Field(1, description="processes of distributed data parallel training")
+    max_rollbacks: Count = Field(1, description="times of going back before the run stops")
+    checkpoint_every_steps: Count = Field(0, description="steps between checkpoints within an epoch; 0: none")
+    workers: int = Field(1, ge=1, le=4096, description="processes of distributed data parallel training")
     brightness: Factor = Field(0.2, description="half range of the brightness jitter, on images in 0..1")
     contrast: Factor = Field(0.2, description="half range of the contrast factor")
     saturation: Factor = Field(0.2, description="half range of the saturation factor")
@@ -98,3 +118,21 @@ class FinetuneSection(TrainingFields):
     baselines: tuple[Literal["plain", "uniform"], ...] = Field(
         (), description="also fine-tune: plain (same network, cross-entropy only), uniform (uniform-width network)"
     )
+
+    def contradictions(self, name: str, num_images: int | None) -> Iterator[str]:
+        """What does not go together in this section; see `TrainingFields.contradictions`."""
+        yield from super().contradictions(name, num_images)
+        share, rest = divmod(self.batch_size, self.workers * self.accumulate)
+        if rest:
+            yield (
+                f"{name}.batch_size = {self.batch_size} does not divide over {name}.workers = {self.workers} x "
+                f"{name}.accumulate = {self.accumulate}"
+            )
+        elif self.objective in EMBEDDING_OBJECTIVES and share < 2:
+            yield (
+                f"{name}.objective {self.objective} compares images: expected at least 2 per process and micro-batch, "
+                f"found {share} ({name}.batch_size = {self.batch_size} over {name}.workers x {name}.accumulate); raise "
+                f"{name}.batch_size"
+            )
+        if self.average_last > self.epochs:
+            yield f"{name}.average_last = {self.average_last}, but there are only {name}.epochs = {self.epochs}"

@@ -148,6 +148,11 @@ def test_the_exact_plan_does_not_know_the_tier_of_the_job(tmp_path: Path) -> Non
 
 
 def test_a_search_without_decisions_cannot_be_audited(tmp_path: Path) -> None:
-    job = Job(output=str(tmp_path), search={"method": "uniform", "reduction": 0.3}, finetune={"objective": "plain"})
+    job = Job(
+        output=str(tmp_path),
+        warmup={"images_per_class": 16},
+        search={"method": "uniform", "reduction": 0.3},
+        finetune={"objective": "plain"},
+    )
     with pytest.raises(JobError, match="uniform makes no decisions that --audit could repeat"):
         run_job(job, InProcessBackend(), num_audited=2)
