@@ -1,5 +1,6 @@
 """What decides the result of a training phase, and the data it reads."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,7 @@ BANK_OBJECTIVES: frozenset[Objective] = frozenset({"ekg", "contrastive", "byol"}
 """Objectives that distil from the memory bank."""
 
 EMBEDDING_OBJECTIVES: frozenset[Objective] = frozenset({"contrastive", "byol"})
-"""Those of them with a term on embeddings, which need the teachers' embeddings beside their logits, and lightly."""
+"""Those of them with a term on embeddings, which need the teachers' embeddings next to their logits, and lightly."""
 
 Precision = Literal["float32", "bfloat16"]
 """Arithmetic of forward and backward passes; bfloat16 is autocast, an approximation, weights stay float32."""
@@ -34,7 +35,7 @@ class FinetuneConfig:
         epochs: passes over the training ids.
         batch_size: images per optimiser step over all processes; an image with two views counts once.
         learning_rate: rate before the first milestone.
-        milestones: epochs after whose end the rate is multiplied by `decay`.
+        milestones: epochs after whose end the rate is multiplied by `decay`, each 1 or more, ascending.
         decay: factor of one drop.
         momentum: Nesterov momentum.
         weight_decay: L2 factor on all parameters, those of normalisation layers and biases included.
@@ -51,7 +52,7 @@ class FinetuneConfig:
         target_momentum: momentum of BYOL's target network at the start; it rises to 1 along half a cosine.
         ema_decay: decay of the exponential moving average of the weights, per step; 0: none is kept.
         average_last: epochs, counted from the end, whose final weights are averaged; 0: none.
-        recalibrate_images: training images over which running statistics are averaged anew before each evaluation; 0:
+        recalibrate_images: training images over which running statistics are averaged again before each evaluation; 0:
             they stay those of the training steps. The averaged weights get theirs in any case.
         accumulate: micro-batches whose gradients make one optimiser step; batch statistics, negatives and the choice
             of teachers are those of one micro-batch.
@@ -128,14 +129,16 @@ class FinetuneConfig:
             "evaluate_every": (self.evaluate_every >= 1, "1 or more"),
         }
         for name, (holds, expected) in ranges.items():
-            if not holds:
+            if not holds or not math.isfinite(getattr(self, name)):
                 raise JobError(f"training: expected {name} {expected}, found {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise JobError(
                 f"training: expected a batch size that accumulate = {self.accumulate} divides, found {self.batch_size}"
             )
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise JobError(f"training: expected milestones in ascending order, found {self.milestones}")
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise JobError(
+                f"training: expected milestones of 1 epoch or more, ascending, each once, found {self.milestones}"
+            )
 
     @property
     def needs_bank(self) -> bool:

@@ -1,4 +1,4 @@
-"""The study of random sub-networks: does the loss before fine-tuning, or its curvature, foretell the loss after it."""
+"""The study of random sub-networks: does the loss before fine-tuning, or its curvature, predict the loss after it."""
 
 import logging
 from pathlib import Path
@@ -68,7 +68,7 @@ class StudySection(Section):
 
 
 class StudyJob(Job):
-    """A job whose search is by lot, many times over."""
+    """A job whose search cuts at random, many times over."""
 
     UNHASHED: ClassVar[dict[str, Any]] = {**Job.UNHASHED, "study": {"condition"}}
 
@@ -87,8 +87,7 @@ class StudyJob(Job):
         idle += ["finetune.baselines"] if self.finetune.baselines else []
         if idle:
             raise ValueError(
-                f"a study cuts channel groups by lot and evaluates no candidates: {', '.join(idle)} would do nothing; "
-                "leave it out"
+                f"a study cuts at random and evaluates no candidates: {', '.join(idle)} would do nothing; leave it out"
             )
         return self
 

@@ -51,8 +51,8 @@ def set_budget(
         counter: how it is counted.
 
     Raises:
-        BudgetError: the cost cannot be reached even with one channel left in every channel group, or is not below
-            the cost of the full network.
+        BudgetError: the cost cannot be reached even with one channel left in every channel group, or is above the
+            cost of the full network. At that cost nothing is cut, and the full network is the only teacher.
     """
     full_costs, least_costs = cost(graph, graph.full(), counter), reachable(graph, counter)
     budget = Budget(0, unit, counter)

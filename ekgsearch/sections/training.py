@@ -42,7 +42,10 @@ class TrainingFields(Section):
         elif shares != sorted(set(shares)):
             yield f"{name}.milestones = {shares}: expected ascending shares of the epochs, each once"
         if num_images is not None and self.epochs and self.batch_size > num_images:
-            yield f"{name}.batch_size = {self.batch_size}, but only {num_images} training images are in use; lower it"
+            yield (
+                f"{name}.batch_size = {self.batch_size}, but only {num_images} training images are in use "
+                "(data.train_images); lower it"
+            )
 
 
 class PretrainSection(TrainingFields):
