@@ -75,10 +75,9 @@ class Fields:
         """Where a field comes from: ``--set path=value``, else the file and its line."""
         keys = tuple(location)
         for override in reversed(self.overrides):  # one that sets a part comes after one that sets the section
-            if keys[: len(override.keys)] == override.keys:
+            shared = min(len(keys), len(override.keys))  # a part of the setting, or a section that it leads through
+            if shared and keys[:shared] == override.keys[:shared]:
                 return override.name
-            if keys == override.keys[: len(keys)] and keys and not _is_in(self.document.value, keys):
-                return override.name  # which made the section
         line = self.document.line(location)
         return f"{self.path}:{line}" if line else str(self.path)
 

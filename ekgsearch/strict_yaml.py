@@ -149,12 +149,6 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         self._levels = 0
         self._nodes = 0
 
-    def fetch_flow_collection_start(self, token_class: Any) -> None:
-        """Stop at once: a scanner reads far ahead, in time that grows with the square of the depth."""
-        if self.flow_level >= MOST_LEVELS:
-            _refuse(_TOO_DEEP, self.get_mark())
-        super().fetch_flow_collection_start(token_class)
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a node after a look at its event; what is refused here is not in the tree any more."""
         event = self.peek_event()  # type: ignore[no-untyped-call]

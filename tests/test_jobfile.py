@@ -106,6 +106,65 @@ def test_a_malformed_setting_is_refused(tmp_path: Path, override: str) -> None:
         load_job(write(tmp_path, GOOD), [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["search.reduction=2"], "--set search.reduction=2: search.reduction = 2: must be less than 1"),
+        (["search={reduction: 0.5}", "search.step=3"], "--set search.step=3: search.step = 3: must be less than 1"),
+        (["search={reduction: 0.5, step: 3}"], "--set search={reduction: 0.5, step: 3}: search.step = 3: must be"),
+        (["finetune.milestones=0.5"], "--set finetune.milestones=0.5: finetune.milestones = 0.5: must be a list"),
+        (
+            ["finetune.milestones=[0.1, a]"],
+            "--set finetune.milestones=[0.1, a]: finetune.milestones.1 = 'a': must be a",
+        ),
+        (["nett.name=vgg16"], "--set nett.name=vgg16: nett: unknown key (value {name: 'vgg16'}); did you mean net?"),
+        (["net=null"], "--set net=null: net = null: must be a section; write its fields below it, or leave it out"),
+        (["output="], "--set output=: output = null: must be text; put it in quotes"),
+        (["data.download=yes"], "--set data.download=yes: data.download = 'yes': must be true or false"),
+        (["seed=1", "seed=2"], "--set seed=2: sets again what --set seed=1 sets; leave one of them out"),
+        (
+            ["search.step=0.1", "search={reduction: 0.4}"],
+            "--set search={reduction: 0.4}: sets again what --set search.step",
+        ),
+        (["seed={a: 1, a: 2}"], "--set seed={a: 1, a: 2}: a is given twice, first in line 1; leave one of them out"),
+        ([f"{'a.' * 16}b=1"], f"--set {'a.' * 16}b=1: expected path=value"),
+        (
+            ["bank.secret_key={a: hunter2hunter2}"],
+            "--set bank.secret_key: unknown key bank.secret_key, which looks like",
+        ),
+        (
+            ["bank.secret_key.a=hunter2hunter2"],
+            "--set bank.secret_key.a: unknown key bank.secret_key, which looks like",
+        ),
+    ],
+)
+def test_a_mistake_in_a_setting_names_the_option(tmp_path: Path, overrides: list[str], told: str) -> None:
+    path = write(tmp_path, GOOD)
+    with pytest.raises(JobError) as caught:
+        load_job(path, overrides)
+    assert str(caught.value).startswith(told)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_refine_each_other_and_mistakes_of_the_file_keep_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    job = load_job(
+        path, ["search={reduction: 0.4}", "search.step=0.1", f"bank.uri={tmp_path}/1e-3", "output=2026-01-31"]
+    )
+    assert (job.search.reduction, job.search.step, job.output) == (0.4, 0.1, "2026-01-31")
+    path.write_text(GOOD + "bank: 5\n  \nwarmup: {epochs: 010}\nfinetune:\n")
+    with pytest.raises(JobError) as caught:
+        load_job(path, ["seed=3"])
+    assert [line.removeprefix(f"{path}:")[:40] for line in str(caught.value).splitlines()] == [
+        "9: warmup.epochs = '010': must be a whol",
+        "7: bank = 5: must be a section; write it",
+        "10: finetune = null: must be a section; ",
+    ]
+    with pytest.raises(JobError, match=r"--set bank.uri=a: bank is a value, not a section"):
+        load_job(path, ["bank.uri=a"])
+
+
 def test_a_missing_file_and_a_missing_variable_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(JobError, match=r"nothing\.yaml: the job file cannot be read"):
         load_job(tmp_path / "nothing.yaml")

@@ -102,9 +102,8 @@ def test_an_unreachable_budget_is_refused_with_the_range(job_file: Path, ekgsear
 
 
 def test_too_few_images_per_class_are_counted(job_file: Path, ekgsearch: RunCommand) -> None:
-    refused(
-        ekgsearch("run", job_file, "--set", "warmup.images_per_class=200"), "has 142 training images", "212 are needed"
-    )
+    finished = ekgsearch("run", job_file, "--set", "warmup.images_per_class=200")
+    refused(finished, "warmup.images_per_class = 200, but a class of digits has only 139 training images")
 
 
 def test_more_teachers_than_interim_networks_are_cut_to_those_there_are(job_file: Path, ekgsearch: RunCommand) -> None:
