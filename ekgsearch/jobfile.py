@@ -206,7 +206,7 @@ def _describe(fields: Fields, model: type[BaseModel], detail: ErrorDetails) -> I
             yield f"{fields.place_of_words(location, words)}: {words[:_MOST_SEARCHED]}"
         return
     place = fields.place(location)
-    if kind == "extra_forbidden" and any(map(names_a_secret, names)):
+    if kind == "extra_forbidden" and names_a_secret(names[-1]):
         yield (
             f"{place}: unknown key {dotted}, which looks like a credential; jobs hold none: set it where the "
             "provider looks for it (environment variables, profile, instance role)"
