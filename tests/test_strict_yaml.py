@@ -262,4 +262,4 @@ def test_any_file_and_any_setting_is_read_or_refused_in_words(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_many_files_and_settings_are_read_or_refused_in_words(tmp_path: Path) -> None:
-    fuzz(20_000, tmp_path)
+    fuzz(8_000, tmp_path)

@@ -78,14 +78,14 @@ def test_a_journal_whose_files_lead_out_of_its_run_is_not_adopted(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["search.step=0.2"], "search.step is 0.4 there and 0.2 here"),
-        (["seed=2"], "seed is 1 there and 2 here"),
+        (["search_run={reference}", "search.step=0.2"], "search.step is 0.4 there and 0.2 here"),
+        (["search_run={reference}", "seed=2"], "seed is 1 there and 2 here"),
         (["search_run=/nowhere"], "found no /nowhere/journal.jsonl"),
     ],
 )
 def test_another_search_is_not_adopted(settings: list[str], message: str, reference: Path, job_file: Path) -> None:
     with pytest.raises(JobError, match=message):
-        find_search(set_up(load_job(job_file, [f"search_run={reference}", *settings])))
+        find_search(set_up(load_job(job_file, [text.format(reference=reference) for text in settings])))
 
 
 def test_a_search_from_other_weights_is_not_adopted(tmp_path: Path) -> None:

@@ -5,7 +5,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ekgsearch.search.steps import StepRule, coarse_step, importance_order
+from ekgsearch.search.steps import (
+    QUIRKS,
+    StepRule,
+    coarse_step,
+    default_padding,
+    expand_reference,
+    importance_order,
+    two_decimal_rates,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,3 +61,26 @@ def test_every_step_removes_a_channel_until_one_is_left(size: int, uses: int) ->
 def test_ties_go_to_the_lower_channel_and_removed_channels_are_not_ranked() -> None:
     scores = np.array([0.0, 2.0, 0.0, 2.0, 5.0])
     assert importance_order(scores, [1, 2, 3, 4]) == [4, 1, 3, 2]
+
+
+@pytest.mark.parametrize("rule", [StepRule(), StepRule(is_rounded=True)])
+def test_a_rate_never_falls_below_zero_and_one_channel_stays(rule: StepRule) -> None:
+    assert rule.narrowed(Fraction(1, 5), Fraction(1, 5)) == 0
+    assert rule.narrowed(Fraction(1, 10), Fraction(1, 5)) == 0
+    assert rule.narrowed(Fraction(1, 5), Fraction(1, 10)) == Fraction(1, 10)
+    assert [rule.num_kept(16, rate) for rate in (Fraction(0), Fraction(1, 16), Fraction(17, 256))] == [1, 1, 2]
+
+
+def test_two_decimal_rates_span_a_fifth_in_steps_of_one_channel() -> None:
+    rates = two_decimal_rates(Fraction(1, 2), 16)
+    assert [tried for tried, _ in rates] == [Fraction(text) for text in ("0.5", "0.56", "0.62", "0.69")]
+    assert [back for _, back in rates] == [Fraction(text) for text in ("0.4375", "0.5", "0.5625", "0.625")]
+
+
+def test_reference_stands_for_all_quirks_in_the_fields_of_a_job() -> None:
+    fields = {"search": {"quirks": "reference", "step": 0.1}, "net": {"padding": "tf_same"}}
+    assert expand_reference(fields)["search"] == {"quirks": QUIRKS, "step": 0.1, "counter": "ekg"}
+    for other in ({"search": {"quirks": QUIRKS}}, {"search": {}}, {"search": 1}, {}, None, "reference"):
+        assert expand_reference(other) is other
+    assert default_padding(QUIRKS) == default_padding(set(QUIRKS)) == "tf_same"
+    assert default_padding(QUIRKS[1:]) == default_padding(()) == "torch"
