@@ -137,6 +137,7 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
             "batch_size": whole(2),
             "steps": whole(1),
             "pairs": whole(1),
+            "processes": whole(1, 2),
         },
     ),
     loader.Settings: (
@@ -272,3 +273,35 @@ def test_bounds_of_a_training() -> None:
     for milestones in ((0,), (0, 1), (-1, 2), (2, 1), (1, 1)):
         with pytest.raises(JobError, match="expected milestones of 1 epoch or more, ascending, each once"):
             FinetuneConfig(milestones=milestones)
+
+
+SETTLED: list[tuple[type[BaseModel], dict[str, Any], dict[str, Any], str]] = [
+    (StudySection, {"subnetworks": 4, "by_l1": 4}, {"subnetworks": 4, "by_l1": 5}, "study.by_l1 = 5 is more than"),
+    (distillation.Settings, {"image_size": 16}, {"image_size": 15}, "at least 16x16 pixels"),
+    (macs.Settings, {"image_size": 16}, {"image_size": 15}, "at least 16x16 pixels"),
+    (loader.Settings, {"image_size": 16}, {"image_size": 15}, "at least 16x16 pixels"),
+    (distillation.Settings, {"batch_size": 4}, {"batch_size": 2}, "batch_size = 2: expected equal shares of 2 or more"),
+    (distillation.Settings, {"batch_size": 6}, {"batch_size": 5}, "batch_size = 5: expected equal shares of 2 or more"),
+    (
+        distillation.Settings,
+        {"batch_size": 5, "objectives": ("ekg",)},
+        {"device": "cuda"},
+        "expected 1 with device cuda",
+    ),
+    (search.Settings, {"journal": "j"}, {"journal": "j", "cases": ()}, "only searches, and journal names a finished"),
+    (search.Settings, {"cases": ()}, {"iterations": ()}, "iterations"),
+    (search.Settings, {"cases": ("racing", 1)}, {"cases": (True,)}, "cases"),
+    (distillation.Settings, {"processes": 1}, {"processes": True}, "processes"),
+]
+"""A kind of settings, values that go together, values that do not, and what is said."""
+
+
+def test_settings_that_do_not_go_together() -> None:
+    pairs = {"objectives": ("byol",), "processes": 2}
+    for model, good, bad, words in SETTLED:
+        base = dict(BENCHES[model][0]) if model in BENCHES else {}
+        base |= {"net": "vgg16"} if "image_size" in good else {}
+        base |= pairs if model is distillation.Settings else {}
+        model.model_validate({**base, **good})
+        with pytest.raises(ValidationError, match=words):
+            model.model_validate({**base, **bad})

@@ -76,7 +76,7 @@ class Settings(BenchSettings):
     pairs: Positive = Field(5, description="pairs")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of both sides")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device")
-    processes: Literal[1, 2] = Field(1, description="processes that share every batch; 2 only on the CPU")
+    processes: int = Field(1, ge=1, le=2, description="processes that share every batch; 2 only on the CPU")
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
