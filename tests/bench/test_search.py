@@ -145,7 +145,8 @@ def test_every_shipped_job_opens_its_network_images_and_weights(
     monkeypatch.chdir(JOBS.parent)
     _, settings = load_bench(path)
     assert isinstance(settings, Settings)
-    here = (*settings.overrides, "cluster.device=cpu", f"output={tmp_path}")
+    others = [text for text in settings.overrides if not text.startswith(("cluster.device=", "output="))]
+    here = (*others, "cluster.device=cpu", f"output={tmp_path}")
     offered = tuple(case for case in settings.cases if case != "tf32")
     setup, workload = open_search(settings.model_copy(update={"overrides": here, "cases": offered}), tmp_path)
     opened = workload.open_network().state_dict()
