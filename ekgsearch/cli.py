@@ -135,7 +135,7 @@ def validate(job: Path, overrides: tuple[str, ...], show: bool, paths: bool) -> 
         case _:
             checked = fields.check(Job)
     if paths and (missing := missing_files(checked)):
-        raise JobError("\n".join(f"{fields.place(name.split('.'))}: {words}" for name, words in missing))
+        raise JobError(*(f"{fields.place(name.split('.'))}: {words}" for name, words in missing))
     click.echo(fields_text(checked) if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
 
 

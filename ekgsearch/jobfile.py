@@ -108,7 +108,7 @@ class Fields:
             details = error.errors(include_url=False)
             lines = [line for detail in details[:MOST_LINES] for line in _describe(self, model, detail)]
             more = len(details) - MOST_LINES
-            raise JobError("\n".join([*lines, *([f"{self.path}: and {more} more"] if more > 0 else [])])) from error
+            raise JobError(*lines, *([f"{self.path}: and {more} more"] if more > 0 else [])) from error
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -144,7 +144,7 @@ def load_fields(path: Path, overrides: Sequence[str] = ()) -> Fields:
         document = read_yaml(data)
     except StrictYamlError as error:
         lines = [f"{path}{f':{one.line}' if one.line else ''}: {one.text}" for one in error.mistakes]
-        raise JobError("\n".join(lines[:MOST_LINES])) from error
+        raise JobError(*lines[:MOST_LINES]) from error
     values = document.value
     if not isinstance(values, dict):
         found = "nothing" if values is None else "a list" if isinstance(values, tuple) else "one value"
@@ -174,7 +174,7 @@ def _read_override(text: str) -> Override:
     try:
         return Override(keys, read_yaml(value).value, name)
     except StrictYamlError as error:
-        raise JobError("\n".join(f"{name}: {one.text}" for one in error.mistakes[:MOST_LINES])) from error
+        raise JobError(*(f"{name}: {one.text}" for one in error.mistakes[:MOST_LINES])) from error
 
 
 def _replaced(fields: dict[str, Any], override: Override) -> dict[str, Any]:
