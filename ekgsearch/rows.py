@@ -123,6 +123,9 @@ class EpochRow:
         "views that torch makes, not DALI, are made while it waits, on a GPU launched only; NaN in older tables",
         math.nan,
     )
+    test_images: int = column(
+        "test images that each of its test accuracies is measured on; 0 where none is measured, and in older tables", 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,7 @@ class SummaryRow:
     replaced_bank_images: int = column(
         "images that stand in for damaged ones of their class in the blocks of the memory bank that this run built", 0
     )
+    test_images: int = column("test images that its test accuracies are measured on; 0 in older tables", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,7 @@ class StudyRow:
     relative_condition: float = column("|weights| |df/dt| / (|gradient| f), mean along the gradient")
     potential_loss: float = column("test loss after plain fine-tuning, nats per image, running statistics")
     final_top1: float = column("test accuracy after plain fine-tuning, percent, running statistics")
+    test_images: int = column("test images that loss and accuracy are measured on; 0 in older tables", 0)
 
 
 @dataclass(frozen=True, slots=True)

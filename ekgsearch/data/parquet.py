@@ -86,6 +86,22 @@ def open_parquet(root: Path, image_size: int, *, max_bad: int = 0, num_threads: 
     return Dataset("parquet", train_images, test_images, num_classes, shape, IMAGENET_MEAN, IMAGENET_STD)
 
 
+def count_classes(root: Path) -> int:
+    """Count the classes of the training set by its labels alone.
+
+    Raises:
+        DataError: files or their column of labels are missing.
+    """
+    labels: set[int] = set()
+    for path in _find(root, _SPLITS[0]):
+        try:
+            column = column_name(pq.read_schema(path), ("label", "fine_label"), path)
+            labels |= set(pq.read_table(path, columns=[column]).column(column).unique().to_pylist())
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
+    return len(labels - {None})
+
+
 def _open_split(root: Path, names: Sequence[str], num_threads: int) -> tuple[ImageIndex, PackSource]:
     """Verify and copy the pictures of a split, unless that was done and nothing has changed since."""
     paths = _find(root, names)

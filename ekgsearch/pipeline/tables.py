@@ -237,6 +237,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         ema_top1=_trained(state, "slim", lambda result: result.ema_top1),
         averaged_top1=_trained(state, "slim", lambda result: result.averaged_top1),
         replaced_bank_images=replaced_in_bank(state),
+        test_images=line["images"],
     )
 
 

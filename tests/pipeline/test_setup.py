@@ -14,9 +14,9 @@ from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.adopt import find_search
-from ekgsearch.pipeline.run import start_or_check
 from ekgsearch.pipeline.searching import bank_spec
 from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.search.steps import QUIRKS
 from ekgsearch.storage.files import file_sha256
