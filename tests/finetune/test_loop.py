@@ -234,7 +234,7 @@ def test_what_cannot_be_trained_is_refused(data: TrainData, config: FinetuneConf
     cases = [
         ({}, {"bank": None}, "'ekg' distils from a memory bank, found none; build one"),
         ({"objective": "single"}, {}, "unpruned network, found none"),
-        ({}, {"bank": replace(bank, rows=bank.rows[:9])}, "of the 48 training images, found one of 9"),
+        ({}, {"bank": replace(bank, rows=bank.rows[:9])}, "covers the 48 training images in use, found one of 9"),
         ({"batch_size": 1}, {"world": two}, "found micro-batches of 1 for 2 processes"),
         ({"batch_size": 49}, {}, "at most the 48 training images, found 49"),
         ({"batch_size": 4, "accumulate": 4}, {"world": two}, "found micro-batches of 1 for 2 processes"),

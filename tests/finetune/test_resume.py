@@ -321,9 +321,18 @@ def test_an_average_is_the_mean_or_the_exponential_mean(make_network: Make) -> N
 def test_averages_of_a_training_are_those_of_its_epochs(
     data: TrainData, small: FinetuneConfig, make_network: Make
 ) -> None:
-    config = replace(small, objective="plain", average_last=2, ema_decay=0.5)
+    config = replace(small, objective="plain", average_last=2, ema_decay=0.9)
     network, ends = make_network(), []
-    result = train(network, data, config, world=ALONE, on_epoch=lambda _: ends.append(copy.deepcopy(network)))
+    moving = {name: value.detach().clone() for name, value in network.named_parameters()}
+
+    def follow(_: object) -> None:
+        for name, value in network.named_parameters():
+            moving[name] = 0.9 * moving[name] + 0.1 * value.detach()
+
+    end = ends.append
+    result = train(network, data, config, world=ALONE, on_epoch=lambda _: end(copy.deepcopy(network)), on_step=follow)
+    for name, value in result.averages["ema"].named_parameters():
+        torch.testing.assert_close(value, moving[name])
     averaged = result.averages["averaged"]
     for name, value in averaged.named_parameters():
         both = [dict(end.named_parameters())[name].detach() for end in ends[1:]]
