@@ -269,8 +269,8 @@ def _fill_bank(state: RunState, team: Team) -> None:
     elif line["manifest"] != manifest.sha256:
         log.warning(
             "%s: the memory bank was built again and differs from the one that the journal names (manifest %s, now "
-            "%s): another kind of device, or other versions, round differently; pictures that were replaced at one "
-            "time were sound at the other; or the job, continued with --resume, asks for another bank",
+            "%s): another kind of device, or other versions, round differently; or pictures that were replaced at one "
+            "time were sound at the other",
             store.uri,
             line["manifest"],
             manifest.sha256,

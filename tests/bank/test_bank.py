@@ -224,6 +224,8 @@ def test_a_bank_of_other_images_is_not_taken(store: ObjectStore, spec: BankSpec)
     ):
         read_manifest(store, other)
     assert "ids: expected those of all images, found 29 among" in "; ".join(spec.differences(some))
+    store.put(manifest_key(some), replace(manifest, spec=other).to_bytes())
+    assert commit(store, some) == manifest, "what names other images is written again"
     store.put(manifest_key(some), b"damaged")
     assert "the closest of 1 others" in closest_bank(store, spec), "a manifest that is damaged is left out"
 
