@@ -349,7 +349,7 @@ def test_averages_of_a_training_are_those_of_its_epochs(
 def test_recalibration_before_each_evaluation_changes_statistics_not_weights(
     data: TrainData, small: FinetuneConfig, make_network: Make
 ) -> None:
-    config = replace(small, objective="plain")
+    config, data = replace(small, objective="plain"), replace(data, ids=torch.arange(0, 48, 2))
     without, network = make_network(), make_network()
     train(without, data, config, world=ALONE)
     train(network, data, replace(config, recalibrate_images=48), world=ALONE)
@@ -357,7 +357,7 @@ def test_recalibration_before_each_evaluation_changes_statistics_not_weights(
     assert all(torch.equal(value, parameters[name]) for name, value in without.named_parameters())
     assert not torch.equal(without[1].running_mean, network[1].running_mean)  # type: ignore[index]
     expected = copy.deepcopy(network)
-    recalibrate(expected, [data.normalisation(data.train.read(torch.arange(48)))])
+    recalibrate(expected, [data.normalisation(data.train.read(torch.arange(0, 48, 2)))])
     torch.testing.assert_close(expected[1].running_mean, network[1].running_mean)  # type: ignore[index]
 
 
