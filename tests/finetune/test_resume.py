@@ -24,6 +24,7 @@ from ekgsearch.bank.rows import BankRows
 from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.norm import recalibrate
 from ekgsearch.data.batching import epoch_order
+from ekgsearch.data.subset import permutation
 from ekgsearch.errors import JobError, NumericsError
 from ekgsearch.finetune.average import WeightAverage, recalibrate_on
 from ekgsearch.finetune.batches import loader_settings
@@ -349,15 +350,15 @@ def test_averages_of_a_training_are_those_of_its_epochs(
 def test_recalibration_before_each_evaluation_changes_statistics_not_weights(
     data: TrainData, small: FinetuneConfig, make_network: Make
 ) -> None:
-    config, data = replace(small, objective="plain"), replace(data, ids=torch.arange(0, 48, 2))
+    config, data = replace(small, objective="plain", seed=3), replace(data, ids=torch.arange(0, 48, 2))
     without, network = make_network(), make_network()
     train(without, data, config, world=ALONE)
-    train(network, data, replace(config, recalibrate_images=48), world=ALONE)
+    train(network, data, replace(config, recalibrate_images=16), world=ALONE)
     parameters = dict(network.named_parameters())
     assert all(torch.equal(value, parameters[name]) for name, value in without.named_parameters())
     assert not torch.equal(without[1].running_mean, network[1].running_mean)  # type: ignore[index]
     expected = copy.deepcopy(network)
-    recalibrate(expected, [data.normalisation(data.train.read(torch.arange(0, 48, 2)))])
+    recalibrate(expected, [data.normalisation(data.train.read(2 * permutation(24, 3, 0)[:16]))])
     torch.testing.assert_close(expected[1].running_mean, network[1].running_mean)  # type: ignore[index]
 
 
