@@ -7,13 +7,14 @@ import pytest
 import torch
 from command_line import JOB
 
+from ekgsearch.data.digits import open_digits
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, job_schema
 from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline import preparing
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
-from ekgsearch.runtime.environment import num_cores
+from ekgsearch.runtime.environment import num_cores, torch_threads
 from ekgsearch.runtime.ledger import Ledger
 
 
@@ -43,6 +44,19 @@ def test_they_identify_a_run_as_those_of_the_workers_do(tmp_path: Path) -> None:
     settings = ([], ["cluster.threads=7"], ["cluster.threads_per_worker=7"], ["cluster.search_workers=7"])
     hashes = [job_with(tmp_path, *given).sha256 for given in settings]
     assert (len(set(hashes)), hashes[3]) == (3, hashes[0])
+
+
+def test_what_identifies_the_digits_does_not_depend_on_them() -> None:
+    """Sums in floats over many threads would end in other digits."""
+    found = set()
+    for count in (1, 2, 3):
+        with torch_threads(count):
+            dataset = open_digits(8)
+            found.add((dataset.mean, dataset.std))
+    assert len(found) == 1
+    pixels = dataset.train.images[:, 0].double()
+    assert dataset.std[0] == pytest.approx(pixels.std(correction=0).item(), rel=1e-12)
+    assert dataset.mean[0] == pixels.mean().item()
 
 
 def test_a_run_trains_with_them_and_puts_back_what_was(
