@@ -17,6 +17,11 @@ _job_argument = click.argument("job", type=click.Path(path_type=Path))
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Replace a field, e.g. --set search.reduction=0.45"
 )
+_resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Continue although the machine or a version differs, or a field on which no phase depends that has begun.",
+)
 _verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show details.")
 
 
@@ -40,7 +45,7 @@ def cli() -> None:
 @_job_argument
 @_set_option
 @click.option("--address", default=None, help="Ray cluster to use, e.g. auto or 10.0.0.1:6379. [$RAY_ADDRESS]")
-@click.option("--resume", is_flag=True, help="Continue even if the job, the machine or a version differs.")
+@_resume_option
 @click.option(
     "--audit",
     "num_audited",
@@ -204,7 +209,7 @@ def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 @cli.command()
 @_job_argument
 @_set_option
-@click.option("--resume", is_flag=True, help="Continue even if the job, the machine or a version differs.")
+@_resume_option
 @_verbose_option
 def study(job: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) -> None:
     """Run the study of random sub-networks that JOB describes; the same command continues it.

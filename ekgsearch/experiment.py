@@ -18,6 +18,9 @@ from ekgsearch.sections.data import DataSection, NetSection, network_contradicti
 from ekgsearch.sections.search import SearchSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
 
+THREADS = ("threads", "threads_per_worker")
+"""Fields of the section `cluster` that are part of the arithmetic."""
+
 
 class Job(Section):
     """One run: what to shrink, on which images, how, and where to write."""
@@ -88,18 +91,25 @@ class Job(Section):
             )
 
     @property
-    def sha256(self) -> str:
-        """Hash of everything that can change a result: not the output folder, not where the work runs (threads apart).
+    def deciding_fields(self) -> dict[str, Any]:
+        """Every field that can change a result, by dotted name: not the output folder, not where the work runs.
 
-        Several fine-tuning workers without `synchronised_norm` have batch statistics of their own, each over its share
-        of a batch; then their number is part of the result and of the hash.
+        The numbers of threads are among them: they are part of the arithmetic. Several fine-tuning workers without
+        `synchronised_norm` have batch statistics of their own, each over its share of a batch; then their number is
+        part of the result, and otherwise stands as 1.
         """
-        fields = self.model_dump(mode="json", exclude=self.UNHASHED)
-        fields["threads_per_worker"] = self.cluster.threads_per_worker
-        del fields["data"]["loader_threads"], fields["finetune"]["checkpoint_every_steps"]
-        if self.finetune.workers == 1 or self.finetune.synchronised_norm:
-            del fields["finetune"]["workers"]
-        return content_hash(fields)
+        fields = flat(self.model_dump(mode="json", exclude=self.UNHASHED))
+        for name in THREADS:
+            fields[f"cluster.{name}"] = getattr(self.cluster, name)
+        del fields["data.loader_threads"], fields["finetune.checkpoint_every_steps"]
+        if self.finetune.synchronised_norm:
+            fields["finetune.workers"] = 1
+        return fields
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that can change a result."""
+        return content_hash(self.deciding_fields)
 
     @property
     def finetune_seed(self) -> int:
@@ -127,6 +137,14 @@ def expand_path(text: str, field: str) -> Path:
     if missing:
         raise JobError(f"{field} = {text}: the environment variable {missing[0]} is not set; set it or give a path")
     return Path(os.path.expandvars(text)).expanduser()
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one level of dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def job_schema() -> dict[str, Any]:

@@ -123,6 +123,9 @@ class EpochRow:
         "views that torch makes, not DALI, are made while it waits, on a GPU launched only; NaN in older tables",
         math.nan,
     )
+    test_images: int = column(
+        "test images that each of its test accuracies is measured on; 0 where none is measured, and in older tables", 0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,7 @@ class SummaryRow:
     latency_ratio_low_batch64: float = column("latency_ratio_low at batch 64", math.nan)
     latency_ratio_high_batch64: float = column("latency_ratio_high at batch 64", math.nan)
     latency_noise_batch64: float = column("latency_noise at batch 64", math.nan)
+    test_images: int = column("test images that its test accuracies are measured on; 0 in older tables", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,7 @@ class StudyRow:
     relative_condition: float = column("|weights| |df/dt| / (|gradient| f), mean along the gradient")
     potential_loss: float = column("test loss after plain fine-tuning, nats per image, running statistics")
     final_top1: float = column("test accuracy after plain fine-tuning, percent, running statistics")
+    test_images: int = column("test images that loss and accuracy are measured on; 0 in older tables", 0)
 
 
 @dataclass(frozen=True, slots=True)

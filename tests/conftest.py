@@ -13,6 +13,7 @@ from object_storage import careless_swift, gcs_port, own_swift, s3_keys, s3_serv
 def pytest_configure() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads that wait for each other are slow on a busy machine
 
 
 @pytest.fixture(scope="session")

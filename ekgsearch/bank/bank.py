@@ -20,12 +20,13 @@ from ekgsearch.storage.objects import ObjectStore
 
 logger = logging.getLogger(__name__)
 
+_NOWHERE = -1
 POLL_SECONDS = 0.01
 LOG_SECONDS = 30.0
 
 
 class MemoryBank:
-    """Outputs of K teachers for every training image, from a local file or from the memory of the device.
+    """Outputs of K teachers for the training images that it covers, from a local file or from the memory of the device.
 
     Attributes:
         spec: what the bank is made of.
@@ -37,7 +38,7 @@ class MemoryBank:
         self._filler = filler
         self._device = device
         self._rows = RowFile(cache.path, self.spec.num_images, self.spec.row_format.row_bytes)
-        self._position_of = np.empty(self.spec.num_images, dtype=np.int32)
+        self._position_of = np.full(int(self.spec.image_ids[-1]) + 1, _NOWHERE, dtype=np.int32)
         self._position_of[self.order.numpy()] = np.arange(self.spec.num_images, dtype=np.int32)
         self._is_full = False
         self._resident: Tensor | None = None
@@ -115,19 +116,26 @@ class MemoryBank:
         Returns:
             Bytes (B, row_bytes), uint8, on the device of the bank.
         """
-        index = ids.cpu().numpy()
-        if len(index) and not (index.min() >= 0 and index.max() < len(self)):
-            raise StorageError(
-                f"memory bank: expected image ids 0..{len(self) - 1}, found {index.min()}..{index.max()}; "
-                "the bank was built for another training set"
-            )
+        positions = self._positions(ids.cpu().numpy())
         if self._resident is not None:
-            return self._resident.index_select(0, ids.to(self._device))
-        positions = self._position_of[index]
+            return self._resident.index_select(0, torch.from_numpy(positions).to(self._device))
         if not self._is_full:
             self._await(np.unique(positions // block_rows(self.spec, 0)))
         packed = self._rows.gather(positions, pinned=self._device.type == "cuda")
         return packed.to(self._device, non_blocking=True)
+
+    def _positions(self, index: np.ndarray) -> np.ndarray:
+        """Rows (B,) of image ids (B,)."""
+        limit = len(self._position_of)
+        is_outside = (index < 0) | (index >= limit)
+        positions = self._position_of[np.where(is_outside, 0, index)]
+        is_outside |= positions == _NOWHERE
+        if is_outside.any():
+            raise StorageError(
+                f"memory bank: expected ids of the {len(self)} images that it covers, among 0..{limit - 1}, found "
+                f"{index[is_outside][:5].tolist()}; the bank was built for other training images"
+            )
+        return np.asarray(positions)
 
     def wait(self) -> None:
         """Wait until the whole bank is in the local file.
@@ -170,8 +178,8 @@ class MemoryBank:
             return
         self.wait()
         resident = torch.empty(len(self), self.spec.row_format.row_bytes, dtype=torch.uint8, device=self._device)
-        for ids in bank_layout(self.spec):
-            resident[ids.to(self._device)] = self._rows.gather(self._position_of[ids.numpy()]).to(self._device)
+        for rows in torch.split(torch.arange(len(self)), block_rows(self.spec, 0)):
+            resident[rows.to(self._device)] = self._rows.gather(rows.numpy()).to(self._device)
         self._resident = resident
 
 
@@ -184,7 +192,8 @@ def read_manifest(store: ObjectStore, expected: BankSpec) -> BankManifest:
     key = manifest_key(expected)
     if not store.exists(key):
         raise StorageError(
-            f"{store.uri}/{key}: expected a complete memory bank, found none{_others(store, expected)}; build it first"
+            f"{store.uri}/{key}: expected a complete memory bank, found none{closest_bank(store, expected)}; "
+            "build it first"
         )
     manifest = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}")
     differences = expected.differences(manifest.spec)
@@ -201,12 +210,15 @@ def read_manifest(store: ObjectStore, expected: BankSpec) -> BankManifest:
     return manifest
 
 
-def _others(store: ObjectStore, expected: BankSpec) -> str:
-    """Describe the complete bank in the store that differs in the fewest fields."""
+def closest_bank(store: ObjectStore, expected: BankSpec) -> str:
+    """Describe the complete bank in the store that differs in the fewest fields; empty where there is none."""
     specs = []
     for key in store.list("bank/"):
         if key.endswith("/manifest.json") and store.exists(key):  # a list of objects may lag behind a removal
-            specs.append(BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}").spec)
+            try:
+                specs.append(BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}").spec)
+            except StorageError as error:  # of another run, or another version
+                logger.warning("%s", error)
     if not specs:
         return ""
     closest = min((expected.differences(spec) for spec in specs), key=len)

@@ -48,7 +48,7 @@ def bank_layout(spec: BankSpec) -> list[Tensor]:
     Returns:
         For each block the image ids (rows,), int64; `torch.split(ids, spec.batch_size)` are its batches.
     """
-    order = permutation(spec.num_images, spec.seed, 0)
+    order = spec.image_ids[permutation(spec.num_images, spec.seed, 0)]
     return list(torch.split(order, spec.batch_size * spec.batches_per_block))
 
 

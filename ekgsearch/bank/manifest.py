@@ -3,7 +3,11 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ekgsearch.bank.rows import STORED, BankDtype, RowFormat
 from ekgsearch.errors import JobError, StorageError
@@ -21,13 +25,14 @@ class BankSpec:
         weights_hash: hash of the weights that all teachers share.
         network_hash: hash of the unpruned network and its input normalisation; empty where no network gives the rows.
         teachers: `Subnetwork.sha256` of each teacher, the one of the lowest loss first.
-        num_images: N, images of the training set.
+        num_images: N, training images that the bank covers.
         num_classes: C, logits per image and teacher.
         batch_size: images per batch; batch statistics make it part of the result.
         seed: seed of the fixed permutation that fills the batches.
         batches_per_block: whole batches in one block, the unit of distribution and storage.
         embeddings: F, features of the classifier's input per image and teacher; 0 where none are stored.
         dtype: how logits and embeddings are stored.
+        ids: ids of these images, ascending, as ranges [first, last + 1); empty for 0 .. N-1, the whole training set.
         version: layout of the stored objects.
     """
 
@@ -42,6 +47,7 @@ class BankSpec:
     batches_per_block: int = 8
     embeddings: int = 0
     dtype: BankDtype = "float16"
+    ids: tuple[tuple[int, int], ...] = ()
     version: int = VERSION
 
     def __post_init__(self) -> None:
@@ -59,6 +65,15 @@ class BankSpec:
             raise JobError(f"bank: expected embeddings of 0 or more features, found {self.embeddings}")
         if self.dtype not in STORED:
             raise JobError(f"bank: expected dtype {', '.join(STORED)}, found {self.dtype!r}")
+        ends = [end for pair in self.ids for end in pair]
+        count = sum(stop - start for start, stop in self.ids)
+        if self.ids and (ends[0] < 0 or ends != sorted(set(ends)) or count != self.num_images):
+            raise JobError(f"bank: expected ascending ranges of {self.num_images} ids, found {count} in {self.ids[:3]}")
+
+    @property
+    def image_ids(self) -> Tensor:
+        """Ids (N,), int64, of the images that it covers, ascending."""
+        return torch.cat([torch.arange(start, stop) for start, stop in self.ids or ((0, self.num_images),)])
 
     @property
     def num_teachers(self) -> int:
@@ -82,8 +97,8 @@ class BankSpec:
 
     @cached_property
     def sha256(self) -> str:
-        """Content hash of the spec."""
-        return content_hash(asdict(self))
+        """Content hash of the spec; without ids where it covers a whole training set."""
+        return content_hash({name: value for name, value in asdict(self).items() if name != "ids" or value})
 
     @property
     def prefix(self) -> str:
@@ -93,7 +108,27 @@ class BankSpec:
     def differences(self, other: "BankSpec") -> list[str]:
         """Name every field in which another bank differs: "field expected X, found Y"."""
         pairs = [(item.name, getattr(self, item.name), getattr(other, item.name)) for item in fields(self)]
-        return [f"{name}: expected {mine}, found {theirs}" for name, mine, theirs in pairs if mine != theirs]
+        return [
+            f"{name}: expected {_text(name, mine)}, found {_text(name, theirs)}"
+            for name, mine, theirs in pairs
+            if mine != theirs
+        ]
+
+
+def id_ranges(ids: Tensor) -> tuple[tuple[int, int], ...]:
+    """Write ascending ids (N,), int64, as ranges [first, last + 1)."""
+    starts = [0, *((ids.diff() != 1).nonzero().flatten() + 1).tolist(), len(ids)]
+    return tuple((int(ids[start]), int(ids[stop - 1]) + 1) for start, stop in pairwise(starts))
+
+
+def _text(name: str, value: Any) -> str:
+    """Write the value of a field; ids are named without listing them."""
+    if name != "ids":
+        return str(value)
+    if not value:
+        return "those of all images"
+    count = sum(stop - start for start, stop in value)
+    return f"{count} among {value[0][0]}..{value[-1][1] - 1} (SHA-256 {content_hash(value)[:8]}...)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +200,8 @@ class BankManifest:
                     f"{where}: expected memory bank layout {VERSION}, found {version}; "
                     "build the bank again or read it with the version that wrote it"
                 )
-            spec = BankSpec(**{**raw["spec"], "teachers": tuple(raw["spec"]["teachers"])})
+            ids = tuple((start, stop) for start, stop in raw["spec"].get("ids", ()))
+            spec = BankSpec(**{**raw["spec"], "teachers": tuple(raw["spec"]["teachers"]), "ids": ids})
             manifest = cls(spec, tuple(Shard(**shard) for shard in raw["shards"]))
             if raw["counters"] != manifest.counters:
                 raise ValueError(f"it counts {raw['counters']} and lists {manifest.counters}")

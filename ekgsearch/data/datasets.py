@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ekgsearch.data.cifar import open_cifar
+from ekgsearch.data.digits import DEFAULT_SIZE as DIGITS_SIZE
 from ekgsearch.data.digits import open_digits
 from ekgsearch.data.folder import open_image_folder
 from ekgsearch.data.images import ArrayImages, Dataset, ImageSet
-from ekgsearch.data.parquet import open_parquet
+from ekgsearch.data.index import class_folders
+from ekgsearch.data.parquet import count_classes, open_parquet
 from ekgsearch.errors import DataError
 
-__all__ = ["NAMES", "ArrayImages", "Dataset", "DatasetName", "ImageSet", "open_dataset"]
+__all__ = ["NAMES", "ArrayImages", "Dataset", "DatasetName", "ImageSet", "describe_dataset", "open_dataset"]
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder", "parquet"]
 """Names that `open_dataset` knows."""
@@ -64,10 +66,7 @@ def open_dataset(
     if name == "digits":
         dataset = open_digits(image_size, channels=depth)
     elif name in ("cifar10", "cifar100"):
-        if image_size not in (None, 32):
-            raise DataError(f"{name}: images are 32x32 pixels, found image_size {image_size}; leave it out")
-        if depth != 3:
-            raise DataError(f"{name}: images have 3 channels, found data.channels {depth}; leave it out")
+        _check_cifar(name, image_size, depth)
         dataset = open_cifar(name, root, download=download)
     elif name in ("image_folder", "parquet"):
         if root is None:
@@ -83,6 +82,49 @@ def open_dataset(
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
     return dataset if limit is None else _limited(dataset, limit)
+
+
+def describe_dataset(
+    name: str, root: Path | None = None, *, image_size: int | None = None, channels: int | None = None
+) -> tuple[int, tuple[int, int, int]]:
+    """Say what can be said of a data set without decoding a picture.
+
+    Args:
+        name: see `open_dataset`.
+        root: folder of the data; digits and CIFAR are not looked at.
+        image_size: height and width in pixels; None means the data set's own.
+        channels: channels of an image; None means 3.
+
+    Returns:
+        Number of classes, and the shape (channels, height, width) of an image.
+
+    Raises:
+        DataError: an unknown name, or the folder is missing or does not tell its classes.
+    """
+    size = image_size or {"digits": DIGITS_SIZE, "cifar10": 32, "cifar100": 32}.get(name, _PICTURE_SIZE)
+    depth = 3 if channels is None else channels
+    shape = (depth, size, size)
+    match name:
+        case "digits":
+            return 10, shape
+        case "cifar10" | "cifar100":
+            _check_cifar(name, image_size, depth)
+            return int(name.removeprefix("cifar")), shape
+        case "image_folder" if root is not None:
+            return len(class_folders(root / "train")), shape
+        case "parquet" if root is not None:
+            return count_classes(root), shape
+        case "image_folder" | "parquet":
+            raise DataError(f"{name}: expected the folder that holds train and val, found none; name it in the job")
+        case _:
+            raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
+
+
+def _check_cifar(name: str, image_size: int | None, channels: int) -> None:
+    if image_size not in (None, 32):
+        raise DataError(f"{name}: images are 32x32 pixels, found image_size {image_size}; leave it out")
+    if channels != 3:
+        raise DataError(f"{name}: images have 3 channels, found data.channels {channels}; leave it out")
 
 
 def _limited(dataset: Dataset, limit: tuple[int, int]) -> Dataset:

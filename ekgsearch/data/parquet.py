@@ -92,6 +92,22 @@ def open_parquet(root: Path, image_size: int, *, channels: int = 3, max_bad: int
     return Dataset("parquet", train_images, test_images, num_classes, train_images.image_shape, mean, std)
 
 
+def count_classes(root: Path) -> int:
+    """Count the classes of the training set by its labels alone.
+
+    Raises:
+        DataError: files or their column of labels are missing.
+    """
+    labels: set[int] = set()
+    for path in _find(root, _SPLITS[0]):
+        try:
+            _, column = picture_columns(path)
+            labels |= set(pq.read_table(path, columns=[column]).column(column).unique().to_pylist())
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} cannot be read as parquet: {error}; fetch it again") from error
+    return len(labels - {None})
+
+
 def _open_split(
     paths: Sequence[Path], columns: Mapping[Path, tuple[str, str]], num_threads: int
 ) -> tuple[ImageIndex, PackSource]:

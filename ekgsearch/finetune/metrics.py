@@ -62,9 +62,11 @@ class EpochMetrics:
         """Undo `to_dict`."""
         return cls(**{"test_top1": math.nan, **values})  # type: ignore[arg-type]
 
-    def row(self, *, run: str, phase: str, network: str, objective: str) -> EpochRow:
+    def row(self, *, run: str, phase: str, network: str, objective: str, test_images: int) -> EpochRow:
         """Make the row of the table of epochs."""
-        return EpochRow(run=run, phase=phase, network=network, objective=objective, **asdict(self))
+        return EpochRow(
+            run=run, phase=phase, network=network, objective=objective, test_images=test_images, **asdict(self)
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import torch
 from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
@@ -30,9 +31,10 @@ def check(
         raise JobError(f"objective '{name}' distils from a memory bank, found none; build one and pass it")
     if name == "single" and teacher is None:
         raise JobError("objective 'single' distils from the unpruned network, found none; pass it as the teacher")
-    if bank is not None and len(bank) != len(data.train):
+    if bank is not None and not _covers(bank, data):
         raise JobError(
-            f"expected a memory bank of the {len(data.train)} training images, found one of {len(bank)}; build it anew"
+            f"expected a memory bank that covers the {_num_images(data)} training images in use, found one of "
+            f"{len(bank)} images; build it for these"
         )
     if config.needs_embeddings and (bank is None or not bank.spec.embeddings):
         raise JobError(
@@ -41,7 +43,17 @@ def check(
         )
     if config.needs_embeddings and classifier is None:
         raise JobError(f"objective '{name}' needs to know the network's classifier, found none; pass its path")
-    _check_batches(len(data.train) if data.ids is None else len(data.ids), config, world)
+    _check_batches(_num_images(data), config, world)
+
+
+def _num_images(data: TrainData) -> int:
+    return len(data.train) if data.ids is None else len(data.ids)
+
+
+def _covers(bank: MemoryBank, data: TrainData) -> bool:
+    """Whether a bank has a row for every training image in use."""
+    used = torch.arange(len(data.train)) if data.ids is None else data.ids.cpu()
+    return bool(torch.isin(used, bank.spec.image_ids).all())
 
 
 def _check_batches(images: int, config: FinetuneConfig, world: World) -> None:
@@ -100,7 +112,7 @@ def _plain(value: object) -> dict[str, object]:
 
 def arithmetic(data: TrainData, config: FinetuneConfig, world: World) -> str:
     """Say in words how images become steps, and over what batch statistics are taken."""
-    images = len(data.train) if data.ids is None else len(data.ids)
+    images = _num_images(data)
     steps, left_out = divmod(images, config.batch_size)
     share = config.micro_batch / world.size
     processes = "1 process" if world.size == 1 else f"{world.size} processes"

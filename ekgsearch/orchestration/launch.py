@@ -26,7 +26,7 @@ def launch(job: Job, *, continue_anyway: bool, verbose: bool, run: Callable[...,
 
     Args:
         job: what to do.
-        continue_anyway: continue a run directory of another job, machine or version.
+        continue_anyway: continue although something differs; see `run_job`.
         verbose: log details.
         run: what runs the job, with the arguments of `run_job`.
 

@@ -2,15 +2,17 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import Job, expand_path
-from ekgsearch.jobfile import load_job
+from ekgsearch.pipeline.changes import STATEMENTS, Fields, changed, newest_statement
 from ekgsearch.pipeline.preparing import save_initial
 from ekgsearch.pipeline.setup import Setup
+from ekgsearch.pipeline.statement import stated_fields
 from ekgsearch.records import canonical_json
 from ekgsearch.storage.files import file_sha256, make_folder, read_bytes, write_atomically
 from ekgsearch.storage.journal import Journal, read_journal
@@ -52,13 +54,14 @@ def find_search(setup: Setup) -> FoundSearch:
     path = source / "journal.jsonl"
     if not path.is_file():
         raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
-    first, *lines = read_journal(path) or [{}]
+    lines = read_journal(path)
+    stated = newest_statement(lines) or {}
     if not any(line["kind"] == "search" for line in lines):
         raise JobError(
             f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml"
         )
     found = FoundSearch(source, tuple(line for line in lines if line["kind"] in ADOPTED_KINDS))
-    differences = _differences(setup, found, first)
+    differences = _differences(setup, found, stated)
     if differences:
         raise JobError(
             f"search_run: the search of {source} is not the one that this job describes: {'; '.join(differences)}. "
@@ -68,13 +71,13 @@ def find_search(setup: Setup) -> FoundSearch:
 
 
 def adopt(found: FoundSearch, job: Job, journal: Journal) -> None:
-    """Copy decisions and weights, as far as they are not here yet; the first line of the journal is this run's own.
+    """Copy decisions and weights, as far as they are not here yet; the statements of the journal are this run's own.
 
     Raises:
         ResumeError: this run directory has decisions of its own, or those of another search.
         StorageError: a file of the other run is missing or altered, or its name leads out of the run directory.
     """
-    present = [_content(line) for line in journal.lines[1:]]
+    present = [_content(line) for line in journal.lines if line["kind"] not in STATEMENTS]
     if present != [_content(line) for line in found.lines[: len(present)]]:
         raise ResumeError(
             f"{job.run_dir} has decisions that are not those of search_run = {job.search_run}; choose another output "
@@ -89,18 +92,18 @@ def adopt(found: FoundSearch, job: Job, journal: Journal) -> None:
     log.info("adopted the search of %s: %d journal lines", found.source, len(found.lines))
 
 
-def _differences(setup: Setup, found: FoundSearch, first: dict[str, Any]) -> list[str]:
+def _differences(setup: Setup, found: FoundSearch, stated: Mapping[str, Any]) -> list[str]:
     """In what the search of another run differs from that of a job."""
-    before, now = search_fields(load_job(found.source / "job.yaml")), search_fields(setup.job)
+    before = search_fields(stated_fields(stated, found.source))
+    now = search_fields(setup.job.deciding_fields)
     differences = [
         f"{name} is {canonical_json(before.get(name))} there and {canonical_json(now.get(name))} here"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        for name in changed(before, now)
     ]
     differences += [
-        f"{name} {'differs' if name in first else 'is not recorded there'}"
+        f"{name} {'differs' if name in stated else 'is not recorded there'}"
         for name, value in setup.facts.items()
-        if first.get(name) != value
+        if stated.get(name) != value
     ]
     if setup.job.net.weights is not None and not differences:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,17 +113,14 @@ def _differences(setup: Setup, found: FoundSearch, first: dict[str, Any]) -> lis
     return differences
 
 
-def search_fields(job: Job) -> dict[str, Any]:
-    """Fields of a job that the outcome of its search depends on, by dotted name."""
-    sections = job.model_dump(mode="json", include={"seed", "net", "data", "pretrain", "warmup", "search"})
-    for name in ("loader", "loader_threads", "root", "download"):
-        del sections["data"][name]
-    if job.net.weights is not None:
-        del sections["pretrain"], sections["net"]["weights"], sections["data"]["train_images"]
-    fields = {"seed": sections.pop("seed")}
-    for section, values in sections.items():
-        fields |= {f"{section}.{name}": value for name, value in values.items()}
-    return fields
+def search_fields(fields: Fields) -> Fields:
+    """Those of a job's deciding fields that the outcome of its search depends on, threads apart."""
+    idle = {"data.loader", "data.root", "data.download", "data.test_images"}
+    sections = {"seed", "net", "data", "pretrain", "warmup", "search"}
+    if fields.get("net.weights") is not None:
+        sections.remove("pretrain")
+        idle |= {"net.weights", "data.train_images"}
+    return {name: value for name, value in fields.items() if name.partition(".")[0] in sections and name not in idle}
 
 
 def _content(line: dict[str, Any]) -> dict[str, Any]:

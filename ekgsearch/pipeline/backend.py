@@ -5,14 +5,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from ekgsearch.pipeline.reports import Inbox, Question
 from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.pipeline.training import TrainingPlan, run_plan
 from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
 from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
+from ekgsearch.runtime.environment import torch_threads
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.storage.files import make_folder
 
@@ -95,16 +94,13 @@ class InProcessBackend:
     @contextmanager
     def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
         """Open the one worker; the number of torch threads is restored afterwards."""
-        threads = torch.get_num_threads()
-        try:
+        with torch_threads(workload.threads):
             worker = Worker(workload, plan, [index for index, _ in plan.batches])
             self._num_devices = workload.devices_per_worker
             yield Team(InProcessCrew(worker, self._num_devices), plan)
-        finally:
-            torch.set_num_threads(threads)
 
     def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
         """Train the networks of a plan one after the other in this process."""
         make_folder(folder)
-        with clock.working(plan.devices_per_worker):
+        with clock.working(plan.devices_per_worker), torch_threads(plan.threads):
             run_plan(plan, folder)

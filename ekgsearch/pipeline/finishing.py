@@ -67,10 +67,8 @@ def finetune(state: RunState) -> None:
         checkpoint_every_steps=section.checkpoint_every_steps,
     )
     device = setup.devices.name(setup.devices.finetune)
-    threads = torch.get_num_threads()
     with state.ledger.attempt(Phase.FINETUNE, device, section.workers * plan.devices_per_worker) as clock:
         state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
-    torch.set_num_threads(threads)
     subnetwork = final_subnetwork(state)
     outcome = Outcome.read(state.training_folder, "slim")
     network = load_student(state.workload, subnetwork, outcome.weights)
@@ -137,10 +135,10 @@ def _correct(state: RunState, full: nn.Module, final: nn.Module, device: torch.d
     searched = slim(state.open_graph(), final_subnetwork(state))
     normalise = state.workload.normalisation
     correct: dict[str, int] = {}
-    with Progress("evaluation", 4 * len(setup.dataset.test), "images", log) as progress:
+    with Progress("evaluation", 4 * len(setup.test), "images", log) as progress:
 
         def measure(name: str, network: nn.Module) -> None:
-            result = evaluate(network.to(device), setup.dataset.test, normalise, World(device))
+            result = evaluate(network.to(device), setup.test, normalise, World(device))
             correct[name] = result.correct
             progress.advance(result.images, **{name: f"{result.top1:.2f}"})
 
@@ -149,7 +147,7 @@ def _correct(state: RunState, full: nn.Module, final: nn.Module, device: torch.d
         _recalibrate(state, searched, device)
         measure("recalibrated", searched)
         measure("final", final)
-    return {**correct, "images": len(setup.dataset.test)}
+    return {**correct, "images": len(setup.test)}
 
 
 def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, float]:
@@ -167,7 +165,9 @@ def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch
 
 
 def _recalibrate(state: RunState, network: nn.Module, device: torch.device) -> None:
-    """Average the running statistics anew over training images, un-augmented, in a fixed random order."""
+    """Average the running statistics anew over training images in use, un-augmented, in a fixed random order."""
     setup = state.setup
-    data = TrainData(setup.dataset.train, state.workload.normalisation, max_damaged=setup.data.max_damaged)
+    data = TrainData(
+        setup.dataset.train, state.workload.normalisation, ids=setup.train_ids, max_damaged=setup.data.max_damaged
+    )
     recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed)

@@ -4,10 +4,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-from ekgsearch.data.datasets import Dataset
+from ekgsearch.data.datasets import Dataset, describe_dataset
 from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index_file import save_indexes
 from ekgsearch.experiment import Job, expand_path
+from ekgsearch.pipeline.changes import newest_statement
 from ekgsearch.pipeline.workload import DataRequest
 from ekgsearch.storage.journal import read_journal
 
@@ -56,6 +57,16 @@ def open_images(job: Job, *, in_run: bool) -> OpenedImages:
     return OpenedImages(request, dataset, indexed is not None)
 
 
+def classes_and_shape(job: Job) -> tuple[int, tuple[int, int, int]]:
+    """Number of classes and shape (3, height, width) of a job's images, without decoding any.
+
+    Raises:
+        DataError: the folder of pictures, or what tells their classes, is missing.
+    """
+    request = data_request(job)
+    return describe_dataset(request.name, request.root, image_size=request.image_size, channels=request.channels)
+
+
 def keep_index(images: OpenedImages) -> None:
     """Write the index of the pictures of a run to its directory, unless it is there; the caller holds the journal.
 
@@ -83,6 +94,7 @@ def data_request(job: Job) -> DataRequest:
         loader=job.data.loader,
         threads=job.data.loader_threads,
         max_damaged=job.data.max_damaged,
+        test_images=job.data.test_images,
     )
 
 
@@ -90,4 +102,5 @@ def _opened_with(run_dir: Path) -> str | None:
     """`Dataset.content_hash` of the images that a run was opened with; None where it was never opened."""
     path = run_dir / "journal.jsonl"
     lines = read_journal(path) if path.exists() else []
-    return lines[0].get("data") if lines else None
+    stated = newest_statement(lines)
+    return stated.get("data") if stated else None

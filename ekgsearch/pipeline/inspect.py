@@ -5,28 +5,29 @@ from fractions import Fraction
 from ekgsearch.channels.cost import group_share, reachable
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.experiment import Job
-from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.images import classes_and_shape
+from ekgsearch.pipeline.network import OpenedNetwork, open_network
 from ekgsearch.search.steps import StepRule, coarse_step
 
 
 def group_table(job: Job) -> str:
-    """Describe the channel groups of a job's network as text.
+    """Describe the channel groups of a job's network as text; no picture is decoded for it.
 
     One line per group: members, width, first step of the search, share of the multiply-accumulates that go if the
     group alone is cut to one channel; then what is frozen and why, and how far the whole network can be reduced.
     """
-    setup = set_up(job)
+    found = open_network(job, *classes_and_shape(job))
     lines = [_line("channel group", "width", "step", "MACs", "members")]
-    lines += [_describe(setup, group) for group in setup.graph.groups]
-    frozen = [f"  {group.name} ({group.size} channels): {group.frozen}" for group in setup.graph.frozen]
+    lines += [_describe(job, found, group) for group in found.graph.groups]
+    frozen = [f"  {group.name} ({group.size} channels): {group.frozen}" for group in found.graph.frozen]
     if frozen:
         lines += ["", f"frozen ({len(frozen)}):", *frozen]
-    return "\n".join([*lines, "", *_totals(setup)])
+    return "\n".join([*lines, "", *_totals(job, found)])
 
 
-def _describe(setup: Setup, group: ChannelGroup) -> str:
-    counter = setup.job.search.counter
-    step = coarse_step(group.size, group.uses, setup.job.search.step)
+def _describe(job: Job, found: OpenedNetwork, group: ChannelGroup) -> str:
+    counter = job.search.counter
+    step = coarse_step(group.size, group.uses, job.search.step)
     rule = StepRule()
     first = group.size - rule.num_kept(group.size, rule.narrowed(Fraction(1), step))
     members = [
@@ -34,16 +35,16 @@ def _describe(setup: Setup, group: ChannelGroup) -> str:
         f"{len(group.norms)} norm",
         f"{len(group.consumers)} in ({_some([member.layer for member in group.consumers])})",
     ]
-    share = group_share(setup.graph, group, counter)
+    share = group_share(found.graph, group, counter)
     return _line(group.name, str(group.size), f"-{first}", f"{share:.2%}", ", ".join(members))
 
 
-def _totals(setup: Setup) -> list[str]:
-    search, budget = setup.job.search, setup.budget
-    full, least = setup.full_costs, reachable(setup.graph, search.counter)
+def _totals(job: Job, found: OpenedNetwork) -> list[str]:
+    search, budget = job.search, found.budget
+    full, least = found.full_costs, reachable(found.graph, search.counter)
     return [
-        f"{len(setup.graph.groups)} channel groups, "
-        f"{sum(group.size for group in setup.graph.groups):,} channels that can be cut (counter {search.counter})",
+        f"{len(found.graph.groups)} channel groups, "
+        f"{sum(group.size for group in found.graph.groups):,} channels that can be cut (counter {search.counter})",
         _total("MACs", full.macs, least.macs),
         _total("params", full.params, least.params),
         f"budget  {budget.limit:>15,.0f}  {budget.unit}",

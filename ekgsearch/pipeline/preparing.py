@@ -1,6 +1,8 @@
 """The phases before the search: train the unpruned network where no weights are given, and warm it up."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from ekgsearch.pipeline.setup import Setup
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, run_plan
 from ekgsearch.records import Phase
-from ekgsearch.runtime.environment import device_name
+from ekgsearch.runtime.environment import device_name, torch_threads
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.sections.training import TrainingFields
 from ekgsearch.storage.tensors import save_tensors
@@ -21,6 +23,15 @@ from ekgsearch.storage.tensors import save_tensors
 log = logging.getLogger(__name__)
 
 NO_AUGMENTATION = Augmentation(pad=0, flip=False, brightness=0, contrast=0, saturation=0)
+
+
+@contextmanager
+def driver_threads(job: Job) -> Iterator[None]:
+    """Let this process compute with the threads that its job names, and say so."""
+    count = job.cluster.threads
+    log.info("this process computes with %s (cluster.threads)", "1 thread" if count == 1 else f"{count} threads")
+    with torch_threads(count):
+        yield
 
 
 def pretrain(state: RunState) -> None:
@@ -108,7 +119,7 @@ def training_config(
 
 
 def _train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path) -> Path:
-    """Train one network on all cores of this machine, or on its device; returns the file of its weights."""
+    """Train one network in this process, with its threads or on its device; returns the file of its weights."""
     setup = state.setup
     devices = setup.num_local_devices
     plan = TrainingPlan(
@@ -117,11 +128,9 @@ def _train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path
         workload=setup.workload(weights),
         tasks=(task,),
         bank=None,
-        threads=devices,
+        threads=setup.job.cluster.threads,
     )
     device = device_name(torch.device(setup.device))
-    threads = torch.get_num_threads()
-    with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices):
+    with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices), torch_threads(plan.threads):
         run_plan(plan, state.training_folder)
-    torch.set_num_threads(threads)
     return Outcome.read(state.training_folder, task.name).weights

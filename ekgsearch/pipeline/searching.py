@@ -4,8 +4,9 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from ekgsearch.bank.bank import closest_bank
 from ekgsearch.bank.build import commit, manifest_key, missing_blocks
-from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.manifest import BankManifest, BankSpec, id_ranges
 from ekgsearch.bank.space import check_space
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
@@ -131,7 +132,10 @@ def _cache_dir(state: RunState) -> Path:
 def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) -> BankSpec:
     """What the memory bank of this run is made of."""
     setup, section = state.setup, state.setup.job.bank
-    num_images = len(setup.dataset.train)
+    ids, num_images = setup.train_ids, len(setup.dataset.train)
+    if ids is not None and len(ids) == num_images:
+        ids = None
+    num_images = num_images if ids is None else len(ids)
     num_batches = -(-num_images // section.batch_size)
     has_embeddings = section.embeddings or setup.job.finetune.objective in EMBEDDING_OBJECTIVES
     spec = BankSpec(
@@ -140,6 +144,7 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
         network_hash=content_hash([setup.net.to_dict(), setup.mean, setup.std]),
         teachers=teachers,
         num_images=num_images,
+        ids=() if ids is None else id_ranges(ids),
         num_classes=setup.dataset.num_classes,
         batch_size=section.batch_size,
         seed=setup.job.seed,
@@ -233,6 +238,13 @@ def _fill_bank(state: RunState, team: Team) -> None:
     spec, uri = bank_address(state).spec, bank_uri(state)
     store = open_store(uri)
     blocks = missing_blocks(store, spec, verify=True)
+    log.info(
+        "%s: %d of %d blocks of the memory bank are to be built%s",
+        store.uri,
+        len(blocks),
+        spec.num_blocks,
+        closest_bank(store, spec) if len(blocks) == spec.num_blocks else "",
+    )
     teachers = tuple(made[index].subnetwork for index in chosen)
     devices = state.setup.devices
     state.backend.enlist(len(blocks))
@@ -257,8 +269,8 @@ def _fill_bank(state: RunState, team: Team) -> None:
     elif line["manifest"] != manifest.sha256:
         log.warning(
             "%s: the memory bank was built again and differs from the one that the journal names (manifest %s, now "
-            "%s): another kind of device, or other versions, round differently; pictures that were replaced at one "
-            "time were sound at the other; or the job, continued with --resume, asks for another bank",
+            "%s): another kind of device, or other versions, round differently; or pictures that were replaced at one "
+            "time were sound at the other",
             store.uri,
             line["manifest"],
             manifest.sha256,

@@ -1,9 +1,8 @@
-"""Everything that can be checked before any expensive work: images, network, weights, channel groups, budget."""
+"""Everything that can be checked before any expensive work: devices, images, subsets, network."""
 
 import dataclasses
 import importlib.util
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,22 @@ import torch
 from torch import nn
 
 from ekgsearch.channels.arithmetic import Arithmetic
-from ekgsearch.channels.cost import cost
-from ekgsearch.channels.graph import ChannelGraph, analyse
-from ekgsearch.data.datasets import Dataset
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.data.datasets import Dataset, ImageSet
 from ekgsearch.data.subset import batches, split_search_subset
-from ekgsearch.errors import JobError, NetworkError
-from ekgsearch.experiment import Job, expand_path
+from ekgsearch.errors import JobError
+from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
-from ekgsearch.nets.spec import NetSpec, Padding
-from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
-from ekgsearch.nets.zoo import build
+from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
+from ekgsearch.pipeline.network import open_network
 from ekgsearch.pipeline.worker import SearchPlan
-from ekgsearch.pipeline.workload import DataRequest, Workload
+from ekgsearch.pipeline.workload import DataRequest, Workload, first_of_each_class
 from ekgsearch.records import Costs
-from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.search.budget import Budget, set_budget
+from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
-from ekgsearch.search.steps import default_padding
-from ekgsearch.sections.data import NetSection
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +39,7 @@ class Setup:
         job: the job.
         images: the images, opened in this process, and how any process opens the same ones.
         train_ids: training images in use; None for all.
+        test: test images in use.
         search_ids, warmup_ids: the two subsets, image ids in their fixed order.
         net: the unpruned network.
         network: the same, built, with the given weights or freshly initialised.
@@ -58,6 +53,7 @@ class Setup:
     job: Job
     images: OpenedImages
     train_ids: torch.Tensor | None
+    test: ImageSet
     search_ids: torch.Tensor
     warmup_ids: torch.Tensor
     net: NetSpec
@@ -86,8 +82,8 @@ class Setup:
 
     @property
     def num_local_devices(self) -> int:
-        """Devices that work in this process holds: one GPU, or all cores."""
-        return num_cores() if self.device == "cpu" else 1
+        """Devices that work in this process holds: one GPU, or as many cores as it has threads."""
+        return self.job.cluster.threads if self.device == "cpu" else 1
 
     @property
     def search_plan(self) -> SearchPlan:
@@ -160,110 +156,31 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = Fal
     _check_lightly(job)
     images = open_images(job, in_run=in_run)
     dataset = images.dataset
-    train_ids = _first_of_each_class(dataset.train.labels, job.data.train_images)
+    train_ids = first_of_each_class(dataset.train.labels, job.data.train_images, "train")
     _check_batch_sizes(job, len(dataset.train) if train_ids is None else len(train_ids))
     search_ids, warmup_ids = split_search_subset(
         dataset.train.labels,
         search_per_class=job.search.images_per_class,
         warmup_per_class=job.warmup.images_per_class if job.warmup.epochs else 0,
     )
-    sidecar = _sidecar(job.net)
-    padding = default_padding(job.search.quirks)
-    net = net_spec(job.net, sidecar, dataset.num_classes, dataset.image_shape, padding)
-    network = build(net, seed=sub_seed(job.seed, "network"))
-    if job.net.weights is not None:
-        load_weights(network, _weights_path(job.net))
-    network.eval()
-    graph = analyse(network, net.input_shape)
-    log.info("%s on %s: %d channel groups, %d frozen", net.name, job.data.name, len(graph.groups), len(graph.frozen))
-    search = job.search
-    budget = set_budget(
-        graph, reduction=search.reduction, absolute=search.budget, unit=search.unit, counter=search.counter
-    )
+    opened = open_network(job, dataset.num_classes, dataset.image_shape)
+    sidecar = opened.sidecar
     return Setup(
         job=job,
         images=images,
         train_ids=train_ids,
+        test=images.request.evaluated(dataset),
         search_ids=search_ids,
         warmup_ids=warmup_ids,
-        net=net,
-        network=network,
-        graph=graph,
-        full_costs=cost(graph, graph.full(), search.counter),
-        budget=budget,
+        net=opened.net,
+        network=opened.network,
+        graph=opened.graph,
+        full_costs=opened.full_costs,
+        budget=opened.budget,
         mean=sidecar.mean if sidecar else dataset.mean,
         std=sidecar.std if sidecar else dataset.std,
         devices=devices,
     )
-
-
-def net_spec(
-    section: NetSection,
-    sidecar: Sidecar | None,
-    num_classes: int,
-    image_shape: Sequence[int],
-    padding: Padding = "torch",
-) -> NetSpec:
-    """The network of a job: what the job says, else what the weights' sidecar says, else the defaults.
-
-    Args:
-        section: what the job says.
-        sidecar: of the given weights, if there is one.
-        num_classes: number of logits.
-        image_shape: (channels, height, width).
-        padding: where neither job nor sidecar says one.
-
-    Raises:
-        NetworkError: the job and the sidecar name different networks.
-    """
-    known = sidecar.net if sidecar else None
-    for field in ("name", "shortcut", "padding"):
-        asked = getattr(section, field)
-        if known is not None and asked is not None and asked != getattr(known, field):
-            raise NetworkError(
-                f"net.{field} = {asked}, but {section.weights} belongs to a network with {field} "
-                f"{getattr(known, field)}; change net.{field} or the weights"
-            )
-    if known is not None and known.num_classes != num_classes:
-        raise NetworkError(
-            f"{section.weights} has {known.num_classes} classes, but the data set has {num_classes}; "
-            "choose the data set that the weights were trained on"
-        )
-    return NetSpec(
-        name=section.name,
-        num_classes=num_classes,
-        input_shape=(image_shape[0], image_shape[1], image_shape[2]),
-        shortcut=section.shortcut or (known.shortcut if known else "projection"),
-        padding=section.padding or (known.padding if known else padding),
-    )
-
-
-def _weights_path(section: NetSection) -> Path:
-    assert section.weights is not None
-    return expand_path(section.weights, "net.weights")
-
-
-def _sidecar(section: NetSection) -> Sidecar | None:
-    if section.weights is None:
-        return None
-    path = _weights_path(section)
-    if not path.is_file():
-        raise NetworkError(f"net.weights = {section.weights}: there is no file {path}")
-    return read_sidecar(path) if sidecar_path(path).is_file() else None
-
-
-def _first_of_each_class(labels: torch.Tensor, num_images: int | None) -> torch.Tensor | None:
-    """The first images of every class, in data-set order, `num_images` in all as evenly as it goes."""
-    if num_images is None:
-        return None
-    if num_images > len(labels):
-        raise JobError(f"data.train_images = {num_images}, but the training set has {len(labels)} images")
-    rank_in_class = torch.zeros_like(labels)
-    for label in sorted(set(labels.tolist())):
-        chosen = labels == label
-        rank_in_class[chosen] = torch.arange(int(chosen.sum()))
-    order = torch.argsort(rank_in_class, stable=True)
-    return order[:num_images].sort().values
 
 
 def _check_lightly(job: Job) -> None:

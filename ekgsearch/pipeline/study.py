@@ -17,10 +17,10 @@ from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.finishing import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
-from ekgsearch.pipeline.preparing import pretrain, warm_up
-from ekgsearch.pipeline.run import start_or_check
+from ekgsearch.pipeline.preparing import driver_threads, pretrain, warm_up
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student
 from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.rows import StudyRow
@@ -100,11 +100,16 @@ def run_study(job: StudyJob, backend: Backend, *, continue_anyway: bool = False)
     Args:
         job: what to do; its run directory exists.
         backend: where trainings run.
-        continue_anyway: continue a run directory of another job, machine or version.
+        continue_anyway: see `ekgsearch.pipeline.run.run_job`.
 
     Raises:
         EkgError: as `ekgsearch.pipeline.run.run_job`.
     """
+    with driver_threads(job):
+        _run(job, backend, continue_anyway=continue_anyway)
+
+
+def _run(job: StudyJob, backend: Backend, *, continue_anyway: bool) -> None:
     run_dir, section = job.run_dir, job.study
     setup = set_up(job, backend.cluster_has_gpus, in_run=True)
     with Journal.open(run_dir / "journal.jsonl") as journal:
@@ -136,7 +141,7 @@ def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
         found = _landscape(state, job, graph, subnetwork)
     weights = _fine_tuned(state, job, subnetwork, index)
     network = load_student(state.workload, subnetwork, weights).to(device)
-    result = evaluate(network, setup.dataset.test, state.workload.normalisation, World(device))
+    result = evaluate(network, setup.test, state.workload.normalisation, World(device))
     return {
         "index": index,
         "criterion": criterion,
@@ -146,6 +151,7 @@ def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
         "relative": found.relative,
         "potential_loss": result.loss,
         "correct": result.correct,
+        "images": result.images,
     }
 
 
@@ -184,11 +190,9 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
         bank=None,
         threads=job.cluster.threads_per_worker,
     )
-    threads = torch.get_num_threads()
     devices = section.workers * plan.devices_per_worker
     with state.ledger.attempt(Phase.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
         state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
-    torch.set_num_threads(threads)
     return Outcome.read(state.training_folder, name).weights
 
 
@@ -196,6 +200,7 @@ def _write_table(state: RunState, job: StudyJob) -> None:
     setup = state.setup
     rows = []
     for line in state.lines("study"):
+        images = line.get("images", len(setup.dataset.test))  # not recorded before `data.test_images` was there
         costs = cost(setup.graph, Subnetwork.of(line["kept"]), setup.budget.counter)
         rows.append(
             StudyRow(
@@ -208,7 +213,8 @@ def _write_table(state: RunState, job: StudyJob) -> None:
                 eigenvalue_ratio=line["eigenvalue_ratio"],
                 relative_condition=line["relative"],
                 potential_loss=line["potential_loss"],
-                final_top1=100 * line["correct"] / len(setup.dataset.test),
+                final_top1=100 * line["correct"] / images,
+                test_images=images,
             )
         )
     path = state.folder / "tables" / "study.parquet"

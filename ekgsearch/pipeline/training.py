@@ -110,6 +110,7 @@ class Outcome:
         result: its epochs.
         weights: file of the trained weights.
         averages: files of averaged weights by name, `ema` and `averaged`.
+        test_images: images that each evaluation was on; 0 where none was made.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Outcome:
     result: TrainResult
     weights: Path
     averages: Mapping[str, Path]
+    test_images: int
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Outcome":
@@ -132,14 +134,21 @@ class Outcome:
             epochs = tuple(EpochMetrics.from_dict(epoch) for epoch in values["epochs"])
             averages = {average: weights_path(folder, name, average) for average in values.get("averages", ())}
             result, weights = TrainResult(epochs), weights_path(folder, name)
-            return cls(name, values["phase"], values["objective"], result, weights, averages)
+            test_images = values.get("test_images", 0)
+            return cls(name, values["phase"], values["objective"], result, weights, averages, test_images)
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: expected the record of a finished training, found {error}") from error
 
     def rows(self, run: str) -> list[EpochRow]:
         """Rows of the table of epochs."""
         return [
-            epoch.row(run=run, phase=self.phase, network=self.name, objective=self.objective)
+            epoch.row(
+                run=run,
+                phase=self.phase,
+                network=self.name,
+                objective=self.objective,
+                test_images=self.test_images,
+            )
             for epoch in self.result.epochs
         ]
 
@@ -176,7 +185,9 @@ def run_plan(
     EXACT.set_backends()  # a search in this process may have asked for another arithmetic
     world = World.current(torch.device(device or plan.workload.device))
     dataset = plan.workload.data.open()
-    train_images, test_images = (_held(images, world.device) for images in (dataset.train, dataset.test))
+    train_images, test_images = (
+        _held(images, world.device) for images in (dataset.train, plan.workload.data.evaluated(dataset))
+    )
     bank = None
     if plan.bank is not None:
         bank = MemoryBank.open(
@@ -214,7 +225,7 @@ def run_plan(
                 on_step=lambda step: progress.advance(step.images),
             )
         if world.rank == 0:
-            _write_outcome(folder, plan, task, model, result)
+            _write_outcome(folder, plan, task, model, result, 0 if data.test is None else len(data.test))
 
 
 def pending(tasks: Iterable[TrainingTask], folder: Path) -> list[TrainingTask]:
@@ -252,7 +263,9 @@ def _show(progress: Progress, metrics: EpochMetrics) -> None:
         progress.advance(0, test_top1=f"{metrics.test_top1:.2f}")
 
 
-def _write_outcome(folder: Path, plan: TrainingPlan, task: TrainingTask, model: nn.Module, result: TrainResult) -> None:
+def _write_outcome(
+    folder: Path, plan: TrainingPlan, task: TrainingTask, model: nn.Module, result: TrainResult, test_images: int
+) -> None:
     save_tensors(weights_path(folder, task.name), model.state_dict(), {"network": task.name})
     for name, average in result.averages.items():
         save_tensors(weights_path(folder, task.name, name), average.state_dict(), {"network": task.name})
@@ -261,6 +274,7 @@ def _write_outcome(folder: Path, plan: TrainingPlan, task: TrainingTask, model: 
         "objective": task.config.objective,
         "epochs": [epoch.to_dict() for epoch in result.epochs],
         "averages": sorted(result.averages),
+        "test_images": test_images,
     }
     write_atomically(outcome_path(folder, task.name), sealed(record))
 

@@ -110,8 +110,8 @@ class Worker:
         self._device = torch.device(workload.device)
         train = workload.data.open().train
         self._num_replaced = 0
-        max_share = workload.data.max_damaged
-        self._read_sound = sound_reader(train, max_share=max_share, on_replaced=self._count_replaced)
+        self._train, self._max_damaged = train, workload.data.max_damaged
+        self._readers: dict[str, Callable[[Tensor], Tensor]] = {}
         self._normalisation = workload.normalisation
         network = workload.open_network()
         for parameter in network.parameters():
@@ -161,7 +161,7 @@ class Worker:
 
     def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> BuiltBlock:
         EXACT.set_backends()  # the search may have asked for another arithmetic; the bank is built after it
-        ids = bank_layout(spec)[block]
+        ids, read = bank_layout(spec)[block], self._sound_reader(spec)
         source = classifier(self._masked.graph).input if spec.embeddings else None
 
         def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
@@ -173,12 +173,20 @@ class Worker:
 
         def batches() -> Iterator[Tensor]:
             for part in torch.split(ids, spec.batch_size):
-                yield self._normalisation(self._read_sound(part).to(self._device))
+                yield self._normalisation(read(part).to(self._device))
 
         self._num_replaced = 0
         rows = build_block(forward, batches(), teachers)
         write_block(open_store(uri), spec, block, rows)
         return BuiltBlock(block, len(ids), self._num_replaced)
+
+    def _sound_reader(self, spec: BankSpec) -> Callable[[Tensor], Tensor]:
+        """Reads images of a bank; in place of damaged ones others that the bank covers, as in the fine-tuning."""
+        if spec.sha256 not in self._readers:
+            self._readers[spec.sha256] = sound_reader(
+                self._train, spec.image_ids, max_share=self._max_damaged, on_replaced=self._count_replaced
+            )
+        return self._readers[spec.sha256]
 
     def _count_replaced(self, count: int) -> None:
         self._num_replaced += count

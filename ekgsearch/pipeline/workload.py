@@ -3,14 +3,15 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ekgsearch.data.datasets import Dataset, open_dataset
+from ekgsearch.data.datasets import Dataset, ImageSet, open_dataset
 from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Normalisation
-from ekgsearch.errors import DataError, StorageError
+from ekgsearch.errors import DataError, JobError, StorageError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataRequest:
-    """Which images to open; equal requests give equal images.
+    """Which images to open and to evaluate on; equal requests give equal images.
 
     Attributes:
         name: data set.
@@ -34,6 +35,7 @@ class DataRequest:
         threads: pictures decoded at once by one process; None for one per core, at most 16.
         max_damaged: share of the training images that may turn out damaged later and be replaced.
         content_hash: `Dataset.content_hash` of the images that are expected; None for whatever is there.
+        test_images: test images that are evaluated, the first of each class; None for all.
         index: file with the index of the pictures that the run was opened with, readable from every node; None where
             there is none. By it a process opens these pictures whatever has become of them: one that is gone or has
             changed is met when it is read, and one that was added is ignored.
@@ -49,6 +51,7 @@ class DataRequest:
     threads: int | None = None
     max_damaged: float = 1e-4
     content_hash: str | None = None
+    test_images: int | None = None
     index: Path | None = None
 
     def open(self) -> Dataset:
@@ -68,6 +71,15 @@ class DataRequest:
                 "restore them, or start a new run"
             )
         return dataset
+
+    def evaluated(self, dataset: Dataset) -> ImageSet:
+        """The test images that are evaluated.
+
+        Raises:
+            JobError: the test set has fewer.
+        """
+        ids = first_of_each_class(dataset.test.labels, self.test_images, "test")
+        return dataset.test if ids is None else dataset.test.take(ids)
 
     def open_indexed(self) -> Dataset | None:
         """Open the expected images by their index.
@@ -150,3 +162,30 @@ class Workload:
         network = build(self.net)
         load_weights(network, self.weights)
         return network.eval().to(torch.device(self.device))
+
+
+def first_of_each_class(labels: Tensor, num_images: int | None, split: Literal["train", "test"]) -> Tensor | None:
+    """The first images of every class, so many in all as evenly as it goes.
+
+    Args:
+        labels: class indices (N,), int64.
+        num_images: how many; None for all.
+        split: which images they are of, for the message.
+
+    Returns:
+        Ids (num_images,), int64, ascending; None for all.
+
+    Raises:
+        JobError: there are fewer.
+    """
+    if num_images is None:
+        return None
+    if num_images > len(labels):
+        name = {"train": "training", "test": "test"}[split]
+        raise JobError(f"data.{split}_images = {num_images}, but the {name} set has {len(labels)} images; lower it")
+    rank_in_class = torch.zeros_like(labels)
+    for label in sorted(set(labels.tolist())):
+        chosen = labels == label
+        rank_in_class[chosen] = torch.arange(int(chosen.sum()))
+    order = torch.argsort(rank_in_class, stable=True)
+    return order[:num_images].sort().values

@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,23 @@ def device_name(device: torch.device) -> str:
 def num_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def default_threads() -> int:
+    """Threads to compute with where nobody has said how many: $OMP_NUM_THREADS, else one per core."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # a list names nested levels
+    return int(first) if first.isdecimal() and int(first) else num_cores()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads within the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _version(package: str) -> str | None:

@@ -1,12 +1,21 @@
 """Section of a job: workers, their devices, and what happens when they are lost."""
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from ekgsearch.runtime.environment import default_threads
 from ekgsearch.search.evaluate import PREFIX_BYTES
 from ekgsearch.sections.base import MOST, Amount, Count, Seconds, Section, Text, Threads
+
+DriverThreads = Annotated[
+    int,
+    Field(ge=1, le=1024),
+    BeforeValidator(lambda value: default_threads() if value is None else value),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1024}, {"type": "null"}]}),
+]
+"""A number of threads; null is resolved where the job is read, so that it is the number that is recorded."""
 
 
 class ClusterSection(Section):
@@ -24,6 +33,11 @@ class ClusterSection(Section):
     )
     gpus_per_worker: Amount = Field(
         1, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
+    )
+    threads: DriverThreads = Field(
+        default_factory=default_threads,
+        description="torch threads of the process that runs the job: pre-training, warm-up, evaluation (part of the "
+        "arithmetic); null: $OMP_NUM_THREADS, else one per core",
     )
     threads_per_worker: Threads = Field(
         1, description="torch threads of one worker of search, bank and fine-tuning (part of the arithmetic)"

@@ -97,7 +97,15 @@ class DataSection(Section):
         0, description="image_folder, parquet: damaged images that are left out before giving up"
     )
     train_images: Positive | None = Field(
-        None, description="use this many training images (the first of each class, evenly); null: all"
+        None,
+        description="train on this many training images (the first of each class, evenly): pre-training, memory bank, "
+        "fine-tuning, recalibration. The subsets of warm-up and search are chosen from all images, by their own "
+        "images_per_class. null: all",
+    )
+    test_images: Positive | None = Field(
+        None,
+        description="evaluate on this many test images (the first of each class, evenly), wherever a test accuracy is "
+        "measured; every table with one says how many. null: all",
     )
     loader: Literal["auto", "dali", "torch"] = Field(
         "auto", description="who decodes pictures for training; auto: DALI where it can run, the log says why not"

@@ -9,7 +9,7 @@ import torch
 from small_bank import IMAGES, PIXELS, SUBNETWORKS, block, build, forward, make_spec, pixels
 from torch import Tensor
 
-from ekgsearch.bank.bank import MemoryBank, read_manifest
+from ekgsearch.bank.bank import MemoryBank, closest_bank, read_manifest
 from ekgsearch.bank.build import (
     Outputs,
     bank_layout,
@@ -20,7 +20,7 @@ from ekgsearch.bank.build import (
     missing_blocks,
     write_block,
 )
-from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.manifest import BankManifest, BankSpec, id_ranges
 from ekgsearch.bank.rows import BankDtype, BankRows, RowFormat
 from ekgsearch.errors import JobError, NumericsError, StorageError
 from ekgsearch.records import Subnetwork
@@ -188,8 +188,46 @@ def test_ids_outside_the_bank_are_refused(store: ObjectStore, spec: BankSpec, tm
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path)
     for wrong in (-1, IMAGES):
-        with pytest.raises(StorageError, match=r"expected image ids 0\.\.49"):
+        with pytest.raises(StorageError, match=rf"ids of the 50 images that it covers.*found \[{wrong}\]"):
             bank.read(torch.tensor([0, wrong]))
+
+
+def test_a_bank_of_some_images_is_keyed_by_their_ids(store: ObjectStore, spec: BankSpec, tmp_path: Path) -> None:
+    used = torch.tensor([*range(3, 20), 24, *range(30, 41)])
+    some = replace(spec, num_images=len(used), ids=id_ranges(used))
+    assert some.ids == ((3, 20), (24, 25), (30, 41))
+    assert sorted(torch.cat(bank_layout(some)).tolist()) == some.image_ids.tolist() == used.tolist()
+    build(store, some)
+    manifest = commit(store, some)
+    assert BankManifest.from_bytes(manifest.to_bytes(), "here") == manifest
+    bank = MemoryBank.open(store, some, cache_dir=tmp_path)
+    for index, ids in enumerate(bank_layout(some)):
+        torch.testing.assert_close(bank.read(ids).logits, block(some, index).logits, rtol=2e-3, atol=2e-3)
+    for wrong in (0, 20, 29, 41):
+        with pytest.raises(StorageError, match=rf"ids of the 29 images that it covers.*found \[{wrong}\]"):
+            bank.read(torch.tensor([3, wrong]))
+
+
+def test_a_bank_of_other_images_is_not_taken(store: ObjectStore, spec: BankSpec) -> None:
+    some = replace(spec, num_images=29, ids=((0, 28), (40, 41)))
+    other = replace(some, ids=((0, 29),))
+    assert len({bank.prefix for bank in (spec, some, other)}) == 3
+    build(store, some)
+    manifest = commit(store, some)
+    with pytest.raises(
+        StorageError, match=r"found none \(the closest of 1 others differs: ids: expected 29 among 0\.\.28"
+    ):
+        read_manifest(store, other)
+    store.put(manifest_key(other), manifest.to_bytes())
+    with pytest.raises(
+        StorageError, match=r"is another memory bank: ids: expected 29 among .*, found 29 among 0\.\.40"
+    ):
+        read_manifest(store, other)
+    assert "ids: expected those of all images, found 29 among" in "; ".join(spec.differences(some))
+    store.put(manifest_key(some), replace(manifest, spec=other).to_bytes())
+    assert commit(store, some) == manifest, "what names other images is written again"
+    store.put(manifest_key(some), b"damaged")
+    assert "the closest of 1 others" in closest_bank(store, spec), "a manifest that is damaged is left out"
 
 
 def test_logits_that_are_no_numbers_or_too_large_are_refused(store: ObjectStore, spec: BankSpec) -> None:
@@ -226,6 +264,9 @@ def test_specs_without_sense_are_refused(spec: BankSpec) -> None:
         replace(spec, dtype="top32")
     with pytest.raises(JobError, match="found -1"):
         replace(spec, embeddings=-1)
+    for ids in (((0, 49),), ((0, 25), (20, 45)), ((-1, 49),), ((0, 25), (25, 50)), ((25, 50), (0, 25))):
+        with pytest.raises(JobError, match="expected ascending ranges of 50 ids"):
+            replace(spec, ids=ids)
 
 
 def test_a_manifest_survives_its_bytes(store: ObjectStore, spec: BankSpec) -> None:

@@ -117,6 +117,20 @@ def test_a_block_counts_only_once_it_was_compared(filled: WatchedStore, bank_spe
     assert not BankCache(manifest, tmp_path).blocks_there().any(), "nobody used it, so nothing counts yet"
 
 
+def test_a_cache_stays_in_use_when_whoever_opened_it_first_leaves(
+    filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
+) -> None:
+    manifest = read_manifest(filled, bank_spec)
+    first = BankCache(manifest, tmp_path)
+    first.write(0, np.zeros((16, bank_spec.row_format.row_bytes), dtype=np.uint8))
+    first.publish(0)
+    second = BankCache(manifest, tmp_path)
+    del first
+    third = BankCache(manifest, tmp_path)
+    assert third.blocks_there()[0], "the second still reads this block"
+    del second, third
+
+
 KILLED = """
 import sys, threading, time
 from pathlib import Path
@@ -209,7 +223,7 @@ def test_a_resident_bank_reads_the_same_without_its_file(
     assert bank.is_resident
     os.truncate(rows_file(tmp_path), 0)
     assert torch.equal(bank.read(EVERY).logits.cpu(), logits_of(EVERY))
-    with pytest.raises(StorageError, match="expected image ids"):
+    with pytest.raises(StorageError, match="images that it covers"):
         bank.read(torch.tensor([IMAGES]))
 
 

@@ -28,7 +28,9 @@ class TensorBank:
 
     @property
     def spec(self) -> SimpleNamespace:
-        return SimpleNamespace(sha256="b" * 64, embeddings=self.embeddings.shape[1])
+        return SimpleNamespace(
+            sha256="b" * 64, embeddings=self.embeddings.shape[1], image_ids=torch.arange(len(self.rows))
+        )
 
     def __len__(self) -> int:
         return len(self.rows)

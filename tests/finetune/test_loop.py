@@ -212,7 +212,7 @@ def test_waiting_for_the_memory_bank_counts_and_reaches_the_table(
     slow, once = SlowBank(bank.rows, bank.embeddings), replace(config, epochs=1, milestones=())
     (metrics,) = train(make_network(), data, once, world=ALONE, bank=slow).epochs
     assert 0.2 <= metrics.wait_seconds <= metrics.wall_seconds
-    row = metrics.row(run="run", phase="finetune", network="slim", objective="ekg")
+    row = metrics.row(run="run", phase="finetune", network="slim", objective="ekg", test_images=9)
     assert row.wait_seconds == metrics.wait_seconds
 
 
@@ -225,7 +225,7 @@ def test_the_earliest_of_equally_good_epochs_is_the_best() -> None:
     result = TrainResult((epoch(1, 80.0), epoch(2, 90.0), epoch(3, math.nan), epoch(4, 90.0), epoch(5, 85.0)))
     assert result.best is not None
     assert (result.best.epoch, result.best_top1, result.last_top1) == (2, 90.0, 85.0)
-    assert result.epochs[2].row(run="r", phase="finetune", network="slim", objective="ekg").epoch == 3
+    assert result.epochs[2].row(run="r", phase="finetune", network="slim", objective="ekg", test_images=9).epoch == 3
     assert repr(EpochMetrics.from_dict(result.epochs[2].to_dict())) == repr(result.epochs[2])
 
 
@@ -234,7 +234,7 @@ def test_what_cannot_be_trained_is_refused(data: TrainData, config: FinetuneConf
     cases = [
         ({}, {"bank": None}, "'ekg' distils from a memory bank, found none; build one"),
         ({"objective": "single"}, {}, "unpruned network, found none"),
-        ({}, {"bank": replace(bank, rows=bank.rows[:9])}, "of the 48 training images, found one of 9"),
+        ({}, {"bank": replace(bank, rows=bank.rows[:9])}, "covers the 48 training images in use, found one of 9"),
         ({"batch_size": 1}, {"world": two}, "found micro-batches of 1 for 2 processes"),
         ({"batch_size": 49}, {}, "at most the 48 training images, found 49"),
         ({"batch_size": 4, "accumulate": 4}, {"world": two}, "found micro-batches of 1 for 2 processes"),

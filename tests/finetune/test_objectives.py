@@ -246,3 +246,13 @@ def test_a_compiled_network_trains_to_the_same_losses(
     found = train(compiled, data, replace(config, compile=True), **given)
     for one, other in zip(found.epochs, expected.epochs, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
+
+
+def test_the_momentum_of_a_target_rises_over_the_steps_of_all_epochs(
+    data: TrainData, small: FinetuneConfig, make_network: Make, bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(MomentumTarget, "follow", lambda *_, **options: told.append(options))
+    config = replace(small, objective="byol", epochs=2, milestones=(), target_momentum=0.75)
+    train(make_network(), data, config, world=ALONE, bank=bank, classifier=CLASSIFIER)
+    assert told == [{"start": 0.75, "step": step, "num_steps": 6} for step in range(6)]

@@ -1,12 +1,16 @@
-"""The line that says how images become steps, whatever the number of processes."""
+"""What is said and refused before the first step."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.errors import JobError
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
-from ekgsearch.finetune.preflight import arithmetic
+from ekgsearch.finetune.preflight import arithmetic, check
 from ekgsearch.finetune.world import World
 
 CONFIG = FinetuneConfig(epochs=3, batch_size=16, learning_rate=0.1, milestones=(2,))
@@ -44,3 +48,31 @@ def test_batch_arithmetic_in_words(data: TrainData, size: int, options: dict[str
 def test_one_view_for_the_label_alone(data: TrainData) -> None:
     words = arithmetic(data, replace(CONFIG, objective="plain"), World(torch.device("cpu")))
     assert "16 images, each in 1 view; 0 images sit out each epoch; batch statistics cover 16 views" in words
+
+
+@dataclass
+class FoundBank:
+    """A bank that was opened."""
+
+    spec: BankSpec
+
+    def __len__(self) -> int:
+        return self.spec.num_images
+
+
+def test_a_bank_must_cover_the_images_in_use(data: TrainData) -> None:
+    def check_with(ids: Tensor | None, covered: tuple[tuple[int, int], ...]) -> None:
+        count = sum(stop - start for start, stop in covered)
+        spec = BankSpec(dataset_hash="", weights_hash="", teachers=("a",), num_images=count, num_classes=2, ids=covered)
+        bank: Any = FoundBank(spec)
+        check(replace(data, ids=ids), CONFIG, World(torch.device("cpu")), bank, None, None)
+
+    used, whole = torch.tensor([*range(20), 30]), ((0, len(data.train)),)
+    check_with(used, ((0, 20), (30, 31)))
+    check_with(used, whole)
+    check_with(None, whole)
+    for ids, covered in ((used, ((0, 21),)), (None, ((0, 20), (30, 31)))):
+        with pytest.raises(
+            JobError, match=r"expected a memory bank that covers the \d+ training images in use, found one"
+        ):
+            check_with(ids, covered)

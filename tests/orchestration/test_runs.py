@@ -103,17 +103,18 @@ def test_export_and_report_join_runs(reference: Path, ekgsearch: RunCommand, tmp
     assert "<html" in page.read_text()
 
 
-def test_a_run_directory_of_another_job_is_refused_and_the_flag_continues(
-    reference: Path, ekgsearch: RunCommand
-) -> None:
-    before = journal_bytes(reference)
-    refused = ekgsearch("run", reference.parent / "job.yaml", "--set", "finetune.epochs=3")
-    assert refused.returncode == 2
-    assert "belongs to another run: finetune.epochs was 2, is 3" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    refused = ekgsearch("run", reference.parent / "job.yaml", "--set", "cluster.threads_per_worker=2")
-    assert "belongs to another run: cluster.threads_per_worker was 1, is 2" in refused.stderr
+def test_a_finished_run_is_not_relabelled_as_another_job(reference: Path, ekgsearch: RunCommand) -> None:
+    before, table = journal_bytes(reference), (reference / "tables" / "summary.parquet").read_bytes()
+    settings = ("--set", "seed=7", "--set", "finetune.objective=plain")
+    for flag in ((), ("--resume",)):
+        refused = ekgsearch("run", reference.parent / "job.yaml", *settings, *flag)
+        assert refused.returncode == 2
+        assert 'belongs to another run: finetune.objective was "ekg", is "plain"; seed was 1, is 7' in refused.stderr
+        again = "would have to be done again: pretrain, warmup, search, bank, finetune, evaluate. Put it back"
+        assert again in refused.stderr
+        assert "Traceback" not in refused.stderr
     assert journal_bytes(reference) == before
+    assert (reference / "tables" / "summary.parquet").read_bytes() == table
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from command_line import JOB
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline.devices import Devices, find_devices
-from ekgsearch.pipeline.run import start_or_check
 from ekgsearch.pipeline.setup import set_up
+from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.storage.journal import Journal
 
 ADDRESS = "cluster.address=10.0.0.1:6379"

@@ -15,8 +15,9 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline import training
 from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.images import INDEX_NAME, keep_index
-from ekgsearch.pipeline.run import run_job, start_or_check
+from ekgsearch.pipeline.run import run_job
 from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.storage.journal import Journal
 
 JOB = """\

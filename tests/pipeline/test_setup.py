@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 from command_line import JOB
 
-from ekgsearch.errors import JobError, ResumeError
+from ekgsearch.errors import DataError, JobError, ResumeError
 from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.adopt import find_search
-from ekgsearch.pipeline.run import start_or_check
 from ekgsearch.pipeline.searching import bank_spec
 from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.search.steps import QUIRKS
 from ekgsearch.storage.files import file_sha256
@@ -53,6 +53,14 @@ def test_all_quirks_pad_as_the_published_program_unless_the_job_or_a_sidecar_say
     sidecar = {"net": net.to_dict(), "mean": [0.0] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
     sidecar_path(weights).write_text(json.dumps(sidecar))
     assert padding(given, "search.quirks=reference") == "torch"
+
+
+def test_without_a_warm_up_no_images_are_kept_for_it(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
+    more_than_there_are = "warmup.images_per_class=99999"
+    assert len(set_up(load_job(tmp_path / "job.yaml", ["warmup.epochs=0", more_than_there_are])).warmup_ids) == 0
+    with pytest.raises(DataError, match=r"lower search\.images_per_class or warmup\.images_per_class"):
+        set_up(load_job(tmp_path / "job.yaml", [more_than_there_are]))
 
 
 def test_another_normalisation_or_padding_makes_another_run_search_and_memory_bank(tmp_path: Path) -> None:

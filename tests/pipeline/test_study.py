@@ -163,7 +163,7 @@ def test_step_trim_and_quirks_of_the_job_reach_the_random_cuts(
 
 def test_the_study_in_small_continues_where_it_was_killed(tmp_path: Path) -> None:
     output = tmp_path / "study"
-    smaller = ("pretrain.epochs=1", "study.subnetworks=3", "study.by_l1=1", "study.points=3")
+    smaller = ("pretrain.epochs=1", "study.subnetworks=3", "study.by_l1=1", "study.points=3", "data.test_images=90")
     arguments = command("study", JOB, *chain(*(("--set", one) for one in (f"output={output}", *smaller))))
 
     def run() -> str:
@@ -178,6 +178,8 @@ def test_the_study_in_small_continues_where_it_was_killed(tmp_path: Path) -> Non
     rows = read_table(output / "tables" / "study.parquet")
     assert list(rows["criterion"]) == ["random"] * 2 + ["l1"]
     assert (rows["macs_reduction"] >= 0.5).all()
+    assert (rows["test_images"] == 90).all()
+    assert np.allclose(rows["final_top1"] * 0.9, (rows["final_top1"] * 0.9).round())
     assert np.isfinite(rows.select_dtypes("number")).all(axis=None)
     assert rows["potential_loss"].nunique() == 3
 

@@ -1,0 +1,124 @@
+"""The network of a job: built, with the given weights, its channel groups and its budget."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.errors import NetworkError
+from ekgsearch.experiment import Job, expand_path
+from ekgsearch.nets.spec import NetSpec, Padding
+from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
+from ekgsearch.nets.zoo import build
+from ekgsearch.records import Costs
+from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.search.budget import Budget, set_budget
+from ekgsearch.search.steps import default_padding
+from ekgsearch.sections.data import NetSection
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedNetwork:
+    """The unpruned network of a job.
+
+    Attributes:
+        net: what it is.
+        network: the same, built, with the given weights or freshly initialised.
+        graph: its channel groups.
+        full_costs: its costs under the job's counter.
+        budget: what the search aims at.
+        sidecar: of the given weights, if there is one.
+    """
+
+    net: NetSpec
+    network: nn.Module
+    graph: ChannelGraph
+    full_costs: Costs
+    budget: Budget
+    sidecar: Sidecar | None
+
+
+def open_network(job: Job, num_classes: int, image_shape: Sequence[int]) -> OpenedNetwork:
+    """Build the network of a job for images of some classes and shape.
+
+    Args:
+        job: the job.
+        num_classes: number of logits.
+        image_shape: (channels, height, width), pixels.
+
+    Raises:
+        NetworkError, BudgetError: weights are missing, damaged or of another network; a budget that cannot be reached.
+    """
+    sidecar, search = _sidecar(job.net), job.search
+    net = net_spec(job.net, sidecar, num_classes, image_shape, default_padding(search.quirks))
+    network = build(net, seed=sub_seed(job.seed, "network"))
+    if job.net.weights is not None:
+        load_weights(network, _weights_path(job.net))
+    network.eval()
+    graph = analyse(network, net.input_shape)
+    log.info("%s on %s: %d channel groups, %d frozen", net.name, job.data.name, len(graph.groups), len(graph.frozen))
+    budget = set_budget(
+        graph, reduction=search.reduction, absolute=search.budget, unit=search.unit, counter=search.counter
+    )
+    return OpenedNetwork(net, network, graph, cost(graph, graph.full(), search.counter), budget, sidecar)
+
+
+def net_spec(
+    section: NetSection,
+    sidecar: Sidecar | None,
+    num_classes: int,
+    image_shape: Sequence[int],
+    padding: Padding = "torch",
+) -> NetSpec:
+    """The network of a job: what the job says, else what the weights' sidecar says, else the defaults.
+
+    Args:
+        section: what the job says.
+        sidecar: of the given weights, if there is one.
+        num_classes: number of logits.
+        image_shape: (channels, height, width).
+        padding: where neither job nor sidecar says one.
+
+    Raises:
+        NetworkError: the job and the sidecar name different networks.
+    """
+    known = sidecar.net if sidecar else None
+    for field in ("name", "shortcut", "padding"):
+        asked = getattr(section, field)
+        if known is not None and asked is not None and asked != getattr(known, field):
+            raise NetworkError(
+                f"net.{field} = {asked}, but {section.weights} belongs to a network with {field} "
+                f"{getattr(known, field)}; change net.{field} or the weights"
+            )
+    if known is not None and known.num_classes != num_classes:
+        raise NetworkError(
+            f"{section.weights} has {known.num_classes} classes, but the data set has {num_classes}; "
+            "choose the data set that the weights were trained on"
+        )
+    return NetSpec(
+        name=section.name,
+        num_classes=num_classes,
+        input_shape=(image_shape[0], image_shape[1], image_shape[2]),
+        shortcut=section.shortcut or (known.shortcut if known else "projection"),
+        padding=section.padding or (known.padding if known else padding),
+    )
+
+
+def _weights_path(section: NetSection) -> Path:
+    assert section.weights is not None
+    return expand_path(section.weights, "net.weights")
+
+
+def _sidecar(section: NetSection) -> Sidecar | None:
+    if section.weights is None:
+        return None
+    path = _weights_path(section)
+    if not path.is_file():
+        raise NetworkError(f"net.weights = {section.weights}: there is no file {path}")
+    return read_sidecar(path) if sidecar_path(path).is_file() else None
