@@ -3,8 +3,6 @@
 import keyword
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +18,7 @@ from ekgsearch.channels.operations import Kind, kind_of
 from ekgsearch.channels.other_macs import OtherMacs, other_macs
 from ekgsearch.channels.tracers import first_line, read_tensor, symbolic, traced_graph
 from ekgsearch.channels.training_forward import training_difference
+from ekgsearch.channels.untouched import untouched
 from ekgsearch.errors import NetworkError
 
 _log = logging.getLogger(__name__)
@@ -86,7 +85,8 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
         NetworkError: the network does not work on such images, cannot be traced, or the trace computes something else.
     """
     _check_names(network)
-    with evaluation(network):
+    with untouched(network):
+        network.eval()
         images = example(network, input_shape)
         expected = _outputs(run_example(network, images))
         graph, constants = traced_graph(network, images)
@@ -117,14 +117,12 @@ def _training_only(
     """Add to a graph what the forward does in training only, where that can be traced and comes out the same."""
     read = partial(read_tensor, network, constants)
     try:
-        network.train()
-        training, own_constants = symbolic(network)
+        with untouched(network):  # the tracer leaves stand-ins where a forward counts its steps
+            training, own_constants = symbolic(network.train())
         others = lift(training, network, partial(read_tensor, network, own_constants), in_training=True)
-    except Exception as error:  # as above
+    except Exception as error:  # any Python code may run in a forward, so anything may be raised
         _log.info("the forward in training cannot be traced: %s: %s", type(error).__name__, error)
         return Auxiliary()
-    finally:
-        network.eval()
     if own_constants:
         return Auxiliary()
     auxiliary = join(graph, leaves, training, others)
@@ -135,18 +133,6 @@ def _training_only(
         return auxiliary
     remove(graph, leaves, auxiliary)
     return Auxiliary()
-
-
-@contextmanager
-def evaluation(network: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode and back, each module to the mode it had."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:

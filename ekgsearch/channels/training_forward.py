@@ -2,8 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.operations import drops_branches, function_name
+from ekgsearch.channels.untouched import untouched
 
 T = TypeVar("T")
 
@@ -44,9 +44,10 @@ def training_difference(network: nn.Module, images: Tensor, leaves: Collection[s
     Returns:
         What differs, in words; empty where nothing does.
     """
-    with _modes_kept(network):
+    with untouched(network):
         network.eval()
         expected = _run(network, images)
+    with untouched(network):
         _train(network, leaves)
         try:
             found = _run(network, images)
@@ -57,19 +58,9 @@ def training_difference(network: nn.Module, images: Tensor, leaves: Collection[s
 
 def in_training(network: nn.Module, leaves: Collection[str], run: Callable[[], T]) -> T:
     """Run something with a network in training, dropout and norms apart; arguments as for `training_difference`."""
-    with _modes_kept(network), _WithoutDropout():
+    with untouched(network), _WithoutDropout():
         _train(network, leaves)
         return run()
-
-
-@contextmanager
-def _modes_kept(network: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in network.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _train(network: nn.Module, leaves: Collection[str]) -> None:
@@ -95,35 +86,23 @@ def _run(network: nn.Module, images: Tensor) -> _Run:
         return lambda module, args, output: run.outputs.append((path, _tensors(output)))
 
     handles = [module.register_forward_hook(note(path)) for path, module in network.named_modules()]
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    torch.manual_seed(0)
+    before = _generators(images.device)
     try:
-        with _same_random_numbers(images.device, run), _WithoutDropout():
+        with _WithoutDropout():
             network(images)
     finally:
         for handle in handles:
             handle.remove()
-        for name, buffer in network.named_buffers():
-            buffer.copy_(buffers[name])
+    run.drew = before != _generators(images.device)
     return run
 
 
-@contextmanager
-def _same_random_numbers(device: torch.device, run: _Run) -> Iterator[None]:
-    """Note whether any of the usual generators moves, and put them back."""
-    devices = [device] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
-        before = [torch.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in devices)]
-        try:
-            yield
-        finally:
-            after = [torch.get_rng_state(), *(torch.cuda.get_rng_state(one) for one in devices)]
-            run.drew = any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
-            run.drew |= random.getstate() != python
-            run.drew |= not np.array_equal(np.random.get_state()[1], numpy[1])  # type: ignore[index]  # noqa: NPY002
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+def _generators(device: torch.device) -> list[object]:
+    """States of the generators that a forward may draw from."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    numpy: Any = np.random.get_state()  # noqa: NPY002
+    return [random.getstate(), numpy[1].tobytes(), numpy[2], *(state.numpy().tobytes() for state in states)]
 
 
 class _WithoutDropout(TorchFunctionMode):

@@ -48,6 +48,7 @@ def _totals(job: Job, found: OpenedNetwork) -> list[str]:
         _total("MACs", full.macs, least.macs),
         _total("params", full.params, least.params),
         f"budget  {budget.limit:>15,.0f}  {budget.unit}",
+        *(f"warning: {warning}" for warning in found.graph.warnings),
     ]
 
 

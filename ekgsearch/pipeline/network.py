@@ -63,6 +63,8 @@ def open_network(job: Job, num_classes: int, image_shape: Sequence[int]) -> Open
     network.eval()
     graph = analyse(network, net.input_shape)
     log.info("%s on %s: %d channel groups, %d frozen", net.name, job.data.name, len(graph.groups), len(graph.frozen))
+    for warning in graph.warnings:
+        log.warning("%s: %s", net.name, warning)
     budget = set_budget(
         graph, reduction=search.reduction, absolute=search.budget, unit=search.unit, counter=search.counter
     )

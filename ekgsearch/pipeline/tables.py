@@ -247,6 +247,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         latency_ratio_high_batch64=latencies.get("ratio_high_batch64", math.nan),
         latency_noise_batch64=latencies.get("noise_batch64", math.nan),
         test_images=line["images"],
+        warnings="; ".join(setup.graph.warnings),
     )
 
 

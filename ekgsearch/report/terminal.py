@@ -17,7 +17,8 @@ def summary_text(run: RunTables) -> str:
     """
     blocks = [plain_line(headline.title(run) + (f"   [run {run.name}]" if run.summary else ""))]
     if run.summary is not None:
-        blocks += [_networks(run.summary), _latency(run.summary)]
+        warned = plain_line(f"  Warning: {run.summary.warnings}") if run.summary.warnings else ""
+        blocks += [_networks(run.summary), warned, _latency(run.summary)]
     else:
         rows = [[tile.title, tile.before, "->" if tile.before else "", tile.value, tile.change] for tile in _tiles(run)]
         blocks.append(_aligned(rows, "<><><"))

@@ -166,10 +166,11 @@ class Unread(Head):
 class AuxiliaryHead(Head):
     """A second classifier with dropout, which runs and is returned in training only."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_noisy: bool = False) -> None:
         super().__init__(6)
         self.stem, self.body, self.side = conv(3, 6), conv(6, 6), conv(6, 5)
         self.hidden, self.out = nn.Linear(5, 7), nn.Linear(7, 4)
+        self.is_noisy = is_noisy
 
     def forward(self, x):
         x = self.stem(x)
@@ -177,6 +178,8 @@ class AuxiliaryHead(Head):
         if not self.training:
             return logits
         y = F.adaptive_avg_pool2d(self.side(x), 1).flatten(1)
+        if self.is_noisy:
+            y = y + torch.rand(5, dtype=y.dtype)
         return logits, self.out(F.dropout(F.relu(self.hidden(y)), 0.4, self.training))
 
 
@@ -210,8 +213,11 @@ class Scaled(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.inner = conv(width, width)
+        self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, x):
+        if self.training:
+            self.steps += 1
         return self.inner(x) * (2.0 if self.training else 1.0)
 
 

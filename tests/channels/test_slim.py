@@ -116,6 +116,15 @@ def test_slim_network_trains_and_copies_and_leaves_the_original_alone(name):
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["behind a weight norm by hook", "behind a pruning mask"])
+def test_tensors_that_hooks_computed_with_gradients_do_not_stop_the_slimming(name):
+    network = make(NETWORKS[name][0]).eval()
+    graph = analyse(network, SHAPE)
+    expected = network(images())
+    torch.testing.assert_close(slim(graph, graph.full())(images()), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_slim_network_of_all_channels_is_the_network_bit_for_bit():
     graph = analyse(randomise(build(NetSpec("resnet20", 10, CIFAR), seed=2)).eval(), CIFAR)
     x = images(CIFAR, 4).float()

@@ -28,6 +28,7 @@ def test_ordinary_networks_give_no_warning():
         (DropsPaths, "draws random numbers outside dropout"),
         (OtherInTraining, r"'body' (Scaled) gives something else in training"),
         (AuxiliaryHead, "runs modules that evaluation does not: side, hidden, out; the slim network has this"),
+        (lambda: AuxiliaryHead(is_noisy=True), "side, hidden, out; sub-networks and the slim network are those of the"),
     ],
 )
 def test_a_forward_that_is_another_in_training_is_said(builder, words):

@@ -2,18 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from command_line import JOB
 
-from ekgsearch.errors import DataError, JobError, ResumeError
+from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline import network
 from ekgsearch.pipeline.adopt import find_search
+from ekgsearch.pipeline.inspect import group_table
 from ekgsearch.pipeline.searching import bank_spec
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.statement import start_or_check
@@ -59,8 +62,8 @@ def test_without_a_warm_up_no_images_are_kept_for_it(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
     more_than_there_are = "warmup.images_per_class=99999"
     assert len(set_up(load_job(tmp_path / "job.yaml", ["warmup.epochs=0", more_than_there_are])).warmup_ids) == 0
-    with pytest.raises(DataError, match=r"lower search\.images_per_class or warmup\.images_per_class"):
-        set_up(load_job(tmp_path / "job.yaml", [more_than_there_are]))
+    with pytest.raises(JobError, match=r"warmup\.images_per_class = 99999, but a class of digits has only 139"):
+        load_job(tmp_path / "job.yaml", [more_than_there_are])
 
 
 def test_another_normalisation_or_padding_makes_another_run_search_and_memory_bank(tmp_path: Path) -> None:
@@ -112,3 +115,14 @@ def test_what_an_older_run_has_not_recorded_is_named(tmp_path: Path) -> None:
     adopting = f"output={tmp_path / 'other'}", f"search_run={setup.job.run_dir}"
     with pytest.raises(JobError, match="describes: mean is not recorded there; std is not recorded there"):
         find_search(set_up(load_job(tmp_path / "job.yaml", adopting)))
+
+
+def test_what_the_analysis_warns_of_is_said_next_to_the_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
+    found = network.analyse
+    monkeypatch.setattr(network, "analyse", lambda *given: replace(found(*given), warnings=("costs are left out",)))
+    job = load_job(tmp_path / "job.yaml")
+    assert group_table(job).splitlines()[-1] == "warning: costs are left out"
+    assert "resnet20: costs are left out" in caplog.text

@@ -234,3 +234,10 @@ def test_every_training_is_listed_with_its_last_best_and_averaged_accuracy(write
     page = write_report([tmp_path / "byol"], tmp_path / "page.html").read_text()
     for name in ("best_top1", "ema_top1", "averaged_top1"):
         assert f'<td class="n">{slim[name]:.2f}</td>' in page
+
+
+def test_what_the_analysis_warns_of_stands_under_the_costs(write_run, tmp_path):
+    warning = "the forward in training runs modules that evaluation does not: aux"
+    folder = write_run(tmp_path / "run", tables=("summary",), warnings=warning)
+    assert f"Warning: {warning}" in summary_text(load_run(folder))
+    assert f"<strong>Network.</strong> {warning}" in write_report([folder]).read_text()
