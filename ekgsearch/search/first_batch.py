@@ -16,6 +16,9 @@ from ekgsearch.search.base import Candidate
 NUM_IMAGES = 32
 """Images of the first batch that are compared: what is wrong is wrong for every image."""
 
+FEWEST_IMAGES = 8
+"""A smaller batch is not compared: batch statistics of a few values make much of rounding."""
+
 NUM_CANDIDATES = 4
 """Candidates of the first evaluation that are compared."""
 
@@ -56,7 +59,7 @@ class FirstBatch:
         Raises:
             NetworkError: they differ by more than rounding.
         """
-        if self._has_scores:
+        if self._has_scores or len(images) < FEWEST_IMAGES:
             return
         few = images[:NUM_IMAGES]
 
@@ -73,7 +76,7 @@ class FirstBatch:
 
     def check_candidates(self, images: Tensor, current: Subnetwork, candidates: Sequence[Candidate]) -> None:
         """Compare the outputs of candidates, at the first call; arguments and errors as for `check_scores`."""
-        if self._has_candidates or not candidates:
+        if self._has_candidates or not candidates or len(images) < FEWEST_IMAGES:
             return
         few, chosen = images[:NUM_IMAGES], candidates[:NUM_CANDIDATES]
         expected = {one.group: self._masked.forward(few, one.subnetwork, norm_mode=self._norm_mode) for one in chosen}
