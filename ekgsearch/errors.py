@@ -51,5 +51,7 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python, of torch on a CPU or of torch on a GPU says that memory has run out."""
-    return type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "not enough memory" in str(error)
+    """Whether an error of Python, of torch on a CPU or GPU, or of the loader of libraries says that memory ran out."""
+    words = ("not enough memory", "failed to map segment", "Cannot allocate memory")
+    is_named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return is_named or any(part in str(error) for part in words)

@@ -58,7 +58,6 @@ def test_a_run_trains_and_evaluates_on_the_images_that_its_job_names(
     open_bank = MemoryBank.open
     monkeypatch.setattr(training.MemoryBank, "open", opened)
     monkeypatch.setattr(finishing, "recalibrate_on", recalibrate_on)
-    monkeypatch.setattr(finishing, "median_latencies_ms", lambda networks, *_: dict.fromkeys(networks, 1.0))
     run_job(job, InProcessBackend())
     setup = set_up(job)
     labels = setup.dataset.train.labels[setup.train_ids]
@@ -81,7 +80,7 @@ def test_a_run_trains_and_evaluates_on_the_images_that_its_job_names(
 
 @pytest.mark.parametrize("field", ["train_images", "test_images"])
 def test_more_images_than_there_are_is_said_before_any_work(field: str, load: Load) -> None:
-    with pytest.raises(JobError, match=rf"data\.{field} = 99999, but the .* set has \d+ images"):
+    with pytest.raises(JobError, match=rf"data\.{field} = 99999, but .* has \d+ .*images"):
         set_up(load(f"data.{field}=99999"))
 
 
@@ -108,7 +107,7 @@ def test_groups_and_validate_decode_no_picture(
     def refuse(*_: object) -> None:
         raise AssertionError("a picture was decoded")
 
-    for module, function in ((decode, "open_picture"), (index, "check_picture"), (index, "open_picture")):
+    for module, function in ((decode, "open_picture"), (index, "check_picture"), (index, "examine")):
         monkeypatch.setattr(module, function, refuse)
     load()
     arguments = [str(tmp_path / "job.yaml"), "--set", f"data.name={name}", "--set", f"data.root={root}"]
