@@ -80,20 +80,6 @@ def test_masked_and_slim_networks_agree_on_every_channel_group_of_the_zoo(name, 
         assert difference(graph, one_left(graph, group.name, seed), mode, images(shape, 2)) < EXACT, group.name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["densenet121", "shufflenet_v2_x0_5", "mobilenet_v3_small", "efficientnet_b0", "regnet_y_400mf",
-             "mnasnet0_5", "squeezenet1_1", "inception_v3", "resnext50_32x4d", "convnext_tiny", "swin_t"]
-)  # fmt: skip
-def test_masked_and_slim_networks_agree_on_networks_of_another_library(name):
-    models = pytest.importorskip("torchvision.models")
-    shape = (3, 128, 128)
-    graph = analyse(randomise(getattr(models, name)(weights=None, num_classes=7)).double(), shape)
-    assert len(graph.groups) > 10
-    for mode in MODES:
-        assert difference(graph, random_subnetwork(graph, 1), mode, images(shape, 2)) < EXACT
-
-
 def test_masked_and_slim_networks_agree_in_single_precision():
     graph = analyse(randomise(build(NetSpec("resnet20", 10, CIFAR), seed=2)), CIFAR)
     sub = random_subnetwork(graph, 3)
