@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ekgsearch.channels.norm import norm_mode
 from ekgsearch.channels.operations import Kind, is_depthwise, operation_name
 from ekgsearch.maths.batch_norm import batch_norm, sequential_batch_norm
 from ekgsearch.records import NormMode
@@ -218,7 +219,7 @@ def _module_call(
         case (Kind.IDENTITY, _):
             return lambda values, weights, mode: args(values)[0]
         case (Kind.UNKNOWN | Kind.NORM, _):
-            return lambda values, weights, mode: _in_evaluation(module, args(values), kwargs(values))
+            return lambda values, weights, mode: _in_evaluation(module, args(values), kwargs(values), mode)
     return lambda values, weights, mode: module(*args(values), **kwargs(values))
 
 
@@ -276,19 +277,18 @@ def _batch_norm(module: nn.modules.batchnorm._BatchNorm, value: Tensor, tensors:
     return F.batch_norm(value, mean, var, weight, bias, False, 0.0, module.eps)
 
 
-def _in_evaluation(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Run a module that may do anything in evaluation mode; its modes and tensors are as before afterwards.
+def _in_evaluation(module: nn.Module, args: Any, kwargs: Any, mode: NormMode) -> Any:
+    """Run a module that may do anything in evaluation mode, batch norms inside it in theirs; it is left as it was.
 
     Hooks may set tensors (`weight_norm`, masks); one that belongs to a recorded graph would not even be copied.
     """
-    modes = [(part, part.training) for part in module.modules()]
     tensors = [
-        (part, {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}) for part, _ in modes
+        (part, {name: value for name, value in vars(part).items() if isinstance(value, Tensor)})
+        for part in module.modules()
     ]
-    module.eval()
     try:
-        return module(*args, **kwargs)
+        with norm_mode(module, "running" if mode == "running" else "batch"):
+            return module(*args, **kwargs)
     finally:
-        for (part, training), (_, own) in zip(modes, tensors, strict=True):
-            part.training = training
+        for part, own in tensors:
             vars(part).update(own)

@@ -119,6 +119,14 @@ class ChannelSets:
         return torch.argsort(torch.argsort(lowest))[inverse]
 
 
+def ids_of(label: Any) -> list[Tensor]:
+    """Ids of all channels that a value holds, or that the size it stands for counts."""
+    numbers = numbers_of(label)
+    if numbers is not None:
+        return [number.ids for number in numbers if number.ids is not None]
+    return [part.all_ids for part in parts_of(label)]
+
+
 def numbers_of(label: Any) -> tuple[Number, ...] | None:
     """Give the number or numbers that a label stands for; None where it stands for a tensor."""
     if isinstance(label, Number):

@@ -117,7 +117,7 @@ class MaskedNetwork:
 
         def mask(name: str, value: Any) -> Any:
             found = masks.get(name)
-            return value if found is None else value * found.view(self._sites[name].shape())
+            return value if found is None else value * found.to(value.dtype).view(self._sites[name].shape())
 
         return self._run(images, weights, mask, norm_mode, keep)
 
@@ -155,7 +155,7 @@ class MaskedNetwork:
             if site is None:
                 return value
             found = masks.get(name)
-            masked = value if found is None else value * found.view(site.shape())
+            masked = value if found is None else value * found.to(value.dtype).view(site.shape())
             gates[name] = torch.ones(len(site.classes), dtype=value.dtype, device=value.device, requires_grad=True)
             return masked * gates[name].view(site.shape())
 

@@ -219,7 +219,7 @@ class _Planner:
             moved = call_move(link, self.trace.modules, partial(self._given_or_full, values))
         index = torch.searchsorted(_first_line(whole, axis), _first_line(moved, axis))
         inside = bool((index < whole.shape[axis]).all())
-        if not inside or not _agrees(whole.index_select(axis, index), [moved]):
+        if not inside or len(index) != len(label.vector) or not _agrees(whole.index_select(axis, index), [moved]):
             raise UncuttableError(node)
         kept = self.kept_ids[origin.vector]
         place = torch.cumsum(kept, 0) - 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.kernels import axes, channel_lines, cut
-from ekgsearch.channels.labels import parts_of
+from ekgsearch.channels.labels import ids_of
 from ekgsearch.channels.masks import masked_kernel
 from ekgsearch.channels.members import Layer, Site
 from ekgsearch.channels.movement import plan
@@ -161,8 +161,8 @@ class Preparation:
             int(graph.classes[channel])
             for node in nodes
             for other in (node, *node.all_input_nodes)
-            for part in parts_of(graph.labelling.labels[other.name])
-            for channel in part.all_ids.tolist()
+            for ids in ids_of(graph.labelling.labels[other.name])
+            for channel in ids.tolist()
         }
         return {name for name in possible if not moved.isdisjoint(graph.group_classes[name].tolist())}
 

@@ -178,7 +178,7 @@ class SlicedNetwork:
         value = (step.call_inplace if may_overwrite else step.call)(values, prepared.tensors, mode)
         mask = prepared.masks.get(step.name)
         if mask is not None:
-            shaped = mask.view(self._sites[step.name].shape())
+            shaped = mask.to(value.dtype).view(self._sites[step.name].shape())
             value = value.mul_(shaped) if step.is_fresh and start <= index else value * shaped
         values[step.name] = value
         for name in step.inputs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ekgsearch.channels.auxiliary import Auxiliary, join, remove, works
@@ -17,7 +18,7 @@ from ekgsearch.channels.lift import Leaves, lift
 from ekgsearch.channels.operations import Kind, kind_of
 from ekgsearch.channels.other_macs import OtherMacs, other_macs
 from ekgsearch.channels.tracers import first_line, read_tensor, symbolic, traced_graph
-from ekgsearch.channels.training_forward import training_difference
+from ekgsearch.channels.training_forward import distance, size, training_difference
 from ekgsearch.channels.untouched import untouched
 from ekgsearch.errors import NetworkError
 
@@ -84,6 +85,7 @@ def trace(network: nn.Module, input_shape: tuple[int, int, int]) -> Trace:
     Raises:
         NetworkError: the network does not work on such images, cannot be traced, or the trace computes something else.
     """
+    _check_kind(network)
     _check_names(network)
     with untouched(network):
         network.eval()
@@ -141,11 +143,15 @@ def example(network: nn.Module, input_shape: tuple[int, int, int]) -> Tensor:
     Raises:
         NetworkError: the shape makes no sense, or the network has no parameters.
     """
-    if len(input_shape) != 3 or min(input_shape) < 1:
+    if len(input_shape) != 3 or not all(isinstance(size, int) and size > 0 for size in input_shape):
         raise NetworkError(f"expected an input shape (channels, height, width) of positive sizes, found {input_shape}")
     tensors = [tensor for tensor in network.parameters() if tensor.is_floating_point()]
+    if any(is_lazy(tensor) for tensor in network.parameters()):
+        raise NetworkError("expected a network that knows its shapes, found lazy layers; run it once on images first")
     if not tensors:
         raise NetworkError("expected a network with parameters, found none; there is nothing to cut")
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        raise NetworkError("expected a network with values, found tensors on the meta device; load its weights first")
     images = torch.randn(BATCH, *input_shape, generator=torch.Generator().manual_seed(0))
     return images.to(device=tensors[0].device, dtype=tensors[0].dtype)
 
@@ -174,6 +180,19 @@ def run_example(network: nn.Module, images: Tensor) -> Any:
         ) from error
 
 
+def _check_kind(network: nn.Module) -> None:
+    """Refuse what is no network of torch's modules, or one that has lost its two modes."""
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"expected a torch.nn.Module, found {type(network).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise NetworkError("expected Python modules, found a scripted or traced one; give the network it was made from")
+    if isinstance(network, fx.GraphModule) and "train" in vars(network):  # which raises there
+        raise NetworkError(
+            "expected a network with a training and an evaluation mode, found an exported program; give the network "
+            "it was made from"
+        )
+
+
 def _check_names(network: nn.Module) -> None:
     """Refuse names of which no code can be made."""
     for path, _ in [*network.named_modules(), *network.named_parameters(), *network.named_buffers()]:
@@ -193,9 +212,9 @@ def _check(expected: list[Tensor], program: Program, images: Tensor) -> dict[str
         except Exception as error:
             raise NetworkError(f"the traced network fails where the network does not: {first_line(error)}") from error
     found = _outputs(program.output(values))
-    scale = max((float(tensor.abs().max()) for tensor in expected if tensor.numel()), default=0.0)
+    scale = max(map(size, expected), default=0.0)
     same = len(found) == len(expected) and all(
-        a.shape == b.shape and float((a - b).abs().max() if a.numel() else 0) <= _TOLERANCE * max(scale, 1e-6)
+        a.shape == b.shape and distance(a, b) <= _TOLERANCE * max(scale, 1e-6)
         for a, b in zip(found, expected, strict=False)
     )
     if not same or not math.isfinite(scale):

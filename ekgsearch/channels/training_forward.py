@@ -109,8 +109,9 @@ class _WithoutDropout(TorchFunctionMode):
     """Runs functional dropout and batch norm as in evaluation."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        if function_name(func).rstrip("_") in _FOLLOWED_FUNCTIONS and given.get("training"):
+        given, name = dict(kwargs or {}), function_name(func).rstrip("_")
+        by_batch = name == "batch_norm" and (args[1] if len(args) > 1 else given.get("running_mean")) is None
+        if name in _FOLLOWED_FUNCTIONS and given.get("training") and not by_batch:
             given["training"] = False
         return func(*args, **given)
 
@@ -156,10 +157,21 @@ def _tensors(output: Any) -> list[Tensor]:
 def all_close(found: list[Tensor], expected: list[Tensor]) -> bool:
     """Tell whether two lists of tensors are equal but for rounding."""
     return len(found) == len(expected) and all(
-        one.shape == other.shape
-        and (not one.numel() or bool((one - other).abs().max() <= _TOLERANCE * other.abs().max().clamp(min=1e-6)))
+        one.shape == other.shape and distance(one, other) <= _TOLERANCE * max(size(other), 1e-6)
         for one, other in zip(found, expected, strict=True)
     )
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Largest difference of two tensors of one shape; those that are no numbers are equal, or infinitely far apart."""
+    if torch.equal(one, other):
+        return 0.0
+    return size(one - other) if one.is_floating_point() or one.is_complex() else float("inf")
+
+
+def size(tensor: Tensor) -> float:
+    """Largest absolute value of a tensor; 0 for one without elements."""
+    return float(tensor.abs().max()) if tensor.numel() and tensor.dtype != torch.bool else 0.0
 
 
 def _some(paths: list[str]) -> str:

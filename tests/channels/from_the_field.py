@@ -58,6 +58,17 @@ class OverRows(nn.Module):
         return self.convolution(x.flatten(2)).reshape(x.shape)
 
 
+class OverVolumes(nn.Module):
+    """A batch norm of another number of axes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(width)
+
+    def forward(self, x):
+        return self.norm(x[:, :, None])[:, :, 0]
+
+
 def with_pruning_mask(layer: nn.Conv2d) -> nn.Conv2d:
     return prune.l1_unstructured(layer, "weight", 0.3)
 
@@ -221,6 +232,60 @@ class Scaled(nn.Module):
         return self.inner(x) * (2.0 if self.training else 1.0)
 
 
+class SizeOfAnother(Head):
+    """Channels of one value taken by the number of channels of another."""
+
+    def __init__(self, take) -> None:
+        super().__init__(6)
+        self.stem, self.last, self.mixed = conv(3, 6), conv(6, 6), nn.Conv2d(6, 6, 1)
+        self.take = take
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.take(torch.softmax(self.mixed(x), 1), x)
+        return self.head(self.last(x)) + y.square().mean((1, 2, 3))[:, None]
+
+
+class TwoTypes(Head):
+    """A part that computes in other numbers than the rest."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.body, self.last = conv(3, 6), conv(6, 6), conv(6, 6)
+
+    def double(self):
+        super().double()
+        self.body.float()
+        return self
+
+    def forward(self, x):
+        return self.head(self.last(self.body(self.stem(x).float()).double()))
+
+
+class Flags(Head):
+    """Returns booleans next to the logits."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.body = conv(3, 6), conv(6, 6)
+
+    def forward(self, x):
+        logits = self.head(self.body(self.stem(x)))
+        return logits, logits > 0
+
+
+class SpreadGate(Head):
+    """A map of one channel spread over those of another."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.stem, self.last, self.gate = conv(3, 6), conv(6, 6), nn.Conv2d(6, 1, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.last(x)) + self.gate(x).sigmoid().expand_as(x).mean((1, 2, 3))[:, None]
+
+
 FIELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "behind group norm": (lambda: Behind(nn.GroupNorm(2, 6)), (7, 6)),
     "behind layer norm": (lambda: Behind(LastAxisNorm(6)), (7, 6)),
@@ -240,5 +305,12 @@ FIELD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "bare squeeze": (BareSqueeze, (6, 5)),
     "unread layer": (Unread, (6, 6)),
     "auxiliary head": (AuxiliaryHead, (6, 6)),
+    "sliced by another's size": (lambda: SizeOfAnother(lambda y, x: y[:, : x.shape[1]]), (6, 6)),
+    "shaped as another": (lambda: SizeOfAnother(lambda y, x: y.flatten(1).reshape(x.shape)), (6, 6)),
+    "rolled by another's size": (lambda: SizeOfAnother(lambda y, x: torch.roll(y, x.shape[1] // 2, 1)[:, :2]), (6, 6)),
+    "flags": (Flags, (6, 6)),
+    "spread gate": (SpreadGate, (6,)),
+    "behind a norm of volumes": (lambda: Behind(OverVolumes(6)), (7, 6)),
+    "norm without statistics": (lambda: Behind(nn.BatchNorm2d(6, track_running_stats=False)), (6, 7, 6)),
 }
 """Networks and the sizes of the channel groups that can be cut, in order."""

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from from_the_field import TwoTypes
 from networks import NETWORKS, SHAPE, images, make, one_left, random_subnetwork, randomise
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -11,6 +12,7 @@ from torch.utils import _pytree as pytree
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.norm import norm_mode
+from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.channels.slim import ChannelGather, slim
 from ekgsearch.errors import NetworkError
 from ekgsearch.nets.spec import NetSpec
@@ -100,6 +102,15 @@ def test_slim_network_trains_and_copies_and_leaves_the_original_alone(name):
     optimizer.step()
     assert not torch.equal(small.eval()(images()), duplicate.eval()(images()))
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+def test_masks_have_the_type_of_what_they_mask():
+    graph = analyse(make(TwoTypes), SHAPE)
+    sub = random_subnetwork(graph, 1)
+    assert difference(graph, sub, "running", images()) < SINGLE
+    network = SlicedNetwork(graph, 0.0)
+    found = network.forward(images(), network.preparation.whole(sub), norm_mode="running")
+    assert torch.equal(found, MaskedNetwork(graph)(images(), sub, norm_mode="running"))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")

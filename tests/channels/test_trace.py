@@ -200,6 +200,26 @@ def test_a_part_whose_name_cannot_be_written_in_code_is_named(name):
         analyse(network, SHAPE)
 
 
+def _exported() -> nn.Module:
+    return torch.export.export(make(NETWORKS["plain"][0]).eval(), (images(),)).module()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: F.relu, "torch.nn.Module, found function"),
+        (lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(4)), "lazy layers; run it once"),
+        (lambda: make(NETWORKS["plain"][0]).to("meta"), "meta device; load its weights"),
+        (lambda: nn.Sequential(torch.jit.script(nn.Conv2d(3, 4, 1))), "scripted or traced"),
+        (_exported, "an exported program"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_cannot_be_looked_into_is_named(build, words):
+    with pytest.raises(NetworkError, match=words):
+        analyse(build(), SHAPE)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 9])
 def test_networks_take_any_number_of_input_channels(channels):
     network = make(lambda: nn.Sequential(conv(channels, 6), conv(6, 5), nn.Flatten(), nn.Linear(5 * 64, 4)))
