@@ -1,4 +1,4 @@
-"""Whether a network computes something else in training than in evaluation, beyond what its known layers do."""
+"""A comparison of a forward in training with one in evaluation, beyond what known layers do in their two modes."""
 
 import random
 from collections import Counter

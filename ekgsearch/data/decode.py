@@ -45,7 +45,7 @@ _MAX_RATIO = 8
 
 
 def open_picture(data: bytes, channels: int = 3) -> Image.Image:
-    """Decode a whole JPEG or PNG, whatever its file name says, upright, in grey, RGB or RGBA.
+    """Decode a whole JPEG or PNG, no matter what its file name says, upright, in grey, RGB or RGBA.
 
     Greyscale, palette, CMYK and 16-bit pictures are converted; EXIF rotation is applied. Sound pixels are used whatever
     is wrong with the metadata, and where nothing but the end of the file is missing.
@@ -116,7 +116,7 @@ def _decode_damaged(data: bytes, reason: DataError) -> Image.Image:
     if not data.startswith(_JPEG) or not has_one_plain_scan(bare):
         raise reason
     # The decoder takes what follows a scan without an end for pixels, until it has enough of them. If it has enough
-    # already, they are the same whatever follows. (The first half of the end may be there.)
+    # already, they are the same no matter what follows. (The first half of the end may be there.)
     try:
         pictures = [_decode(turned.removesuffix(_JPEG_END[:1]) + filler + _JPEG_END)[0] for filler in _FILLERS]
     except DataError:

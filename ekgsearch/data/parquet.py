@@ -134,15 +134,15 @@ def _find(root: Path, names: Sequence[str]) -> list[Path]:
     if not root.is_dir():
         raise DataError(f"parquet: expected a folder of data at {root}, found none; set data.root to it")
     for name in names:
-        beside, inside = find_shards(root, f"{name}*.parquet"), find_shards(root / name, "*.parquet")
+        next_to, inside = find_shards(root, f"{name}*.parquet"), find_shards(root / name, "*.parquet")
         # The pattern of val finds validation, too.
-        kinds = {path.name[: len(re.match("[a-z]*", path.name)[0])]: path for path in beside}  # type: ignore[index]
-        if (beside and inside) or len(kinds) > 1:
+        kinds = {path.name[: len(re.match("[a-z]*", path.name)[0])]: path for path in next_to}  # type: ignore[index]
+        if (next_to and inside) or len(kinds) > 1:
             first, second, *_ = [*kinds.values(), *inside]
             raise DataError(f"parquet: expected one set of files {name}, found {first} and {second}; keep one")
-        if beside or inside:
-            check_complete(beside or inside)
-            return beside or inside
+        if next_to or inside:
+            check_complete(next_to or inside)
+            return next_to or inside
     known = " or ".join(f"{name}*.parquet" for name in names)
     raise DataError(f"parquet: expected {known} in {root}, or a folder of parquet files of that name, found none")
 

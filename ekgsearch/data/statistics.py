@@ -1,4 +1,4 @@
-"""Mean and standard deviation of pixels, exact whatever the machine and the number of threads."""
+"""Mean and standard deviation of pixels, exact on every machine and with any number of threads."""
 
 import math
 

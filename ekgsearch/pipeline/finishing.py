@@ -165,7 +165,7 @@ def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch
 
 
 def _recalibrate(state: RunState, network: nn.Module, device: torch.device) -> None:
-    """Average the running statistics anew over training images in use, un-augmented, in a fixed random order."""
+    """Average the running statistics again over training images in use, un-augmented, in a fixed random order."""
     setup = state.setup
     data = TrainData(
         setup.dataset.train, state.workload.normalisation, ids=setup.train_ids, max_damaged=setup.data.max_damaged

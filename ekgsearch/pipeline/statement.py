@@ -1,4 +1,4 @@
-"""What a run is, as its journal states it: written at its start, compared whenever it is continued."""
+"""The statement of a run in its journal: written at its start, compared whenever it is continued."""
 
 import json
 import logging
@@ -44,8 +44,8 @@ def start_or_check(setup: Setup, journal: Journal, continue_anyway: bool) -> Non
 
     Raises:
         ResumeError: the run directory belongs to another job, network, input normalisation, other images, another kind
-            of device, machine or version; or, whatever `continue_anyway` says, a phase that has begun depends on what
-            has changed.
+            of device, machine or version; or a phase that has begun depends on what has changed, which is refused with
+            `continue_anyway` too.
     """
     run_dir = setup.job.run_dir
     fields = setup.job.deciding_fields

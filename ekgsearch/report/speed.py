@@ -1,4 +1,4 @@
-"""How much faster the slim network was measured to be, and whether the noise of the machine lets anybody tell."""
+"""The speed of the slim network against that of the unpruned one, and what the noise lets anybody tell."""
 
 import math
 from dataclasses import dataclass

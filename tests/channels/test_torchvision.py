@@ -32,7 +32,7 @@ SIZES = (32, 48, 64, 80, 96, 128, 160, 224)
 """Heights and widths that are tried, from the smallest."""
 
 CLASSES = 10
-SMALL, FEW, MANY = 128, 2, 12
+SMALL, FEW, MANY = 128, 2, 32
 """Images in a batch: few of a large size, many of a small one, whose last maps are single pixels. Batch statistics of
 two values are their signs, and the smallest rounding can turn one."""
 
