@@ -15,13 +15,8 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.workers import RayCrew
-from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.reports import Inbox, Question
-from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.search import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.pipeline.team import BankOrder, Team
-from ekgsearch.pipeline.worker import BuiltBlock, Worker
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Evaluator, decisions_from_records
@@ -30,6 +25,12 @@ from ekgsearch.search.racing import Racing
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Question
+from ekgsearch.workers.team import BankOrder, Team
+from ekgsearch.workers.worker import BuiltBlock, Worker
+from ekgsearch.workers.workload import Workload
 
 TIE_TOLERANCE = 5e-4
 """Share of the lowest score within which candidates are settled: so much that the small search has near ties."""

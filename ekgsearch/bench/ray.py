@@ -26,12 +26,8 @@ from ekgsearch.errors import EkgError, JobError
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
-from ekgsearch.pipeline.reports import Answer, Inbox, Question
-from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.search import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.pipeline.team import BankOrder, Crew, Team
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Decision
@@ -39,6 +35,11 @@ from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.sections.base import Positive, Text
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.team import BankOrder, Crew, Team
+from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Worker
+from ekgsearch.workers.workload import Workload
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

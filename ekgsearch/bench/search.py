@@ -29,18 +29,18 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
 from ekgsearch.jobfile import load_job
 from ekgsearch.maths.racing import LEAST_BATCHES
-from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.search import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.pipeline.team import Team
-from ekgsearch.pipeline.worker import SearchPlan
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
 from ekgsearch.sections.base import Positive, Text
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.team import Team
+from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.workload import Workload
 
 Case = (
     Literal[

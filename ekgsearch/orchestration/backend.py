@@ -7,13 +7,13 @@ from pathlib import Path
 from ekgsearch.orchestration.placement import nodes_of_cluster
 from ekgsearch.orchestration.training import fit
 from ekgsearch.orchestration.workers import RayCrew
-from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.team import Team
-from ekgsearch.pipeline.training import TrainingPlan
-from ekgsearch.pipeline.worker import SearchPlan
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.team import Team
+from ekgsearch.workers.training import TrainingPlan
+from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.workload import Workload
 
 
 class RayBackend:

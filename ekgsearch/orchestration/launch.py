@@ -10,11 +10,11 @@ from types import FrameType
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import Job
 from ekgsearch.orchestration.session import ray_session
-from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.ledger import INTERRUPTED_EXIT_CODE
 from ekgsearch.runtime.progress import configure_logging
+from ekgsearch.workers.backend import InProcessBackend
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from typing import Any
 import ray
 
 from ekgsearch.orchestration.pieces import Pieces, pack
-from ekgsearch.pipeline.reports import Answer, Question
-from ekgsearch.pipeline.team import BankOrder
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Timed, Worker
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.progress import configure_logging
+from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.team import BankOrder
+from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Timed, Worker
+from ekgsearch.workers.workload import Workload
 
 
 @ray.remote

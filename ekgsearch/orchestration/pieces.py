@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from ekgsearch.pipeline.reports import Answer
+from ekgsearch.workers.questions import Answer
 
 MOST_BYTES = 900_000
 """Serialised bytes of one object; channel scores of ResNet-50 are 92 kB per batch, and a worker may own many."""

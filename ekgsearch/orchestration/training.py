@@ -14,11 +14,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.orchestration.checkpoints import RayCheckpoints
-from ekgsearch.pipeline.training import TrainingPlan, pending, run_plan
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.files import write_atomically
+from ekgsearch.workers.training import TrainingPlan, pending, run_plan
 
 log = logging.getLogger(__name__)
 

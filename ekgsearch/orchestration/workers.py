@@ -13,13 +13,14 @@ from ekgsearch.orchestration.member import Member, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
 from ekgsearch.orchestration.traffic import Traffic
-from ekgsearch.pipeline.reports import Answer, Inbox, Question
-from ekgsearch.pipeline.team import BankOrder
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.team import BankOrder
+from ekgsearch.workers.worker import BuiltBlock, SearchPlan
+from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
 

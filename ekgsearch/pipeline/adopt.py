@@ -10,7 +10,7 @@ from typing import Any
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.pipeline.changes import STATEMENTS, Fields, changed, newest_statement
-from ekgsearch.pipeline.preparing import save_initial
+from ekgsearch.pipeline.pretrain import save_initial
 from ekgsearch.pipeline.setup import Setup
 from ekgsearch.pipeline.statement import stated_fields
 from ekgsearch.records import canonical_json

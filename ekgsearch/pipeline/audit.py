@@ -4,10 +4,9 @@ import logging
 import random
 from collections.abc import Sequence
 
-from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.decisions import decisions
+from ekgsearch.pipeline.search import ekg_settings
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import decisions
-from ekgsearch.pipeline.team import Team
 from ekgsearch.rows import TABLES, AuditRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
@@ -15,6 +14,7 @@ from ekgsearch.search.base import Candidate, Decision
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
+from ekgsearch.workers.team import Team
 
 log = logging.getLogger(__name__)
 

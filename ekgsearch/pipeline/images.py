@@ -9,8 +9,8 @@ from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index_file import save_indexes
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.pipeline.changes import newest_statement
-from ekgsearch.pipeline.workload import DataRequest
 from ekgsearch.storage.journal import read_journal
+from ekgsearch.workers.workload import DataRequest
 
 DATA_VARIABLE = "EKGSEARCH_DATA"
 

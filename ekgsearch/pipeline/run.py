@@ -6,17 +6,21 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.pipeline.adopt import adopt, find_search
 from ekgsearch.pipeline.audit import audit
-from ekgsearch.pipeline.backend import Backend
-from ekgsearch.pipeline.finishing import evaluate_and_write_tables, finetune
+from ekgsearch.pipeline.bank import check_bank_store, own_bank
+from ekgsearch.pipeline.evaluate import evaluate_and_write_tables
+from ekgsearch.pipeline.finetune import finetune
 from ekgsearch.pipeline.memory import state_memory
-from ekgsearch.pipeline.preparing import driver_threads, pretrain, warm_up
-from ekgsearch.pipeline.searching import check_bank_store, own_bank, search_and_fill_bank
+from ekgsearch.pipeline.pretrain import pretrain
+from ekgsearch.pipeline.search import search_and_fill_bank
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.statement import start_or_check
+from ekgsearch.pipeline.train import driver_threads
+from ekgsearch.pipeline.warmup import warm_up
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.storage.files import remove_partials
 from ekgsearch.storage.journal import Journal
+from ekgsearch.workers.backend import Backend
 
 log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
 from ekgsearch.pipeline.network import open_network
-from ekgsearch.pipeline.worker import SearchPlan
-from ekgsearch.pipeline.workload import DataRequest, Workload, first_of_each_class
 from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
+from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.workload import DataRequest, Workload, first_of_each_class
 
 log = logging.getLogger(__name__)
 

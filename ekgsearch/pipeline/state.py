@@ -7,12 +7,12 @@ from typing import Any
 
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import StorageError
-from ekgsearch.pipeline.backend import Backend
 from ekgsearch.pipeline.setup import Setup
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
+from ekgsearch.workers.backend import Backend
+from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
 

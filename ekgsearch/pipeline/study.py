@@ -14,14 +14,14 @@ from ekgsearch.data.subset import batches
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
-from ekgsearch.pipeline.backend import Backend
-from ekgsearch.pipeline.finishing import finetune_config
+from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
-from ekgsearch.pipeline.preparing import driver_threads, pretrain, warm_up
+from ekgsearch.pipeline.pretrain import pretrain
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.statement import start_or_check
-from ekgsearch.pipeline.training import Outcome, TrainingPlan, TrainingTask, load_student
+from ekgsearch.pipeline.train import driver_threads
+from ekgsearch.pipeline.warmup import warm_up
 from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
@@ -36,6 +36,8 @@ from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import make_folder, remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table
+from ekgsearch.workers.backend import Backend
+from ekgsearch.workers.training import Outcome, TrainingPlan, TrainingTask, load_student
 
 log = logging.getLogger(__name__)
 

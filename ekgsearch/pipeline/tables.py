@@ -1,107 +1,25 @@
 """The parquet tables of a run, derived from its journal, its trainings, its ledger and its measurements."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from ekgsearch.bank.select import choose_teachers
 from ekgsearch.channels.cost import cost
-from ekgsearch.errors import StorageError
 from ekgsearch.finetune.metrics import TrainResult
+from ekgsearch.pipeline.decisions import decisions, final_subnetwork
+from ekgsearch.pipeline.measurements import read_measurements
+from ekgsearch.pipeline.replaced import replaced_in_bank
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.training import Outcome, outcome_path
-from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.records import Phase, canonical_json
 from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
-from ekgsearch.search.base import Decision, decisions_from_records
-from ekgsearch.storage.files import make_folder, write_atomically
-from ekgsearch.storage.sealed import read_sealed, sealed
+from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
+from ekgsearch.workers.training import Outcome, outcome_path
 
 log = logging.getLogger(__name__)
 
 TRAININGS = ("full", "warmup", "slim", "plain", "uniform")
-
-
-def decisions(state: RunState) -> list[Decision]:
-    """The committed decisions of the search."""
-    return decisions_from_records(state.lines("iteration"), state.setup.graph.full())
-
-
-def teachers_of(state: RunState, made: Sequence[Decision]) -> tuple[int, ...]:
-    """Iterations whose interim sub-networks become teachers; the last one is the student and is left out."""
-    losses = [decision.evaluation.loss for decision in made[:-1] or made]
-    return choose_teachers(losses, state.setup.job.bank.teachers)
-
-
-def final_subnetwork(state: RunState) -> Subnetwork:
-    """The sub-network that the search has committed."""
-    path = state.folder / "subnetwork.json"
-    try:
-        subnetwork = Subnetwork.of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
-        raise StorageError(f"{path}: expected kept channels by channel group, found {error}") from error
-    line = state.line("search")
-    if line is None or line["subnetwork"] != subnetwork.sha256:
-        raise StorageError(f"{path} is not the sub-network that the journal names; restore it or start again")
-    return subnetwork
-
-
-def save_measurements(state: RunState, values: dict[str, float]) -> None:
-    """Keep what was measured on this machine and so does not belong in the journal: latencies and their ratios."""
-    write_atomically(_measurements_path(state), sealed(values))
-
-
-def has_measurements(state: RunState) -> bool:
-    """Whether `save_measurements` has kept them and they are sound; they can be measured again."""
-    if not _measurements_path(state).exists():
-        return False
-    try:
-        read_sealed(_measurements_path(state))
-    except StorageError as error:
-        log.warning("%s; measuring again", error)
-        return False
-    return True
-
-
-def _measurements_path(state: RunState) -> Path:
-    return state.folder / "measurements.json"
-
-
-def note_replaced(state: RunState, block: int, replaced: int) -> None:
-    """Keep how many images of a block of the memory bank stand in for damaged ones; a run without damage has no file.
-
-    The count depends on when a picture was damaged, so it does not belong in the journal.
-    """
-    counts = _replaced_by_block(state)
-    if counts.get(str(block), 0) != replaced:
-        write_atomically(_replaced_path(state), sealed({**counts, str(block): replaced}))
-
-
-def replaced_in_bank(state: RunState) -> int:
-    """Images that stand in for damaged ones in the blocks of the memory bank that this run has built.
-
-    Raises:
-        StorageError: the file with their counts is damaged.
-    """
-    return sum(_replaced_by_block(state).values())
-
-
-def _replaced_by_block(state: RunState) -> dict[str, int]:
-    path = _replaced_path(state)
-    try:
-        counts: dict[str, int] = read_sealed(path) if path.exists() else {}
-    except StorageError as error:
-        raise StorageError(
-            f"{error}; restore it, or delete it: replaced_bank_images then counts none of the blocks built so far"
-        ) from error
-    return counts
-
-
-def _replaced_path(state: RunState) -> Path:
-    return state.folder / "bank-replaced.json"
 
 
 def write_tables(state: RunState) -> None:
@@ -198,7 +116,7 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
     line = state.line("evaluate")
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
-    latencies: dict[str, float] = read_sealed(_measurements_path(state))
+    latencies: dict[str, float] = read_measurements(state)
     kept = cost(setup.graph, final_subnetwork(state), setup.budget.counter)
     made = decisions(state)
     devices = [row.device for row in device_hours if row.phase in (Phase.SEARCH, Phase.FINETUNE, Phase.EVALUATE)]

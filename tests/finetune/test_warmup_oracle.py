@@ -17,7 +17,7 @@ from ekgsearch.finetune.world import World
 from ekgsearch.jobfile import load_job
 from ekgsearch.nets import zoo
 from ekgsearch.nets.weights import load_weights, read_sidecar
-from ekgsearch.pipeline.preparing import warmup_config
+from ekgsearch.pipeline.warmup import warmup_config
 from ekgsearch.storage.tensors import load_tensors
 
 ALLOWED_SHARE = 0.05

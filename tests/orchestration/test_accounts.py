@@ -17,8 +17,8 @@ from ekgsearch.orchestration.pieces import MOST_BYTES, Pieces, pack
 from ekgsearch.orchestration.placement import Request
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.orchestration.workers import RayCrew
-from ekgsearch.pipeline.reports import Answer
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.workers.questions import Answer
 
 
 def test_calls_are_counted_by_worker_and_iteration() -> None:

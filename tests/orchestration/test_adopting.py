@@ -13,7 +13,7 @@ from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.adopt import FoundSearch, adopt, find_search
-from ekgsearch.pipeline.preparing import save_initial
+from ekgsearch.pipeline.pretrain import save_initial
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal, read_journal

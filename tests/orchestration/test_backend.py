@@ -7,9 +7,9 @@ import pytest
 
 from ekgsearch.orchestration import backend as module
 from ekgsearch.orchestration.backend import RayBackend
-from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.workers.backend import InProcessBackend
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import torch
 from command_line import JOB, RunCommand, command, environment
 
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.load import load_slim
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.sealed import read_sealed
+from ekgsearch.workers.backend import InProcessBackend
 
 TABLES = ("summary", "iterations", "candidates", "subnetworks", "epochs", "device_hours")
 

@@ -22,11 +22,11 @@ from ekgsearch.orchestration import training
 from ekgsearch.orchestration.checkpoints import RayCheckpoints
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.training import fit
-from ekgsearch.pipeline.training import TrainingPlan, TrainingTask
-from ekgsearch.pipeline.workload import DataRequest
 from ekgsearch.records import Phase
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.workers.training import TrainingPlan, TrainingTask
+from ekgsearch.workers.workload import DataRequest
 
 pytestmark = pytest.mark.ray
 

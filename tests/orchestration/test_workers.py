@@ -22,12 +22,13 @@ from ekgsearch.orchestration.member import Member
 from ekgsearch.orchestration.pieces import Pieces, pack, unpack
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.workers import RayCrew
-from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.reports import Answer, Inbox, Question
-from ekgsearch.pipeline.team import BankOrder, Team
 from ekgsearch.records import Subnetwork
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.objects import open_store
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.team import BankOrder, Team
 
 pytestmark = pytest.mark.ray
 

@@ -12,19 +12,19 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline.audit import audit
-from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.pipeline.run import run_job
-from ekgsearch.pipeline.searching import ekg_settings
+from ekgsearch.pipeline.search import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import decisions
-from ekgsearch.pipeline.team import Team
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.search.base import Candidate, Evaluation, Evaluator, GroupScores
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import Journal
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.team import Team
 
 SETTINGS = ("search.batch_size=12", "search.reduction=0.25")
 WRONG = 3

@@ -20,16 +20,16 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.orchestration.session import ray_session
-from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.finishing import _recalibrate
+from ekgsearch.pipeline.evaluate import _recalibrate
+from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.setup import set_up
-from ekgsearch.pipeline.tables import note_replaced, replaced_in_bank
-from ekgsearch.pipeline.team import BankOrder, Team
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
-from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.team import BankOrder, Team
+from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Worker
+from ekgsearch.workers.workload import DataRequest, Workload
 
 PLAN = SearchPlan(run="run", batches=((0, (0, 7)),), nominal_batch=None)
 

@@ -19,12 +19,13 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import TrainData
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline import finishing, training
+from ekgsearch.pipeline import evaluate
 from ekgsearch.pipeline.adopt import search_fields
-from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.storage.journal import read_journal
+from ekgsearch.workers import training
+from ekgsearch.workers.backend import InProcessBackend
 
 Load = Callable[..., Job]
 
@@ -57,7 +58,7 @@ def test_a_run_trains_and_evaluates_on_the_images_that_its_job_names(
 
     open_bank = MemoryBank.open
     monkeypatch.setattr(training.MemoryBank, "open", opened)
-    monkeypatch.setattr(finishing, "recalibrate_on", recalibrate_on)
+    monkeypatch.setattr(evaluate, "recalibrate_on", recalibrate_on)
     run_job(job, InProcessBackend())
     setup = set_up(job)
     labels = setup.dataset.train.labels[setup.train_ids]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from small_search import SeveralWorkers, SmallSearch
 
-from ekgsearch.pipeline.backend import InProcessBackend
-from ekgsearch.pipeline.team import Team
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.team import Team
 
 ERROR = 0.5
 

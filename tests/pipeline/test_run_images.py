@@ -12,13 +12,13 @@ from ekgsearch.errors import DataError, ResumeError
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.metrics import EpochMetrics
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline import training
-from ekgsearch.pipeline.backend import InProcessBackend
 from ekgsearch.pipeline.images import INDEX_NAME, keep_index
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.storage.journal import Journal
+from ekgsearch.workers import training
+from ekgsearch.workers.backend import InProcessBackend
 
 JOB = """\
 output: {folder}/run

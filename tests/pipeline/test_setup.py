@@ -16,8 +16,8 @@ from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline import network
 from ekgsearch.pipeline.adopt import find_search
+from ekgsearch.pipeline.bank import bank_spec
 from ekgsearch.pipeline.inspect import group_table
-from ekgsearch.pipeline.searching import bank_spec
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.runtime.environment import provenance

@@ -7,15 +7,14 @@ import pytest
 import torch
 from command_line import JOB
 
-from ekgsearch.data.digits import open_digits
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, job_schema
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline import preparing
-from ekgsearch.pipeline.backend import InProcessBackend
+from ekgsearch.pipeline import train
 from ekgsearch.pipeline.run import run_job
-from ekgsearch.runtime.environment import num_cores, torch_threads
+from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.ledger import Ledger
+from ekgsearch.workers.backend import InProcessBackend
 
 
 def job_with(folder: Path, *settings: str) -> Job:
@@ -46,19 +45,6 @@ def test_they_identify_a_run_as_those_of_the_workers_do(tmp_path: Path) -> None:
     assert (len(set(hashes)), hashes[3]) == (3, hashes[0])
 
 
-def test_what_identifies_the_digits_does_not_depend_on_them() -> None:
-    """Sums in floats over many threads would end in other digits."""
-    found = set()
-    for count in (1, 2, 3):
-        with torch_threads(count):
-            dataset = open_digits(8)
-            found.add((dataset.mean, dataset.std))
-    assert len(found) == 1
-    pixels = dataset.train.images[:, 0].double()
-    assert dataset.std[0] == pytest.approx(pixels.std(correction=0).item(), rel=1e-12)
-    assert dataset.mean[0] == pixels.mean().item()
-
-
 def test_a_run_trains_with_them_and_puts_back_what_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -71,7 +57,7 @@ def test_a_run_trains_with_them_and_puts_back_what_was(
         seen.append((plan.threads, torch.get_num_threads()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparing, "run_plan", stop)
+    monkeypatch.setattr(train, "run_plan", stop)
     with pytest.raises(KeyboardInterrupt):
         run_job(job, InProcessBackend())
     assert seen == [(3, 3)]

@@ -1,4 +1,4 @@
-"""The search and the memory bank: one team of workers does both."""
+"""The memory bank of a run: its address, its room on the disks, and how it is filled."""
 
 import logging
 from dataclasses import replace
@@ -9,24 +9,19 @@ from ekgsearch.bank.build import commit, manifest_key, missing_blocks
 from ekgsearch.bank.manifest import BankManifest, BankSpec, id_ranges
 from ekgsearch.bank.space import check_space
 from ekgsearch.channels.head import classifier
-from ekgsearch.channels.slim import slim
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import expand_path
 from ekgsearch.finetune.config import BANK_OBJECTIVES, EMBEDDING_OBJECTIVES
+from ekgsearch.pipeline.decisions import decisions, teachers_of
+from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import decisions, note_replaced, replaced_in_bank, teachers_of, write_tables
-from ekgsearch.pipeline.team import BankOrder, Team
-from ekgsearch.pipeline.training import BankAddress
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
-from ekgsearch.records import Phase, Subnetwork, canonical_json, content_hash
+from ekgsearch.records import Phase, content_hash
 from ekgsearch.runtime.progress import Progress
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.racing import Racing
-from ekgsearch.search.uniform import uniform_width
-from ekgsearch.sections.search import SearchSection
-from ekgsearch.storage.files import file_sha256, write_atomically
+from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
-from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.team import BankOrder, Team
+from ekgsearch.workers.training import BankAddress
+from ekgsearch.workers.worker import BuiltBlock
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +32,7 @@ MOST_BLOCK_BYTES = 8_000_000
 """Bytes of one stored block, unless one batch is more: a store takes so many in one request."""
 
 
-def search_and_fill_bank(state: RunState) -> None:
-    """Find the sub-network, write the slim network, and build the memory bank if the fine-tuning needs one."""
-    job = state.setup.job
-    needs_bank = job.finetune.objective in BANK_OBJECTIVES
-    if job.search.method == "uniform":
-        if not state.line("search"):
-            _finish_search(state, uniform_width(state.open_graph(), state.setup.budget))
-        return
-    is_searched, is_filled = state.line("search"), not needs_bank or _has_bank(state)
-    if is_searched and is_filled:
-        state.committed("search")
-        return
-    workload, plan = state.setup.workload(state.start_weights, state.setup.devices.search), state.setup.search_plan
-    if is_searched:
-        plan = replace(plan, batches=())  # the bank replaces damaged pictures: nobody may stop at one of the search
-    with state.backend.team(workload, plan) as team:
-        if not is_searched:
-            _search(state, team)
-            write_tables(state)
-        if not is_filled:
-            _fill_bank(state, team)
-            write_tables(state)
-
-
-def _has_bank(state: RunState) -> bool:
+def has_bank(state: RunState) -> bool:
     """Whether nothing has to be built: the fine-tuning has ended, or the store holds all that its manifest names.
 
     A bank that the journal names may have been lost or damaged since, or the job may name another store by now.
@@ -156,76 +127,8 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
     return replace(spec, batches_per_block=most)
 
 
-def ekg_settings(section: SearchSection, plan: SearchPlan) -> EkgSettings:
-    """Choices of a search whose candidates are evaluated under a plan."""
-    quirks = frozenset(section.quirks)
-    return EkgSettings(step=section.step, trim=section.trim, quirks=quirks, tie_tolerance=plan.tie_tolerance)
-
-
-def _search(state: RunState, team: Team) -> None:
-    setup, job = state.setup, state.setup.job
-    made = decisions(state)
-    if made:
-        log.info("continuing the search after iteration %d", made[-1].iteration)
-    full = setup.budget.measured(setup.full_costs.macs, setup.full_costs.params)
-    to_remove = full - setup.budget.limit
-    unit = f"{setup.budget.unit} removed"
-    racing = _racing(state, team)
-    search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_plan))
-    with (
-        state.ledger.attempt(Phase.SEARCH, setup.devices.name(setup.devices.search), _devices(state)) as clock,
-        Progress("search", round(to_remove), unit, log) as progress,
-    ):
-        team.charge(clock)
-        removed = 0
-        if made:
-            removed = full - setup.budget.measured(made[-1].macs, made[-1].params)
-            progress.advance(removed)
-        for decision in search.run(made):
-            state.journal.append("iteration", **decision.to_record())
-            made.append(decision)
-            now = full - setup.budget.measured(decision.macs, decision.params)
-            progress.advance(
-                now - removed,
-                iteration=decision.iteration,
-                group=decision.group,
-                loss=f"{decision.evaluation.loss:.4f}",
-                reduction=f"{now / full:.1%}",
-            )
-            removed = now
-    if racing is not None:
-        log.info("racing evaluated %.1f %% of the candidates' batches", 100 * racing.share_evaluated)
-    _finish_search(state, made[-1].subnetwork)
-
-
-def _racing(state: RunState, team: Team) -> Racing | None:
-    """The evaluator that lets candidates race, if the job asks for it."""
-    error, plan = state.setup.job.search.racing, state.setup.search_plan
-    if error is None:
-        return None
-    return Racing(team, [index for index, _ in plan.batches], error, plan.nominal_batch)
-
-
-def _finish_search(state: RunState, subnetwork: Subnetwork) -> None:
-    """Write the chosen sub-network and its slim network, then commit them."""
-    write_atomically(state.folder / "subnetwork.json", (canonical_json(subnetwork.to_dict()) + "\n").encode())
-    slimmed = slim(state.open_graph(), subnetwork)
-    path = state.folder / "slim.safetensors"
-    save_tensors(path, slimmed.state_dict(), structure_metadata(state, subnetwork))
-    state.commit("search", path, subnetwork=subnetwork.sha256)
-
-
-def structure_metadata(state: RunState, subnetwork: Subnetwork) -> dict[str, str]:
-    """What `ekgsearch.pipeline.load.load_slim` needs beside the tensors to rebuild a slim network."""
-    return {
-        "net": canonical_json(state.setup.net.to_dict()),
-        "subnetwork": canonical_json(subnetwork.to_dict()),
-        "mean": canonical_json(list(state.setup.mean)),
-        "std": canonical_json(list(state.setup.std)),
-    }
-
-
-def _fill_bank(state: RunState, team: Team) -> None:
+def fill_bank(state: RunState, team: Team) -> None:
+    """Let a team build the blocks that the store lacks, and commit the bank."""
     made = decisions(state)
     chosen = teachers_of(state, made)
     if len(chosen) < state.setup.job.bank.teachers:
@@ -249,7 +152,7 @@ def _fill_bank(state: RunState, team: Team) -> None:
     devices = state.setup.devices
     state.backend.enlist(len(blocks))
     with (
-        state.ledger.attempt(Phase.BANK, devices.name(devices.search), _devices(state)) as clock,
+        state.ledger.attempt(Phase.BANK, devices.name(devices.search), state.backend.num_search_devices) as clock,
         Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
     ):
         team.charge(clock)
@@ -275,7 +178,3 @@ def _fill_bank(state: RunState, team: Team) -> None:
             line["manifest"],
             manifest.sha256,
         )
-
-
-def _devices(state: RunState) -> int:
-    return state.backend.num_search_devices

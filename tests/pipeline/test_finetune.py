@@ -12,11 +12,12 @@ from ekgsearch.data.views import Augmentation
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline import finishing
-from ekgsearch.pipeline.finishing import finetune_config, finetuning_tasks
-from ekgsearch.pipeline.preparing import training_config, warmup_config
+from ekgsearch.pipeline import finetune
+from ekgsearch.pipeline.decisions import final_subnetwork, teachers_of
+from ekgsearch.pipeline.finetune import finetune_config, finetuning_tasks
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import final_subnetwork, teachers_of
+from ekgsearch.pipeline.train import training_config
+from ekgsearch.pipeline.warmup import warmup_config
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.storage.journal import Journal
@@ -49,8 +50,8 @@ def state_of(job: Job, num_classes: int = 10) -> Any:
 def test_a_baseline_that_is_the_network_itself_is_not_trained_twice(
     settings: list[str], expected: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finishing, "final_subnetwork", lambda _: FOUND)
-    monkeypatch.setattr(finishing, "uniform_width", lambda *_: NARROW)
+    monkeypatch.setattr(finetune, "final_subnetwork", lambda _: FOUND)
+    monkeypatch.setattr(finetune, "uniform_width", lambda *_: NARROW)
     tasks = finetuning_tasks(state_of(job_with(tmp_path, *settings)))
     assert [(task.name, task.config.objective) for task in tasks] == expected
     assert [task.subnetwork for task in tasks] == [NARROW if task.name == "uniform" else FOUND for task in tasks]

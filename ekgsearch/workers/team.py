@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ekgsearch.bank.manifest import BankSpec
-from ekgsearch.pipeline.reports import Inbox, Question
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, sum_over_batches
 from ekgsearch.search.evaluate import evaluations
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Question
+from ekgsearch.workers.worker import BuiltBlock, SearchPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

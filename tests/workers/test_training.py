@@ -5,7 +5,7 @@ import torch
 from data.loading import arrays
 
 from ekgsearch.data.images import ArrayImages
-from ekgsearch.pipeline.training import _held
+from ekgsearch.workers.training import _held
 
 
 def test_only_a_gpu_takes_the_images_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,14 +14,14 @@ from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.data.damage import sound_reader
-from ekgsearch.pipeline.reports import Answer, Question, Value
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import NormMode, Subnetwork
 from ekgsearch.search.criteria import PUBLISHED, Rules
 from ekgsearch.search.ekg import TIE_TOLERANCE
 from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
 from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
 from ekgsearch.storage.objects import open_store
+from ekgsearch.workers.questions import Answer, Question, Value
+from ekgsearch.workers.workload import Workload
 
 T = TypeVar("T")
 

@@ -23,7 +23,6 @@ from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
 from ekgsearch.finetune.world import World
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.rows import EpochRow
 from ekgsearch.runtime.progress import Progress
@@ -31,6 +30,7 @@ from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.sealed import read_sealed, sealed
 from ekgsearch.storage.tensors import load_tensors, save_tensors
+from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
 

@@ -5,15 +5,16 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from ekgsearch.pipeline.reports import Inbox, Question
-from ekgsearch.pipeline.team import BankOrder, Team
-from ekgsearch.pipeline.training import TrainingPlan, run_plan
-from ekgsearch.pipeline.worker import BuiltBlock, SearchPlan, Worker
-from ekgsearch.pipeline.workload import Workload
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.environment import torch_threads
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.storage.files import make_folder
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Question
+from ekgsearch.workers.team import BankOrder, Team
+from ekgsearch.workers.training import TrainingPlan, run_plan
+from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Worker
+from ekgsearch.workers.workload import Workload
 
 
 class Backend(Protocol):

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.pipeline.reports import Answer, Inbox, Question, ReportKey
 from ekgsearch.search.base import BatchResult, Evaluation
 from ekgsearch.search.evaluate import evaluations
+from ekgsearch.workers.inbox import Inbox
+from ekgsearch.workers.questions import Answer, Question, ReportKey
 
 RUN = "run"
 

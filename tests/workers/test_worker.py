@@ -18,12 +18,12 @@ from ekgsearch.data.images import ArrayImages
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.load import load_slim
-from ekgsearch.pipeline.worker import SearchPlan, Worker
-from ekgsearch.pipeline.workload import DataRequest, Workload
 from ekgsearch.records import Subnetwork, canonical_json
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.worker import SearchPlan, Worker
+from ekgsearch.workers.workload import DataRequest, Workload
 
 
 @pytest.fixture(scope="module")
