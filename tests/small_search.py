@@ -81,7 +81,7 @@ class SmallSearch:
 
     def run(self, team: Evaluator, path: Path) -> bytes:
         """Search, or continue the search that the journal holds; returns the bytes of the journal."""
-        settings = ekg_settings(self.setup.job.search, self.setup.search_plan)
+        settings = ekg_settings(self.setup.job.search, self.setup.search_spec)
         settings = replace(settings, tie_tolerance=TIE_TOLERANCE)
         search = EkgSearch(self.setup.graph, team, self.setup.budget, settings)
         with Journal.open(path) as journal:
@@ -91,18 +91,18 @@ class SmallSearch:
 
     def race(self, team: Team, path: Path, error: float) -> bytes:
         """As `run`, with racing candidates."""
-        return self.run(Racing(team, range(len(self.setup.search_plan.batches)), error), path)
+        return self.run(Racing(team, range(len(self.setup.search_spec.batches)), error), path)
 
     def undisturbed(self, path: Path) -> bytes:
         """The journal of one worker in this process."""
-        with InProcessBackend().team(self.workload, self.setup.search_plan) as team:
+        with InProcessBackend().team(self.workload, self.setup.search_spec) as team:
             return self.run(team, path)
 
     @contextmanager
     def on_ray(self, workers: int, **options: object) -> Iterator[tuple[Team, RayCrew]]:
         """A team on the Ray session that is there."""
         cluster = ClusterSection(**{"search_workers": workers, "cpus_per_worker": 0.25} | options)  # type: ignore[arg-type]
-        with RayBackend(cluster).team(self.workload, self.setup.search_plan) as team:
+        with RayBackend(cluster).team(self.workload, self.setup.search_spec) as team:
             yield team, team._crew  # type: ignore[misc]
 
 
@@ -110,9 +110,9 @@ class SeveralWorkers:
     """Workers in this process that own their batches as those on Ray do; counts what each is asked."""
 
     def __init__(self, small: SmallSearch, number: int) -> None:
-        plan = small.setup.search_plan
-        shares = spread([len(ids) for _, ids in plan.batches], number)
-        self._workers = [(Worker(small.workload, plan, owned), owned) for owned in shares]
+        spec = small.setup.search_spec
+        shares = spread([len(ids) for _, ids in spec.batches], number)
+        self._workers = [(Worker(small.workload, spec, owned), owned) for owned in shares]
         self.num_asked = [0] * number
 
     def ask(self, question: Question, inbox: Inbox, interim: Sequence[Subnetwork]) -> None:

@@ -38,7 +38,7 @@ from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
 from ekgsearch.workers.team import BankOrder, Crew, Team
-from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Worker
+from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
 from ekgsearch.workers.workload import Workload
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,14 +56,14 @@ class Settings(BenchSettings):
 class PipeCrew:
     """Workers in plain processes, one pipe each: what Ray is compared with."""
 
-    def __init__(self, workload: Workload, plan: SearchPlan, num_workers: int) -> None:
+    def __init__(self, workload: Workload, spec: SearchSpec, num_workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._clock: Clock | None = None
         self._pipes: list[Connection] = []
         self.processes = []
-        for owned in spread([len(ids) for _, ids in plan.batches], num_workers):
+        for owned in spread([len(ids) for _, ids in spec.batches], num_workers):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, workload, plan, owned), daemon=True)
+            process = context.Process(target=_serve, args=(there, workload, spec, owned), daemon=True)
             process.start()
             there.close()  # so that a worker that ends closes the last end of its own
             self._pipes.append(here)
@@ -113,9 +113,9 @@ class PipeCrew:
         raise EkgError("this benchmark measures a search; it builds no memory bank")
 
 
-def _serve(pipe: Connection, workload: Workload, plan: SearchPlan, owned: tuple[int, ...]) -> None:
+def _serve(pipe: Connection, workload: Workload, spec: SearchSpec, owned: tuple[int, ...]) -> None:
     try:
-        worker = Worker(workload, plan, owned)
+        worker = Worker(workload, spec, owned)
     except EkgError as error:
         raise SystemExit(str(error)) from error
     while (question := pipe.recv()) is not None:
@@ -150,9 +150,9 @@ class Side:
         self._work = LongestWork()
         self._waited = 0.0
         crew.charge(self._work)
-        plan = setup.search_plan
-        settings = ekg_settings(setup.job.search, plan)
-        self._search = EkgSearch(setup.graph, Team(self, plan), setup.budget, settings).run()
+        spec = setup.search_spec
+        settings = ekg_settings(setup.job.search, spec)
+        self._search = EkgSearch(setup.graph, Team(self, spec), setup.budget, settings).run()
         self.decisions: list[Decision] = []
         self.wait_share: list[float] = []
         self.wall: list[float] = []
@@ -203,7 +203,7 @@ def run(settings: Settings) -> list[Measurement]:
     job = load_job(Path(settings.job), settings.overrides)
     cluster = ClusterSection(search_workers=settings.workers, threads_per_worker=job.cluster.threads_per_worker)
     setup = set_up(job)
-    plan = setup.search_plan
+    spec = setup.search_spec
     prepare_environment(cluster)  # before Ray is imported
     from ekgsearch.orchestration.workers import RayCrew
 
@@ -211,11 +211,11 @@ def run(settings: Settings) -> list[Measurement]:
         weights = Path(folder) / "weights.safetensors"
         save_tensors(weights, setup.network.state_dict(), {})
         workload = setup.workload(weights)
-        plain_crew = PipeCrew(workload, plan, settings.workers)
+        plain_crew = PipeCrew(workload, spec, settings.workers)
         stack.callback(plain_crew.stop)
         plain_processes = [process.pid for process in plain_crew.processes if process.pid]
         stack.enter_context(ray_session(cluster, num_cpus=settings.workers))
-        ray_crew = RayCrew(workload, plan, cluster)
+        ray_crew = RayCrew(workload, spec, cluster)
         stack.callback(ray_crew.stop)
         plain = Side(setup, plain_crew, lambda: plain_processes)
         on_ray = Side(setup, ray_crew, lambda: [pid for pid in _descendants(os.getpid()) if pid not in plain_processes])

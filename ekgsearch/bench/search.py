@@ -39,7 +39,7 @@ from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import Workload
 
 Case = (
@@ -96,7 +96,7 @@ def _measure(settings: Settings, setup: Setup, workload: Workload) -> Iterator[M
     if settings.journal is not None:
         decisions = _journaled(setup, expand_path(settings.journal, "journal"))
     else:
-        with backend.team(workload, _plan(setup, "exact")) as exact:
+        with backend.team(workload, _spec(setup, "exact")) as exact:
             start = time.process_time(), time.perf_counter()
             decisions = _decisions(setup, exact, max(settings.iterations))
             times = time.process_time() - start[0], time.perf_counter() - start[1]
@@ -119,12 +119,12 @@ def _measure(settings: Settings, setup: Setup, workload: Workload) -> Iterator[M
     yield from most
     bandwidth = most[0].value * 1e9 if most else None
     baseline = settings.baseline
-    with backend.team(workload, _plan(setup, baseline)) as naive:
+    with backend.team(workload, _spec(setup, baseline)) as naive:
         repeat = _repetition(setup, naive, baseline, decisions[: chosen[0]])
         noise = abab(repeat, repeat, pairs=settings.pairs, clock=_clock(setup.device))
         yield ratio(baseline, f"{baseline} / {baseline}, iteration {chosen[0]}", *noise)
         for case in settings.cases:
-            with backend.team(workload, _plan(setup, case)) as team:
+            with backend.team(workload, _spec(setup, case)) as team:
                 yield from _compare(setup, case, team, baseline, naive, decisions, chosen, settings.pairs, bandwidth)
 
 
@@ -143,7 +143,7 @@ def open_search(settings: Settings, folder: Path) -> tuple[Setup, Workload]:
     if only_gpu and setup.device == "cpu":
         field = "cases" if only_gpu[0] in settings.cases else "baseline"
         raise JobError(f"{field}: {only_gpu[0]}: only GPUs multiply in TF32, and this is a CPU; leave it out")
-    num_batches = len(setup.search_plan.batches)
+    num_batches = len(setup.search_spec.batches)
     if "racing" in settings.cases and num_batches <= LEAST_BATCHES:
         raise JobError(
             f"cases: racing needs more than {LEAST_BATCHES} batches, but the search subset has {num_batches}; leave it "
@@ -198,9 +198,9 @@ def _compare(
     yield Measurement.count(name, "largest relative deviation of a score", "", worst)
 
 
-def _plan(setup: Setup, case: Case) -> SearchPlan:
+def _spec(setup: Setup, case: Case) -> SearchSpec:
     """The job's search, evaluated in one of the ways compared here."""
-    exact = replace(setup.search_plan, evaluation="fast", arithmetic=EXACT)
+    exact = replace(setup.search_spec, evaluation="fast", arithmetic=EXACT)
     match case:
         case float():
             return replace(exact, slice_below=case)
@@ -244,7 +244,7 @@ def _journaled(setup: Setup, path: Path) -> list[Decision]:
 def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:
     """The search of the job, up to its end or an iteration."""
     decisions: list[Decision] = []
-    search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, _plan(setup, "exact")))
+    search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, _spec(setup, "exact")))
     for decision in search.run():
         decisions.append(decision)
         if decision.iteration == last:
@@ -254,18 +254,18 @@ def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:
 
 def _repetition(setup: Setup, team: Team, case: Case, made: Sequence[Decision]) -> Callable[[], Decision]:
     """A function that makes the decision after others, as often as it is called."""
-    plan = _plan(setup, case)
+    spec = _spec(setup, case)
     evaluator: Evaluator = team
-    plan.arithmetic.set_backends()
+    spec.arithmetic.set_backends()
     team.begin([decision.subnetwork for decision in made])
     if case == "racing":
         error = setup.job.search.racing or RACING_ERROR
-        evaluator = Racing(team, [index for index, _ in plan.batches], error, plan.nominal_batch)
-    search = EkgSearch(setup.graph, evaluator, setup.budget, ekg_settings(setup.job.search, plan))
+        evaluator = Racing(team, [index for index, _ in spec.batches], error, spec.nominal_batch)
+    search = EkgSearch(setup.graph, evaluator, setup.budget, ekg_settings(setup.job.search, spec))
     rates = search.rates_after(made)
 
     def decide() -> Decision:
-        plan.arithmetic.set_backends()
+        spec.arithmetic.set_backends()
         return search.decide(made[-1], rates)
 
     return decide

@@ -11,8 +11,8 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.training import TrainingPlan
-from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.training import TrainingSpec
+from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import Workload
 
 
@@ -42,22 +42,22 @@ class RayBackend:
             self._crew.enlist(num_blocks)
 
     @contextmanager
-    def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
+    def team(self, workload: Workload, spec: SearchSpec) -> Iterator[Team]:
         """Start the workers; they stop at the end of the context."""
         if self._cluster.search_workers == 0:
-            with self._local.team(workload, plan) as team:
+            with self._local.team(workload, spec) as team:
                 yield team
             return
-        self._crew = crew = RayCrew(workload, plan, self._cluster)
+        self._crew = crew = RayCrew(workload, spec, self._cluster)
         try:
-            yield Team(crew, plan)
+            yield Team(crew, spec)
         finally:
             self._crew = None
             crew.stop()
 
-    def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
-        """Train the networks of a plan; several processes, or a cluster that was named, go through Ray Train."""
+    def train(self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock) -> None:
+        """Train the networks of a spec; several processes, or a cluster that was named, go through Ray Train."""
         if workers == 1 and self._cluster.session_address is None:
-            self._local.train(plan, folder=folder, workers=workers, clock=clock)
+            self._local.train(spec, folder=folder, workers=workers, clock=clock)
         else:
-            fit(plan, folder=folder, workers=workers, cluster=self._cluster, clock=clock)
+            fit(spec, folder=folder, workers=workers, cluster=self._cluster, clock=clock)

@@ -15,7 +15,7 @@ from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.workers.questions import Answer, Question
 from ekgsearch.workers.team import BankOrder
-from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Timed, Worker
+from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Timed, Worker
 from ekgsearch.workers.workload import Workload
 
 
@@ -23,10 +23,10 @@ from ekgsearch.workers.workload import Workload
 class SearchWorker:
     """A worker in a process of its own; it opens network and images when it is first asked."""
 
-    def __init__(self, workload: Workload, plan: SearchPlan, owned: tuple[int, ...], attempt: int) -> None:
+    def __init__(self, workload: Workload, spec: SearchSpec, owned: tuple[int, ...], attempt: int) -> None:
         configure_logging(None)  # the log of a local session lets only errors pass
         logging.getLogger("ekgsearch").setLevel(logging.WARNING)
-        self._order = (workload, plan, owned, attempt)
+        self._order = (workload, spec, owned, attempt)
 
     def open(self, interim: Sequence[Subnetwork]) -> Timed[tuple[str, int]]:
         """Open network and images, average these networks, and say on which host and in which process."""

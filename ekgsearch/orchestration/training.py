@@ -18,7 +18,7 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.files import write_atomically
-from ekgsearch.workers.training import TrainingPlan, pending, run_plan
+from ekgsearch.workers.training import TrainingSpec, pending, train_all
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ REACHED_FILE = "reached.txt"
 """Training, epochs and further steps of the newest checkpoint; every checkpoint changes it."""
 
 
-def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:
-    """Train the networks of a plan with Ray Train on `workers` processes.
+def fit(spec: TrainingSpec, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:
+    """Train the networks of a spec with Ray Train on `workers` processes.
 
     The run lives under `folder`; the same call again continues after the last checkpoint. Processes that are lost are
     started again here, not by Ray Train, which would do so after any error. Failures count in a row: a new checkpoint
@@ -39,12 +39,12 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
         WorkerError: the processes died more often in a row than the job allows.
         EkgError: what a process raised on purpose, such as a loss that is not finite.
     """
-    if not pending(plan.tasks, folder):
+    if not pending(spec.tasks, folder):
         return
     failures, reached = 0, _reached(folder)
     while True:
         try:
-            _fit_interruptibly(_trainer(plan, folder, workers, cluster))
+            _fit_interruptibly(_trainer(spec, folder, workers, cluster))
             return
         except ray.train.TrainingFailedError as error:
             _raise_own_error(error)
@@ -59,7 +59,7 @@ def fit(plan: TrainingPlan, *, folder: Path, workers: int, cluster: ClusterSecti
             log.warning("training processes died; starting others (%d): %s", failures, _last_words(error))
         finally:
             for path in folder.glob(BUSY_FILE.format(rank="*")):
-                clock.busy(float(path.read_text(encoding="utf-8")) * plan.devices_per_worker)
+                clock.busy(float(path.read_text(encoding="utf-8")) * spec.devices_per_worker)
                 path.unlink()
 
 
@@ -69,11 +69,11 @@ def _reached(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _trainer(plan: TrainingPlan, folder: Path, workers: int, cluster: ClusterSection) -> TorchTrainer:
-    use_gpu = plan.workload.device == "cuda"
+def _trainer(spec: TrainingSpec, folder: Path, workers: int, cluster: ClusterSection) -> TorchTrainer:
+    use_gpu = spec.workload.device == "cuda"
     return TorchTrainer(
         _train_loop,
-        train_loop_config={"plan": plan, "folder": folder},
+        train_loop_config={"spec": spec, "folder": folder},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cluster.cores_per_worker, "GPU": use_gpu}
         ),
@@ -105,7 +105,7 @@ def _fit_interruptibly(trainer: TorchTrainer) -> None:
 
 def _train_loop(config: dict[str, Any]) -> None:
     """What every process runs."""
-    plan: TrainingPlan = config["plan"]
+    spec: TrainingSpec = config["spec"]
     folder: Path = config["folder"]
     rank = ray.train.get_context().get_world_rank()
     logging.getLogger().setLevel(logging.WARNING)  # Ray logs each report with all its metrics
@@ -115,8 +115,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     device = get_device()
     start = time.perf_counter()
     try:
-        run_plan(
-            plan, folder, device=str(device), port_of=lambda task: RayCheckpoints(task.name, folder / REACHED_FILE)
+        train_all(
+            spec, folder, device=str(device), port_of=lambda task: RayCheckpoints(task.name, folder / REACHED_FILE)
         )
     finally:
         busy = folder / BUSY_FILE.format(rank=rank)

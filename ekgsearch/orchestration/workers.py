@@ -19,7 +19,7 @@ from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
 from ekgsearch.workers.team import BankOrder
-from ekgsearch.workers.worker import BuiltBlock, SearchPlan
+from ekgsearch.workers.worker import BuiltBlock, SearchSpec
 from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -29,22 +29,22 @@ class RayCrew:
     """Workers on Ray, each of which owns whole batches for the length of the run.
 
     Workers beyond the batches join for the memory bank (`enlist`); they own no batch and are asked nothing else. Of a
-    plan without batches one such worker is there from the start.
+    spec without batches one such worker is there from the start.
 
     A worker that dies or does not answer in time is replaced by a new one, which recomputes the ensemble knowledge of
     its batches from the interim sub-networks and is asked the same again. What its predecessor says after that is
     dropped (`Inbox`). All workers of a question work at the same time, and all are watched at the same time.
     """
 
-    def __init__(self, workload: Workload, plan: SearchPlan, cluster: ClusterSection) -> None:
+    def __init__(self, workload: Workload, spec: SearchSpec, cluster: ClusterSection) -> None:
         self._workload = workload
-        self._plan = plan
+        self._spec = spec
         self._cluster = cluster
         self._request = Request.of(cluster, workload.device)
         self._clock: Clock | None = None
         self._given_up: list[Any] = []
         self.traffic = Traffic()
-        sizes = [len(ids) for _, ids in plan.batches]
+        sizes = [len(ids) for _, ids in spec.batches]
         shares = spread(sizes, cluster.search_workers) or [()]
         if sizes and len(shares) < cluster.search_workers:
             log.warning(
@@ -252,7 +252,7 @@ class RayCrew:
             "max_restarts": 0,
             "scheduling_strategy": "SPREAD" if self._cluster.placement == "spread" else "DEFAULT",
         }
-        arguments = (self._workload, self._plan, member.owned, member.attempt)
+        arguments = (self._workload, self._spec, member.owned, member.attempt)
         self.traffic.weigh(arguments)
         self.traffic.weigh(interim)
         member.actor = SearchWorker.options(**options).remote(*arguments)  # type: ignore[attr-defined]

@@ -38,10 +38,10 @@ def audit(state: RunState, count: int) -> list[AuditRow]:
     iterations = _chosen(len(made) - 1, count, setup.job.seed)
     rows: list[AuditRow] = []
     with (
-        state.backend.team(setup.workload(state.start_weights, setup.devices.search), setup.exact_plan) as team,
+        state.backend.team(setup.workload(state.start_weights, setup.devices.search), setup.exact_spec) as team,
         Progress("audit", len(iterations), "iterations", log) as progress,
     ):
-        search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.exact_plan))
+        search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.exact_spec))
         num_averaged = 0
         for iteration in iterations:
             before = [decision.subnetwork for decision in made[num_averaged:iteration]]

@@ -15,7 +15,7 @@ from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.tensors import save_tensors
-from ekgsearch.workers.training import Outcome, TrainingPlan, TrainingTask, load_student
+from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, load_student
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def finetune(state: RunState) -> None:
         state.committed("finetune")
         return
     setup, section = state.setup, state.setup.job.finetune
-    plan = TrainingPlan(
+    spec = TrainingSpec(
         run=setup.job.run_name,
         phase=Phase.FINETUNE,
         workload=setup.workload(state.start_weights, setup.devices.finetune),
@@ -58,8 +58,8 @@ def finetune(state: RunState) -> None:
         checkpoint_every_steps=section.checkpoint_every_steps,
     )
     device = setup.devices.name(setup.devices.finetune)
-    with state.ledger.attempt(Phase.FINETUNE, device, section.workers * plan.devices_per_worker) as clock:
-        state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
+    with state.ledger.attempt(Phase.FINETUNE, device, section.workers * spec.devices_per_worker) as clock:
+        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
     subnetwork = final_subnetwork(state)
     outcome = Outcome.read(state.training_folder, "slim")
     network = load_student(state.workload, subnetwork, outcome.weights)

@@ -56,9 +56,9 @@ def _holds_more(setup: Setup) -> bool:
 
 
 def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
-    """Memory of one search worker under the job's plan."""
+    """Memory of one search worker under the job's spec."""
     section = setup.job.search
-    sizes = [len(ids) for _, ids in setup.search_plan.batches]
+    sizes = [len(ids) for _, ids in setup.search_spec.batches]
     batch = max(sizes)
     masked = frozenset(
         group.name
@@ -72,7 +72,7 @@ def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
         num_classes=setup.net.num_classes,
         number_bytes=2 if section.precision == "bf16" else 4,
         masked_groups=masked,
-        prefix_bytes=setup.search_plan.prefix_bytes,
+        prefix_bytes=setup.search_spec.prefix_bytes,
     )
 
 

@@ -19,7 +19,7 @@ from ekgsearch.sections.search import SearchSection
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.worker import SearchSpec
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ def search_and_fill_bank(state: RunState) -> None:
     if is_searched and is_filled:
         state.committed("search")
         return
-    workload, plan = state.setup.workload(state.start_weights, state.setup.devices.search), state.setup.search_plan
+    workload, spec = state.setup.workload(state.start_weights, state.setup.devices.search), state.setup.search_spec
     if is_searched:
-        plan = replace(plan, batches=())  # the bank replaces damaged pictures: nobody may stop at one of the search
-    with state.backend.team(workload, plan) as team:
+        spec = replace(spec, batches=())  # the bank replaces damaged pictures: nobody may stop at one of the search
+    with state.backend.team(workload, spec) as team:
         if not is_searched:
             _search(state, team)
             write_tables(state)
@@ -48,10 +48,10 @@ def search_and_fill_bank(state: RunState) -> None:
             write_tables(state)
 
 
-def ekg_settings(section: SearchSection, plan: SearchPlan) -> EkgSettings:
-    """Choices of a search whose candidates are evaluated under a plan."""
+def ekg_settings(section: SearchSection, spec: SearchSpec) -> EkgSettings:
+    """Choices of a search whose candidates are evaluated under a spec."""
     quirks = frozenset(section.quirks)
-    return EkgSettings(step=section.step, trim=section.trim, quirks=quirks, tie_tolerance=plan.tie_tolerance)
+    return EkgSettings(step=section.step, trim=section.trim, quirks=quirks, tie_tolerance=spec.tie_tolerance)
 
 
 def _search(state: RunState, team: Team) -> None:
@@ -63,7 +63,7 @@ def _search(state: RunState, team: Team) -> None:
     to_remove = full - setup.budget.limit
     unit = f"{setup.budget.unit} removed"
     racing = _racing(state, team)
-    search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_plan))
+    search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_spec))
     with (
         state.ledger.attempt(
             Phase.SEARCH, setup.devices.name(setup.devices.search), state.backend.num_search_devices
@@ -94,10 +94,10 @@ def _search(state: RunState, team: Team) -> None:
 
 def _racing(state: RunState, team: Team) -> Racing | None:
     """The evaluator that lets candidates race, if the job asks for it."""
-    error, plan = state.setup.job.search.racing, state.setup.search_plan
+    error, spec = state.setup.job.search.racing, state.setup.search_spec
     if error is None:
         return None
-    return Racing(team, [index for index, _ in plan.batches], error, plan.nominal_batch)
+    return Racing(team, [index for index, _ in spec.batches], error, spec.nominal_batch)
 
 
 def _finish_search(state: RunState, subnetwork: Subnetwork) -> None:

@@ -25,7 +25,7 @@ from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
-from ekgsearch.workers.worker import SearchPlan
+from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import DataRequest, Workload, first_of_each_class
 
 log = logging.getLogger(__name__)
@@ -86,22 +86,22 @@ class Setup:
         return self.job.cluster.threads if self.device == "cpu" else 1
 
     @property
-    def search_plan(self) -> SearchPlan:
-        """The batches of the search subset and how they are evaluated: the exact plan in the tier of the job."""
+    def search_spec(self) -> SearchSpec:
+        """The batches of the search subset and how they are evaluated: the exact spec in the tier of the job."""
         section = self.job.search
         return dataclasses.replace(
-            self.exact_plan,
+            self.exact_spec,
             evaluation=section.evaluation,
             slice_below=section.slice_below,
             arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
         )
 
     @property
-    def exact_plan(self) -> SearchPlan:
+    def exact_spec(self) -> SearchSpec:
         """The same batches and rules, evaluated exactly whatever tier the job has chosen."""
         section = self.job.search
         parts = batches(self.search_ids, section.batch_size)
-        return SearchPlan(
+        return SearchSpec(
             run=self.job.run_name,
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
             nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,

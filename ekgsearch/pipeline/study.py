@@ -37,7 +37,7 @@ from ekgsearch.storage.files import make_folder, remove_partials
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.backend import Backend
-from ekgsearch.workers.training import Outcome, TrainingPlan, TrainingTask, load_student
+from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, load_student
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
     setup, section = state.setup, job.finetune
     ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
     name = f"study{index:03d}"
-    plan = TrainingPlan(
+    spec = TrainingSpec(
         run=job.run_name,
         phase=Phase.FINETUNE,
         workload=setup.workload(state.start_weights, setup.devices.finetune),
@@ -192,9 +192,9 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
         bank=None,
         threads=job.cluster.threads_per_worker,
     )
-    devices = section.workers * plan.devices_per_worker
+    devices = section.workers * spec.devices_per_worker
     with state.ledger.attempt(Phase.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
-        state.backend.train(plan, folder=state.training_folder, workers=section.workers, clock=clock)
+        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
     return Outcome.read(state.training_folder, name).weights
 
 

@@ -14,7 +14,7 @@ from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import Phase
 from ekgsearch.runtime.environment import device_name, torch_threads
 from ekgsearch.sections.training import TrainingFields
-from ekgsearch.workers.training import Outcome, TrainingPlan, TrainingTask, run_plan
+from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, train_all
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path)
     """Train one network in this process, with its threads or on its device; returns the file of its weights."""
     setup = state.setup
     devices = setup.num_local_devices
-    plan = TrainingPlan(
+    spec = TrainingSpec(
         run=setup.job.run_name,
         phase=phase,
         workload=setup.workload(weights),
@@ -60,6 +60,6 @@ def train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path)
         threads=setup.job.cluster.threads,
     )
     device = device_name(torch.device(setup.device))
-    with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices), torch_threads(plan.threads):
-        run_plan(plan, state.training_folder)
+    with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices), torch_threads(spec.threads):
+        train_all(spec, state.training_folder)
     return Outcome.read(state.training_folder, task.name).weights

@@ -12,8 +12,8 @@ from ekgsearch.storage.files import make_folder
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Question
 from ekgsearch.workers.team import BankOrder, Team
-from ekgsearch.workers.training import TrainingPlan, run_plan
-from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Worker
+from ekgsearch.workers.training import TrainingSpec, train_all
+from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
 from ekgsearch.workers.workload import Workload
 
 
@@ -34,12 +34,12 @@ class Backend(Protocol):
         """Let further workers join the team, as many as the job asks for and so many blocks of the bank can feed."""
         ...
 
-    def team(self, workload: Workload, plan: SearchPlan) -> AbstractContextManager[Team]:
+    def team(self, workload: Workload, spec: SearchSpec) -> AbstractContextManager[Team]:
         """Start the workers; they stop at the end of the context."""
         ...
 
-    def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
-        """Train the networks of a plan; their outcomes are written under `folder`. Resumes what a kill left."""
+    def train(self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock) -> None:
+        """Train the networks of a spec; their outcomes are written under `folder`. Resumes what a kill left."""
         ...
 
 
@@ -93,15 +93,15 @@ class InProcessBackend:
         """Nobody joins: the one worker builds all blocks."""
 
     @contextmanager
-    def team(self, workload: Workload, plan: SearchPlan) -> Iterator[Team]:
+    def team(self, workload: Workload, spec: SearchSpec) -> Iterator[Team]:
         """Open the one worker; the number of torch threads is restored afterwards."""
         with torch_threads(workload.threads):
-            worker = Worker(workload, plan, [index for index, _ in plan.batches])
+            worker = Worker(workload, spec, [index for index, _ in spec.batches])
             self._num_devices = workload.devices_per_worker
-            yield Team(InProcessCrew(worker, self._num_devices), plan)
+            yield Team(InProcessCrew(worker, self._num_devices), spec)
 
-    def train(self, plan: TrainingPlan, *, folder: Path, workers: int, clock: Clock) -> None:
-        """Train the networks of a plan one after the other in this process."""
+    def train(self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock) -> None:
+        """Train the networks of a spec one after the other in this process."""
         make_folder(folder)
-        with clock.working(plan.devices_per_worker), torch_threads(plan.threads):
-            run_plan(plan, folder)
+        with clock.working(spec.devices_per_worker), torch_threads(spec.threads):
+            train_all(spec, folder)

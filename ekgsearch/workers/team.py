@@ -11,7 +11,7 @@ from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScore
 from ekgsearch.search.evaluate import evaluations
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Question
-from ekgsearch.workers.worker import BuiltBlock, SearchPlan
+from ekgsearch.workers.worker import BuiltBlock, SearchSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +60,10 @@ class Team:
     report counts once, and the sums of the batches are added in batch order.
     """
 
-    def __init__(self, crew: Crew, plan: SearchPlan) -> None:
+    def __init__(self, crew: Crew, spec: SearchSpec) -> None:
         self._crew = crew
-        self._nominal_batch = plan.nominal_batch
-        self._inbox = Inbox(plan.run, [index for index, _ in plan.batches])
+        self._nominal_batch = spec.nominal_batch
+        self._inbox = Inbox(spec.run, [index for index, _ in spec.batches])
         self._interim: list[Subnetwork] = []
         self._iteration = 0
 

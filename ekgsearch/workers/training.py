@@ -72,7 +72,7 @@ class TrainingTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPlan:
+class TrainingSpec:
     """The networks that one phase trains.
 
     Attributes:
@@ -123,7 +123,7 @@ class Outcome:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Outcome":
-        """Read what `run_plan` wrote.
+        """Read what `train_all` wrote.
 
         Raises:
             StorageError: the training has not finished, or its record is damaged.
@@ -163,54 +163,54 @@ def weights_path(folder: Path, name: str, average: str | None = None) -> Path:
     return folder / (f"{name}.{average}.safetensors" if average else f"{name}.safetensors")
 
 
-def run_plan(
-    plan: TrainingPlan,
+def train_all(
+    spec: TrainingSpec,
     folder: Path,
     *,
     device: str | None = None,
     port_of: Callable[[TrainingTask], CheckpointPort] | None = None,
 ) -> None:
-    """Train every network of a plan that has not finished yet.
+    """Train every network of a spec that has not finished yet.
 
     Called by every process with the same arguments; rank 0 writes weights, then the record that names them. A
     training that was stopped goes on after its last checkpoint.
 
     Args:
-        plan: what to train.
+        spec: what to train.
         folder: for weights and records, the same for all processes.
-        device: device of this process; None for the plan's.
+        device: device of this process; None for the spec's.
         port_of: where the checkpoints of a training go; None for a folder below `folder`.
     """
-    torch.set_num_threads(plan.threads)
+    torch.set_num_threads(spec.threads)
     EXACT.set_backends()  # a search in this process may have asked for another arithmetic
-    world = World.current(torch.device(device or plan.workload.device))
-    dataset = plan.workload.data.open()
+    world = World.current(torch.device(device or spec.workload.device))
+    dataset = spec.workload.data.open()
     train_images, test_images = (
-        _held(images, world.device) for images in (dataset.train, plan.workload.data.evaluated(dataset))
+        _held(images, world.device) for images in (dataset.train, spec.workload.data.evaluated(dataset))
     )
     bank = None
-    if plan.bank is not None:
+    if spec.bank is not None:
         bank = MemoryBank.open(
-            open_store(plan.bank.uri),
-            plan.bank.spec,
-            cache_dir=plan.bank.cache_dir,
+            open_store(spec.bank.uri),
+            spec.bank.spec,
+            cache_dir=spec.bank.cache_dir,
             device=world.device,
-            resident=plan.bank.resident,
+            resident=spec.bank.resident,
         )
-    for task in pending(plan.tasks, folder):
-        network = plan.workload.open_network().to(world.device)
-        model = _student(network, task, plan.workload)
+    for task in pending(spec.tasks, folder):
+        network = spec.workload.open_network().to(world.device)
+        model = _student(network, task, spec.workload)
         data = TrainData(
             train=train_images,
-            normalisation=plan.workload.normalisation,
+            normalisation=spec.workload.normalisation,
             test=test_images if task.evaluate else None,
             ids=None if task.ids is None else torch.tensor(task.ids),
-            loader=plan.workload.data.loader,
-            threads=plan.workload.data.num_threads,
-            max_damaged=plan.workload.data.max_damaged,
+            loader=spec.workload.data.loader,
+            threads=spec.workload.data.num_threads,
+            max_damaged=spec.workload.data.max_damaged,
         )
         port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
-        with _progress(plan, task, len(train_images)) as progress:
+        with _progress(spec, task, len(train_images)) as progress:
             result = train(
                 model,
                 data,
@@ -218,14 +218,14 @@ def run_plan(
                 world=world,
                 bank=bank if task.config.needs_bank else None,
                 teacher=network if task.config.objective == "single" else None,
-                classifier=_classifier(network, task.config, plan.workload),
+                classifier=_classifier(network, task.config, spec.workload),
                 checkpoint=port,
-                checkpoint_every_steps=plan.checkpoint_every_steps,
+                checkpoint_every_steps=spec.checkpoint_every_steps,
                 on_epoch=partial(_show, progress),
                 on_step=lambda step: progress.advance(step.images),
             )
         if world.rank == 0:
-            _write_outcome(folder, plan, task, model, result, 0 if data.test is None else len(data.test))
+            _write_outcome(folder, spec, task, model, result, 0 if data.test is None else len(data.test))
 
 
 def pending(tasks: Iterable[TrainingTask], folder: Path) -> list[TrainingTask]:
@@ -249,11 +249,11 @@ def _classifier(network: nn.Module, config: FinetuneConfig, workload: Workload) 
     return classifier(analyse(network, workload.net.input_shape)).path if config.needs_embeddings else None
 
 
-def _progress(plan: TrainingPlan, task: TrainingTask, num_images: int) -> Progress:
+def _progress(spec: TrainingSpec, task: TrainingTask, num_images: int) -> Progress:
     """Images over all epochs, all processes together; processes but the first do not log it."""
     images, batch_size = num_images if task.ids is None else len(task.ids), task.config.batch_size
     total = max(1, images // batch_size) * min(images, batch_size) * task.config.epochs
-    return Progress(f"{plan.phase.value} {task.name} ({task.config.objective})", total, "images", log)
+    return Progress(f"{spec.phase.value} {task.name} ({task.config.objective})", total, "images", log)
 
 
 def _show(progress: Progress, metrics: EpochMetrics) -> None:
@@ -264,13 +264,13 @@ def _show(progress: Progress, metrics: EpochMetrics) -> None:
 
 
 def _write_outcome(
-    folder: Path, plan: TrainingPlan, task: TrainingTask, model: nn.Module, result: TrainResult, test_images: int
+    folder: Path, spec: TrainingSpec, task: TrainingTask, model: nn.Module, result: TrainResult, test_images: int
 ) -> None:
     save_tensors(weights_path(folder, task.name), model.state_dict(), {"network": task.name})
     for name, average in result.averages.items():
         save_tensors(weights_path(folder, task.name, name), average.state_dict(), {"network": task.name})
     record = {
-        "phase": plan.phase.value,
+        "phase": spec.phase.value,
         "objective": task.config.objective,
         "epochs": [epoch.to_dict() for epoch in result.epochs],
         "averages": sorted(result.averages),

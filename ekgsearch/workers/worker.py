@@ -50,7 +50,7 @@ class BuiltBlock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SearchPlan:
+class SearchSpec:
     """Batches of the search subset and how networks are evaluated on them.
 
     Attributes:
@@ -86,7 +86,7 @@ class SearchPlan:
         return 0.0 if self.evaluation == "naive" or self.slice_below == 0 else TIE_TOLERANCE
 
     def networks(self, graph: ChannelGraph) -> Networks:
-        """What runs the sub-networks of a network under this plan."""
+        """What runs the sub-networks of a network under this spec."""
         if self.evaluation == "naive":
             return NaiveNetworks(graph, self.norm_mode)
         return FastNetworks(graph, self.slice_below, self.norm_mode, self.arithmetic)
@@ -95,16 +95,16 @@ class SearchPlan:
 class Worker:
     """Evaluates networks on its batches, and builds blocks of the memory bank."""
 
-    def __init__(self, workload: Workload, plan: SearchPlan, owned: Sequence[int], attempt: int = 1) -> None:
+    def __init__(self, workload: Workload, spec: SearchSpec, owned: Sequence[int], attempt: int = 1) -> None:
         """Open the network and the images.
 
         Args:
             workload: what to open.
-            plan: the batches of the whole search subset.
+            spec: the batches of the whole search subset.
             owned: indices of the batches that this worker evaluates.
             attempt: how many workers have owned these batches before, plus 1; every report carries it.
         """
-        self._run = plan.run
+        self._run = spec.run
         self._attempt = attempt
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
@@ -119,14 +119,14 @@ class Worker:
         graph = analyse(network, workload.net.input_shape)
         batches = [
             SearchBatch(index, train.read(torch.tensor(ids)).to(self._device), train.labels[list(ids)].to(self._device))
-            for index, ids in plan.batches
+            for index, ids in spec.batches
             if index in owned
         ]
-        plan.arithmetic.set_backends()
-        networks = plan.networks(graph)
+        spec.arithmetic.set_backends()
+        networks = spec.networks(graph)
         self._masked = networks.masked
         self._evaluator = BatchEvaluator(
-            networks, self._normalisation, batches, plan.divisor, plan.rules, plan.prefix_bytes
+            networks, self._normalisation, batches, spec.divisor, spec.rules, spec.prefix_bytes
         )
 
     def begin(self, interim: Sequence[Subnetwork]) -> None:

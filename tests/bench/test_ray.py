@@ -40,10 +40,10 @@ def test_the_messages_of_a_small_search_are_counted(tmp_path: Path) -> None:
 
 def test_a_side_searches_as_the_job_says_and_tells_when_no_iteration_is_left(tmp_path: Path) -> None:
     small = SmallSearch.make(tmp_path, ["search.batch_size=60", "search.reduction=0.1", "search.quirks=reference"])
-    setup, plan = small.setup, small.setup.search_plan
-    with InProcessBackend().team(small.workload, plan) as team:
-        expected = list(EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, plan)).run())
-    with InProcessBackend().team(small.workload, plan) as team:
+    setup, spec = small.setup, small.setup.search_spec
+    with InProcessBackend().team(small.workload, spec) as team:
+        expected = list(EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, spec)).run())
+    with InProcessBackend().team(small.workload, spec) as team:
         side = Side(setup, team._crew, lambda: [])
         for _ in expected:
             side.step()
@@ -56,9 +56,9 @@ def test_a_plain_worker_that_cannot_open_its_network_is_one_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     small = SmallSearch.make(tmp_path)
-    crew = PipeCrew(dataclasses.replace(small.workload, weights=tmp_path / "gone"), small.setup.search_plan, 1)
+    crew = PipeCrew(dataclasses.replace(small.workload, weights=tmp_path / "gone"), small.setup.search_spec, 1)
     with pytest.raises(EkgError, match="plain worker process 0 ended with exit code 1 before it answered"):
-        Team(crew, small.setup.search_plan).begin([small.setup.graph.full()])
+        Team(crew, small.setup.search_spec).begin([small.setup.graph.full()])
     crew.stop()
     said = capfd.readouterr().err
     assert str(tmp_path / "gone") in said

@@ -46,7 +46,7 @@ def crew_of(*members: Member, **cluster: Any) -> RayCrew:
     crew = object.__new__(RayCrew)
     crew._cluster = ClusterSection(**cluster)
     crew._request = Request.of(crew._cluster, "cpu")
-    crew._workload = crew._plan = None  # type: ignore[assignment]
+    crew._workload = crew._spec = None  # type: ignore[assignment]
     crew.traffic = Traffic()
     crew.members = list(members)
     return crew
@@ -106,10 +106,10 @@ def fit_with(attempts: list[Exception | None], folder: Path, monkeypatch: pytest
     charged: list[float] = []
     monkeypatch.setattr(training, "_trainer", lambda *_: None)
     monkeypatch.setattr(training, "_fit_interruptibly", attempt)
-    plan: Any = SimpleNamespace(tasks=[SimpleNamespace(name="slim")], devices_per_worker=4)
+    spec: Any = SimpleNamespace(tasks=[SimpleNamespace(name="slim")], devices_per_worker=4)
     clock: Any = SimpleNamespace(busy=charged.append)
     try:
-        training.fit(plan, folder=folder, workers=2, cluster=ClusterSection(max_restarts=2), clock=clock)
+        training.fit(spec, folder=folder, workers=2, cluster=ClusterSection(max_restarts=2), clock=clock)
     finally:
         assert not list(folder.glob("busy-*"))
     return sorted(charged)

@@ -30,6 +30,6 @@ def test_a_cluster_trains_whichever_way_it_is_named(
         monkeypatch.setenv("RAY_ADDRESS", variable)
     monkeypatch.setattr(InProcessBackend, "train", lambda *_, **__: places.append("here"))
     monkeypatch.setattr(module, "fit", lambda *_, **__: places.append("ray"))
-    plan: Any = None
-    RayBackend(ClusterSection(address=address)).train(plan, folder=Path(), workers=workers, clock=Clock())
+    spec: Any = None
+    RayBackend(ClusterSection(address=address)).train(spec, folder=Path(), workers=workers, clock=Clock())
     assert places == [place]

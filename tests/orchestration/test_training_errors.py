@@ -25,7 +25,7 @@ from ekgsearch.orchestration.training import fit
 from ekgsearch.records import Phase
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
-from ekgsearch.workers.training import TrainingPlan, TrainingTask
+from ekgsearch.workers.training import TrainingSpec, TrainingTask
 from ekgsearch.workers.workload import DataRequest
 
 pytestmark = pytest.mark.ray
@@ -60,10 +60,10 @@ def session() -> Iterator[None]:
         yield
 
 
-def plan_of(small: SmallSearch, data: DataRequest) -> TrainingPlan:
+def plan_of(small: SmallSearch, data: DataRequest) -> TrainingSpec:
     """One epoch of plain training."""
     config = FinetuneConfig(objective="plain", epochs=1, batch_size=64, milestones=())
-    return TrainingPlan(
+    return TrainingSpec(
         run="run",
         phase=Phase.FINETUNE,
         workload=replace(small.workload, data=data),
@@ -77,11 +77,11 @@ def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
     """Train in two processes with one restart."""
     small, clock = SmallSearch.make(folder), Clock()
     data = FaultyData(**asdict(small.workload.data), folder=folder, ranks=ranks, error=error)
-    plan = plan_of(small, data)
+    spec = plan_of(small, data)
     (folder / "training").mkdir()
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
     with pytest.raises(type(error) if isinstance(error, DataError) else WorkerError, match=str(error)):
-        fit(plan, folder=folder / "training", workers=2, cluster=cluster, clock=clock)
+        fit(spec, folder=folder / "training", workers=2, cluster=cluster, clock=clock)
     return clock
 
 
@@ -110,9 +110,9 @@ def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(
     small = SmallSearch.make(tmp_path)
     data = KillsAfterACheckpoint(**asdict(small.workload.data), folder=tmp_path)
     (tmp_path / "training").mkdir()
-    plan = replace(plan_of(small, data), checkpoint_every_steps=4)
+    spec = replace(plan_of(small, data), checkpoint_every_steps=4)
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
-    fit(plan, folder=tmp_path / "training", workers=2, cluster=cluster, clock=Clock())
+    fit(spec, folder=tmp_path / "training", workers=2, cluster=cluster, clock=Clock())
     assert (tmp_path / "killed.txt").read_text() == "8"
     assert "continuing after epoch 0 and 8 steps of 1 from" in (tmp_path / "log.txt").read_text()
     assert (tmp_path / "training" / "reached.txt").read_text() == "slim 1 0"
@@ -134,13 +134,13 @@ def test_failures_count_in_a_row_without_a_new_checkpoint(
 
     monkeypatch.setattr(training, "_trainer", lambda *_: None)
     monkeypatch.setattr(training, "_fit_interruptibly", attempt)
-    plan: Any = SimpleNamespace(tasks=[SimpleNamespace(name="slim")], devices_per_worker=1)
+    spec: Any = SimpleNamespace(tasks=[SimpleNamespace(name="slim")], devices_per_worker=1)
     cluster = ClusterSection(max_restarts=1)
     if is_lost:
         with pytest.raises(WorkerError, match="failed 2 times in a row without a new checkpoint"):
-            fit(plan, folder=tmp_path, workers=2, cluster=cluster, clock=Clock())
+            fit(spec, folder=tmp_path, workers=2, cluster=cluster, clock=Clock())
     else:
-        fit(plan, folder=tmp_path, workers=2, cluster=cluster, clock=Clock())
+        fit(spec, folder=tmp_path, workers=2, cluster=cluster, clock=Clock())
         assert not remaining
 
 

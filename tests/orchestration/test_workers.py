@@ -80,7 +80,7 @@ def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal
             remaining = remaining[: len(remaining) - len(saboteur.hit)]
             idle_hits = sum(pid in [member.process for member in crew.members] for pid in saboteur.hit)
             assert sum(member.attempt - 1 for member in crew.members) >= len(saboteur.hit) - idle_hits
-            assert len(team.inbox.answers()) == len(small.setup.search_plan.batches)
+            assert len(team.inbox.answers()) == len(small.setup.search_spec.batches)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and worker_processes(os.getpid()):
             time.sleep(0.05)
@@ -132,7 +132,7 @@ def test_the_quirks_of_the_published_program_are_searched_alike_by_workers_also_
 def test_races_are_decided_alike_by_any_workers_also_when_some_are_killed(
     small: SmallSearch, expected: bytes, tmp_path: Path
 ) -> None:
-    with InProcessBackend().team(small.workload, small.setup.search_plan) as team:
+    with InProcessBackend().team(small.workload, small.setup.search_spec) as team:
         alone = small.race(team, tmp_path / "alone.jsonl", error=0.5)
     assert alone != expected  # dropped candidates have seen fewer images
     lines = alone.splitlines(keepends=True)
@@ -188,7 +188,7 @@ def test_a_late_report_of_a_replaced_worker_is_dropped_and_counted(
         os.kill(process, signal.SIGCONT)
         ray.get(orphan.open.remote(()))  # calls run in order: by now it has answered the old question
         assert team.begin([full]) == before
-        assert team.inbox.num_late == len(small.setup.search_plan.batches)
+        assert team.inbox.num_late == len(small.setup.search_spec.batches)
         assert team.inbox.num_duplicates == 0
         again = team.scores(full, 1)
         assert all((scores[name] == again[name]).all() for name in scores)
@@ -239,7 +239,7 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
 ) -> None:
     small = SmallSearch.make(tmp_path, ["search.batch_size=60"])
     expected = small.undisturbed(tmp_path / "expected.jsonl")
-    with InProcessBackend().team(small.workload, small.setup.search_plan) as alone:
+    with InProcessBackend().team(small.workload, small.setup.search_spec) as alone:
         manifest = build_bank(small, alone, tmp_path / "alone")
     backend = RayBackend(ClusterSection(search_workers=9, cpus_per_worker=0.5))
     done: dict[str, set[int]] = {"answer": set(), "build_block": set()}
@@ -250,7 +250,7 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
         return call(crew, member, method, *arguments)
 
     monkeypatch.setattr(RayCrew, "_call", watched)
-    with backend.team(small.workload, small.setup.search_plan) as team:
+    with backend.team(small.workload, small.setup.search_spec) as team:
         crew = team._crew
         assert small.run(team, tmp_path / "before.jsonl") == expected
         assert (len(crew.members), backend.num_search_devices) == (2, 1)
@@ -271,11 +271,11 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
 def test_a_team_without_batches_builds_the_bank(
     small: SmallSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = replace(small.setup.search_plan, batches=())
-    with InProcessBackend().team(small.workload, plan) as alone:
+    spec = replace(small.setup.search_spec, batches=())
+    with InProcessBackend().team(small.workload, spec) as alone:
         manifest = build_bank(small, alone, tmp_path / "alone")
     backend = RayBackend(ClusterSection(search_workers=2, cpus_per_worker=0.5))
-    with backend.team(small.workload, plan) as team:
+    with backend.team(small.workload, spec) as team:
         crew = team._crew
         assert [member.owned for member in crew.members] == [()]
         os.kill(ray.get(crew.members[0].opening).value[1], KILL)
@@ -291,9 +291,9 @@ def test_a_team_without_batches_builds_the_bank(
 def test_a_worker_for_the_bank_that_never_starts_is_done_without(
     small: SmallSearch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = replace(small.setup.search_plan, batches=())
+    spec = replace(small.setup.search_spec, batches=())
     backend = RayBackend(ClusterSection(search_workers=2, cpus_per_worker=1, max_restarts=0))
-    with backend.team(small.workload, plan) as team:
+    with backend.team(small.workload, spec) as team:
         crew = team._crew
         ray.get(crew.members[0].opening)
         other = ray.remote(object).options(num_cpus=1).remote()  # another job holds the other core

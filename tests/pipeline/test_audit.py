@@ -64,11 +64,11 @@ def searched(folder: Path, evaluator: type[WrongOnce] | None = None, error: floa
         state = RunState(small.setup, journal, Ledger(run / "ledger", "run"), InProcessBackend())
         weights = small.workload.weights.rename(run / "weights.safetensors")
         state.commit("warmup", weights)
-        with state.backend.team(state.workload, small.setup.search_plan) as team:
+        with state.backend.team(state.workload, small.setup.search_spec) as team:
             answering: Evaluator = team if evaluator is None else evaluator(team)
             if error is not None:
-                answering = Racing(team, range(len(small.setup.search_plan.batches)), error)
-            settings = ekg_settings(small.setup.job.search, small.setup.search_plan)
+                answering = Racing(team, range(len(small.setup.search_spec.batches)), error)
+            settings = ekg_settings(small.setup.job.search, small.setup.search_spec)
             for decision in EkgSearch(small.setup.graph, answering, small.setup.budget, settings).run():
                 journal.append("iteration", **decision.to_record())
         yield state
@@ -143,8 +143,8 @@ def test_the_exact_plan_does_not_know_the_tier_of_the_job(tmp_path: Path) -> Non
     faster = ("precision=bf16", "channels_last=true", "compile=true", "slice_below=1", "racing=0.5")
     for tiers in (faster, ("evaluation=naive",)):
         other = setup("search.criterion=l1", *(f"search.{tier}" for tier in tiers))
-        assert other.exact_plan == plain.exact_plan == plain.search_plan
-        assert other.search_plan != plain.search_plan
+        assert other.exact_spec == plain.exact_spec == plain.search_spec
+        assert other.search_spec != plain.search_spec
 
 
 def test_a_search_without_decisions_cannot_be_audited(tmp_path: Path) -> None:

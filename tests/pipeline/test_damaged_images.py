@@ -28,10 +28,10 @@ from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import BankOrder, Team
-from ekgsearch.workers.worker import BuiltBlock, SearchPlan, Worker
+from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
 from ekgsearch.workers.workload import DataRequest, Workload
 
-PLAN = SearchPlan(run="run", batches=((0, (0, 7)),), nominal_batch=None)
+PLAN = SearchSpec(run="run", batches=((0, (0, 7)),), nominal_batch=None)
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ IMAGES, BATCH, BATCHES = 120, 50, 3
 
 
 def measured(small: SmallSearch) -> tuple[Evaluation, GroupScores]:
-    """Evaluation and importance of the unpruned network under the plan of the job."""
-    plan, full = small.setup.search_plan, small.setup.graph.full()
-    assert [len(ids) for _, ids in plan.batches] == [50, 50, 20]
-    with InProcessBackend().team(small.workload, plan) as team:
+    """Evaluation and importance of the unpruned network under the spec of the job."""
+    spec, full = small.setup.search_spec, small.setup.graph.full()
+    assert [len(ids) for _, ids in spec.batches] == [50, 50, 20]
+    with InProcessBackend().team(small.workload, spec) as team:
         return team.begin([full]), team.scores(full, 1)
 
 
@@ -43,7 +43,7 @@ def test_sequential_statistics_round_as_sums_over_one_element_after_the_other(tm
     def loss(small: SmallSearch, mode: NormMode) -> float:
         setup, terms = small.setup, 0.0
         train, masked = setup.dataset.train, MaskedNetwork(setup.graph)
-        for _, ids in setup.search_plan.batches:
+        for _, ids in setup.search_spec.batches:
             images = small.workload.normalisation(train.read(torch.tensor(ids)))
             logits = masked.forward(images, setup.graph.full(), norm_mode=mode).double()
             terms += float(cross_entropy_terms(logits, train.labels[list(ids)], logits)[0].sum())

@@ -19,7 +19,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallSearch:
 
 @pytest.fixture(scope="module")
 def raced(small: SmallSearch, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    with InProcessBackend().team(small.workload, small.setup.search_plan) as team:
+    with InProcessBackend().team(small.workload, small.setup.search_spec) as team:
         return small.race(team, tmp_path_factory.mktemp("raced") / "journal.jsonl", ERROR)
 
 
@@ -41,7 +41,7 @@ def test_races_are_decided_alike_for_any_number_of_workers(
     number: int, small: SmallSearch, raced: bytes, tmp_path: Path
 ) -> None:
     crew = SeveralWorkers(small, number)
-    assert small.race(Team(crew, small.setup.search_plan), tmp_path / "journal.jsonl", ERROR) == raced
+    assert small.race(Team(crew, small.setup.search_spec), tmp_path / "journal.jsonl", ERROR) == raced
     assert max(crew.num_asked) < 6 * raced.count(b"\n")
     if number == 7:
         assert min(crew.num_asked) < max(crew.num_asked), "owners of late batches alone are asked late"
@@ -51,11 +51,11 @@ def test_a_race_continues_from_the_journal(small: SmallSearch, raced: bytes, tmp
     lines = raced.splitlines(keepends=True)
     for done in (1, len(lines) // 2):
         (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[:done]))
-        with InProcessBackend().team(small.workload, small.setup.search_plan) as team:
+        with InProcessBackend().team(small.workload, small.setup.search_spec) as team:
             assert small.race(team, tmp_path / "journal.jsonl", ERROR) == raced
 
 
 def test_a_race_that_drops_nobody_is_the_exact_search(small: SmallSearch, tmp_path: Path) -> None:
-    with InProcessBackend().team(small.workload, small.setup.search_plan) as team:
+    with InProcessBackend().team(small.workload, small.setup.search_spec) as team:
         careful = small.race(team, tmp_path / "careful.jsonl", error=1e-12)
     assert careful == small.undisturbed(tmp_path / "exact.jsonl")

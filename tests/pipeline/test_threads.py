@@ -53,11 +53,11 @@ def test_a_run_trains_with_them_and_puts_back_what_was(
     job.run_dir.mkdir()
     seen = []
 
-    def stop(plan: Any, _: Path) -> None:
-        seen.append((plan.threads, torch.get_num_threads()))
+    def stop(spec: Any, _: Path) -> None:
+        seen.append((spec.threads, torch.get_num_threads()))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "run_plan", stop)
+    monkeypatch.setattr(train, "train_all", stop)
     with pytest.raises(KeyboardInterrupt):
         run_job(job, InProcessBackend())
     assert seen == [(3, 3)]

@@ -25,11 +25,11 @@ def test_a_faster_search_is_the_same_for_any_number_of_workers_and_after_a_stop(
     journal = small.undisturbed(tmp_path / "journal.jsonl")
     assert journal != exact.undisturbed(tmp_path / "exact.jsonl"), "the tier rounds otherwise, or it is none"
     crew = SeveralWorkers(small, 3)
-    assert small.run(Team(crew, small.setup.search_plan), tmp_path / "several.jsonl") == journal
+    assert small.run(Team(crew, small.setup.search_spec), tmp_path / "several.jsonl") == journal
     lines = journal.splitlines(keepends=True)
     stopped = tmp_path / "stopped.jsonl"
     stopped.write_bytes(b"".join(lines[: len(lines) // 2]))
-    with InProcessBackend().team(small.workload, small.setup.search_plan) as team:
+    with InProcessBackend().team(small.workload, small.setup.search_spec) as team:
         assert small.run(team, stopped) == journal
 
 

@@ -22,7 +22,7 @@ from ekgsearch.records import Subnetwork, canonical_json
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
-from ekgsearch.workers.worker import SearchPlan, Worker
+from ekgsearch.workers.worker import SearchSpec, Worker
 from ekgsearch.workers.workload import DataRequest, Workload
 
 
@@ -61,8 +61,8 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
         dtype="float32",
     )
     store = open_store(str(tmp_path / "bank"))
-    plan = SearchPlan(run="run", batches=((0, (0, 1)),), nominal_batch=None)
-    worker = Worker(workload, plan, [0])
+    spec = SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None)
+    worker = Worker(workload, spec, [0])
     for block in reversed(missing_blocks(store, spec)):
         worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
     commit(store, spec)
@@ -115,7 +115,7 @@ def test_every_image_is_read_once_for_all_teachers(
         return read(images, ids)
 
     monkeypatch.setattr(ArrayImages, "read", count)
-    worker = Worker(workload, SearchPlan(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
+    worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
     counts.zero_()  # of the images of the search
     for block in range(spec.num_blocks):
         worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
