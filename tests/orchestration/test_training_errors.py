@@ -60,7 +60,7 @@ def session() -> Iterator[None]:
         yield
 
 
-def plan_of(small: SmallSearch, data: DataRequest) -> TrainingSpec:
+def spec_of(small: SmallSearch, data: DataRequest) -> TrainingSpec:
     """One epoch of plain training."""
     config = FinetuneConfig(objective="plain", epochs=1, batch_size=64, milestones=())
     return TrainingSpec(
@@ -77,7 +77,7 @@ def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
     """Train in two processes with one restart."""
     small, clock = SmallSearch.make(folder), Clock()
     data = FaultyData(**asdict(small.workload.data), folder=folder, ranks=ranks, error=error)
-    spec = plan_of(small, data)
+    spec = spec_of(small, data)
     (folder / "training").mkdir()
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
     with pytest.raises(type(error) if isinstance(error, DataError) else WorkerError, match=str(error)):
@@ -110,7 +110,7 @@ def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(
     small = SmallSearch.make(tmp_path)
     data = KillsAfterACheckpoint(**asdict(small.workload.data), folder=tmp_path)
     (tmp_path / "training").mkdir()
-    spec = replace(plan_of(small, data), checkpoint_every_steps=4)
+    spec = replace(spec_of(small, data), checkpoint_every_steps=4)
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
     fit(spec, folder=tmp_path / "training", workers=2, cluster=cluster, clock=Clock())
     assert (tmp_path / "killed.txt").read_text() == "8"

@@ -61,8 +61,7 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
         dtype="float32",
     )
     store = open_store(str(tmp_path / "bank"))
-    spec = SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None)
-    worker = Worker(workload, spec, [0])
+    worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
     for block in reversed(missing_blocks(store, spec)):
         worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
     commit(store, spec)
