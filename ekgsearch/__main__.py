@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ekgsearch.cli import cli
-from ekgsearch.errors import OUT_OF_MEMORY, EkgError, is_out_of_memory
+from ekgsearch.errors import OUT_OF_MEMORY, EkgError, Stopped, is_out_of_memory
+from ekgsearch.runtime.ledger import INTERRUPTED_EXIT_CODE
 from ekgsearch.runtime.plain import plain_line, plain_text
 
 EXIT_DEFECT = 1
@@ -32,6 +33,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; what was finished is kept, the same command continues", status=EXIT_INTERRUPTED)
+    except Stopped as error:
+        _fail(str(error), status=INTERRUPTED_EXIT_CODE)
     except EkgError as error:
         first, *others = error.args or (type(error).__name__,)
         _fail(f"error: {first}", *others, status=EXIT_ERROR)

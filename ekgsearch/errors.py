@@ -39,6 +39,10 @@ class NumericsError(EkgError):
     """A loss or reward is not a finite number."""
 
 
+class Stopped(EkgError):  # noqa: N818 (a clean stop is no error)
+    """A listener of the run has asked for a clean stop; what is committed is kept."""
+
+
 class WorkerError(EkgError):
     """A worker died or hung more often than the job allows."""
 

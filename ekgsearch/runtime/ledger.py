@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ekgsearch.errors import StorageError
+from ekgsearch.errors import Stopped, StorageError
 from ekgsearch.records import Phase
 from ekgsearch.rows import DeviceHoursRow
 from ekgsearch.storage.files import make_folder, write_atomically
@@ -128,7 +128,7 @@ class Ledger:
         """Charge a block of work to a phase.
 
         The attempt is recorded at its start, every `HEARTBEAT_SECONDS` by a daemon thread, and at its end with the
-        exit state: ``finished``, ``interrupted`` (KeyboardInterrupt, or SystemExit with status 75) or ``failed``.
+        exit state: ``finished``, ``interrupted`` (KeyboardInterrupt, `Stopped`, SystemExit with status 75) or ``failed``.
 
         Args:
             phase: phase of the run.
@@ -156,7 +156,7 @@ class Ledger:
             beat.start()
             yield clock
             exit_state = "finished"
-        except (KeyboardInterrupt, GeneratorExit):  # GeneratorExit: interrupted before the block could begin
+        except (KeyboardInterrupt, Stopped, GeneratorExit):  # GeneratorExit: interrupted before the block could begin
             exit_state = "interrupted"
             raise
         except SystemExit as error:
