@@ -128,7 +128,7 @@ class Ledger:
         """Charge a block of work to a phase.
 
         The attempt is recorded at its start, every `HEARTBEAT_SECONDS` by a daemon thread, and at its end with the
-        exit state: ``finished``, ``interrupted`` (KeyboardInterrupt, `Stopped`, SystemExit with status 75) or ``failed``.
+        exit state: ``finished``, ``interrupted`` (KeyboardInterrupt, `Stopped`, SystemExit of status 75), ``failed``.
 
         Args:
             phase: phase of the run.
