@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
+from ekgsearch.fields import Section, Seed, Text
 from ekgsearch.records import content_hash
 from ekgsearch.search.steps import default_padding, expand_reference
 from ekgsearch.sections.bank import BankSection
-from ekgsearch.sections.base import Section, Seed, Text
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.sections.data import DataSection, NetSection, network_contradictions
 from ekgsearch.sections.search import SearchSection

@@ -12,9 +12,9 @@ from pydantic.fields import FieldInfo
 from ekgsearch.bench import bank, distillation, loader, macs, ray, search
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
+from ekgsearch.fields import Section
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.pipeline.study import StudySection
-from ekgsearch.sections.base import Section
 from ekgsearch.sections.cluster import ClusterSection
 
 MOST = 2**31 - 1

@@ -34,7 +34,7 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import JobError
-from ekgsearch.sections.base import Positive, Text
+from ekgsearch.fields import Positive, Text
 from ekgsearch.storage.objects import open_store
 
 _GROUP_ROWS = 16

@@ -19,10 +19,10 @@ from typing import Any
 from pydantic import Field
 
 from ekgsearch.errors import JobError
+from ekgsearch.fields import Section, Text
 from ekgsearch.jobfile import Fields, load_fields
 from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
-from ekgsearch.sections.base import Section, Text
 from ekgsearch.storage.files import write_error
 from ekgsearch.storage.tables import append_rows
 from ekgsearch.strict_yaml import shown

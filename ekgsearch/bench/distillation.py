@@ -40,6 +40,7 @@ from ekgsearch.channels.head import classifier
 from ekgsearch.channels.slim import slim
 from ekgsearch.data.images import ArrayImages
 from ekgsearch.data.views import Normalisation
+from ekgsearch.fields import MOST, Pixels, Positive, Share
 from ekgsearch.finetune.batches import open_batches, read_epoch
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES, FinetuneConfig, Objective, TrainData
 from ekgsearch.finetune.state import start
@@ -50,7 +51,6 @@ from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.uniform import uniform_width
-from ekgsearch.sections.base import MOST, Pixels, Positive, Share
 from ekgsearch.sections.data import NetName, network_error
 from ekgsearch.storage.objects import ObjectStore, open_store
 

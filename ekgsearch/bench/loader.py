@@ -32,9 +32,9 @@ from ekgsearch.data.loader import LoadedBatch, Loader, LoaderName, LoaderSetting
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError
 from ekgsearch.experiment import expand_path
+from ekgsearch.fields import Pixels, Positive, Text, Threads
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
-from ekgsearch.sections.base import Pixels, Positive, Text, Threads
 from ekgsearch.sections.data import NetName, network_error
 
 _NORMALISATION = Normalisation(IMAGENET_MEAN, IMAGENET_STD)

@@ -23,6 +23,7 @@ from ekgsearch.bench.base import BenchSettings, Measurement
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.operations import Kind
+from ekgsearch.fields import MOST, Pixels, Positive, Seed, Share
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
@@ -38,7 +39,6 @@ from ekgsearch.search.budget import set_budget
 from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
 from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.search.networks import FastNetworks
-from ekgsearch.sections.base import MOST, Pixels, Positive, Seed, Share
 from ekgsearch.sections.data import NetName, network_error
 
 T = TypeVar("T")

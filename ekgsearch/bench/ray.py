@@ -23,6 +23,7 @@ from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import EkgError, JobError
+from ekgsearch.fields import Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
@@ -32,7 +33,6 @@ from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import Decision
 from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.sections.base import Positive, Text
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.inbox import Inbox

@@ -27,6 +27,7 @@ from ekgsearch.bench.macs import draw_norms
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
+from ekgsearch.fields import Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.maths.racing import LEAST_BATCHES
 from ekgsearch.pipeline.search import ekg_settings
@@ -34,7 +35,6 @@ from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
-from ekgsearch.sections.base import Positive, Text
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend

@@ -12,6 +12,7 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.slim import slim
 from ekgsearch.data.subset import batches
 from ekgsearch.experiment import Job
+from ekgsearch.fields import MOST, Count, Positive, Section
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.finetune import finetune_config
@@ -31,7 +32,6 @@ from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.search.steps import Quirk
-from ekgsearch.sections.base import MOST, Count, Positive, Section
 from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import make_folder, remove_partials
 from ekgsearch.storage.journal import Journal

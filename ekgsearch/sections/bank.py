@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from ekgsearch.sections.base import Positive, Section, Text
+from ekgsearch.fields import Positive, Section, Text
 from ekgsearch.storage.secrets import credentials_in
 
 

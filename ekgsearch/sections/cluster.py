@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from ekgsearch.fields import MOST, Amount, Count, Seconds, Section, Text, Threads
 from ekgsearch.runtime.environment import default_threads
 from ekgsearch.search.evaluate import PREFIX_BYTES
-from ekgsearch.sections.base import MOST, Amount, Count, Seconds, Section, Text, Threads
 
 DriverThreads = Annotated[
     int,

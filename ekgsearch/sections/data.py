@@ -10,9 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from ekgsearch.data.datasets import DatasetName
 from ekgsearch.errors import NetworkError
+from ekgsearch.fields import Count, Pixels, Positive, Section, Text, Threads
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.zoo import NAMES, check
-from ekgsearch.sections.base import Count, Pixels, Positive, Section, Text, Threads
 
 
 @dataclass(frozen=True, slots=True)

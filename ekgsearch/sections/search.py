@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from ekgsearch.fields import Cost, Positive, Section, Share
 from ekgsearch.records import Counter, Precision
 from ekgsearch.search.criteria import Criterion, SearchTeacher
 from ekgsearch.search.steps import Quirk
-from ekgsearch.sections.base import Cost, Positive, Section, Share
 
 OF_CANDIDATES = (
     "criterion",

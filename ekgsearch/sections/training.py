@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from ekgsearch.fields import Count, Factor, Positive, Section, Seed, Width
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
-from ekgsearch.sections.base import Count, Factor, Positive, Section, Seed, Width
 
 
 class TrainingFields(Section):

@@ -1,4 +1,4 @@
-"""What all sections of a job share."""
+"""The base of job sections, the types of their fields, and the marks on them."""
 
 from typing import Annotated
 
