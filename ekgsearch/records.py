@@ -21,8 +21,8 @@ Precision = Literal["fp32", "tf32", "bf16"]
 convolutions and linear layers in 16 bits, norms and statistics in 32."""
 
 
-class Phase(StrEnum):
-    """The phases of a run, in order; device-hours are tracked for each."""
+class PhaseKind(StrEnum):
+    """Kinds of phases of a run, in order; device-hours are tracked for each."""
 
     PRETRAIN = "pretrain"
     WARMUP = "warmup"

@@ -15,7 +15,7 @@ from ekgsearch.finetune.config import BANK_OBJECTIVES, EMBEDDING_OBJECTIVES
 from ekgsearch.pipeline.decisions import decisions, teachers_of
 from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.records import Phase, content_hash
+from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
@@ -152,7 +152,7 @@ def fill_bank(state: RunState, team: Team) -> None:
     devices = state.setup.devices
     state.backend.enlist(len(blocks))
     with (
-        state.ledger.attempt(Phase.BANK, devices.name(devices.search), state.backend.num_search_devices) as clock,
+        state.ledger.attempt(PhaseKind.BANK, devices.name(devices.search), state.backend.num_search_devices) as clock,
         Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
     ):
         team.charge(clock)

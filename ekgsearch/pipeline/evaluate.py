@@ -16,7 +16,7 @@ from ekgsearch.pipeline.latency import compare_latencies
 from ekgsearch.pipeline.measurements import has_measurements, save_measurements
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.tables import write_tables
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.workers.training import load_student
@@ -30,7 +30,7 @@ def evaluate_and_write_tables(state: RunState) -> None:
     if not is_evaluated or not has_measurements(state):
         EXACT.set_backends()  # a search in this process may have asked for another arithmetic
         device, devices = torch.device(state.setup.device), state.setup.num_local_devices
-        with state.ledger.attempt(Phase.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
+        with state.ledger.attempt(PhaseKind.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
             full = state.setup.workload(state.committed("pretrain") or state.start_weights).open_network()
             final = load_student(state.workload, final_subnetwork(state), state.folder / "final.safetensors")
             correct = {} if is_evaluated else _correct(state, full, final, device)

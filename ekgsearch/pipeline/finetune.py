@@ -11,7 +11,7 @@ from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.pipeline.tables import write_tables
 from ekgsearch.pipeline.train import training_config
-from ekgsearch.records import Phase, Subnetwork
+from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.tensors import save_tensors
@@ -50,7 +50,7 @@ def finetune(state: RunState) -> None:
     setup, section = state.setup, state.setup.job.finetune
     spec = TrainingSpec(
         run=setup.job.run_name,
-        phase=Phase.FINETUNE,
+        phase=PhaseKind.FINETUNE,
         workload=setup.workload(state.start_weights, setup.devices.finetune),
         tasks=finetuning_tasks(state),
         bank=bank_address(state) if section.objective in BANK_OBJECTIVES else None,
@@ -58,7 +58,7 @@ def finetune(state: RunState) -> None:
         checkpoint_every_steps=section.checkpoint_every_steps,
     )
     device = setup.devices.name(setup.devices.finetune)
-    with state.ledger.attempt(Phase.FINETUNE, device, section.workers * spec.devices_per_worker) as clock:
+    with state.ledger.attempt(PhaseKind.FINETUNE, device, section.workers * spec.devices_per_worker) as clock:
         state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
     subnetwork = final_subnetwork(state)
     outcome = Outcome.read(state.training_folder, "slim")

@@ -6,7 +6,7 @@ from ekgsearch.pipeline.augmenting import pretrain_augmentation
 from ekgsearch.pipeline.setup import Setup
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.train import train_here, training_config
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.training import TrainingTask
@@ -29,7 +29,7 @@ def pretrain(state: RunState) -> None:
         )
         ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
         task = TrainingTask(name="full", config=config, subnetwork=None, ids=ids, evaluate=True)
-        path = train_here(state, Phase.PRETRAIN, task, path)
+        path = train_here(state, PhaseKind.PRETRAIN, task, path)
     state.commit("pretrain", path)
 
 

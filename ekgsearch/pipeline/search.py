@@ -10,7 +10,7 @@ from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.pipeline.tables import write_tables
-from ekgsearch.records import Phase, Subnetwork, canonical_json
+from ekgsearch.records import PhaseKind, Subnetwork, canonical_json
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
@@ -66,7 +66,7 @@ def _search(state: RunState, team: Team) -> None:
     search = EkgSearch(setup.graph, racing or team, setup.budget, ekg_settings(job.search, setup.search_spec))
     with (
         state.ledger.attempt(
-            Phase.SEARCH, setup.devices.name(setup.devices.search), state.backend.num_search_devices
+            PhaseKind.SEARCH, setup.devices.name(setup.devices.search), state.backend.num_search_devices
         ) as clock,
         Progress("search", round(to_remove), unit, log) as progress,
     ):

@@ -20,7 +20,7 @@ from ekgsearch.pipeline.changes import (
 )
 from ekgsearch.pipeline.images import keep_index
 from ekgsearch.pipeline.setup import Setup
-from ekgsearch.records import Phase, canonical_json
+from ekgsearch.records import PhaseKind, canonical_json
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.storage.files import write_atomically
@@ -107,20 +107,20 @@ def _write_job(job: Job) -> None:
     write_atomically(job.run_dir / "job.yaml", fields_text(job).encode())
 
 
-def _begun(job: Job, journal: Journal) -> set[Phase]:
+def _begun(job: Job, journal: Journal) -> set[PhaseKind]:
     folder = job.run_dir / "ledger"
     attempted = [row.phase for row in Ledger(folder, job.run_name).rows()] if folder.exists() else []
     return phases_begun(journal.lines, attempted)
 
 
-def _way_out(run_dir: Path, again: list[Phase]) -> str:
+def _way_out(run_dir: Path, again: list[PhaseKind]) -> str:
     """What somebody can do who wants to continue a run with something else."""
     if not again:
         return (
             "Choose another output (--set output=...), delete the folder to start again, or continue all the same with "
             "--resume"
         )
-    adopting = "" if Phase.SEARCH in again else f" with the search of this one (--set search_run={run_dir})"
+    adopting = "" if PhaseKind.SEARCH in again else f" with the search of this one (--set search_run={run_dir})"
     return (
         f"These phases have begun and depend on it, so they would have to be done again: {', '.join(again)}. Put it "
         f"back as it was, start another run{adopting} (--set output=...), or delete the folder to start again"

@@ -23,7 +23,7 @@ from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.pipeline.train import driver_threads
 from ekgsearch.pipeline.warmup import warm_up
-from ekgsearch.records import Phase, Subnetwork
+from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.ledger import Ledger
@@ -139,7 +139,7 @@ def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
     seed = sub_seed(job.seed, "study", index)
     subnetwork = random_subnetwork(graph, setup.budget, criterion=criterion, seed=seed, settings=settings)
     devices = setup.num_local_devices
-    with state.ledger.attempt(Phase.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
+    with state.ledger.attempt(PhaseKind.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
         found = _landscape(state, job, graph, subnetwork)
     weights = _fine_tuned(state, job, subnetwork, index)
     network = load_student(state.workload, subnetwork, weights).to(device)
@@ -182,7 +182,7 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
     name = f"study{index:03d}"
     spec = TrainingSpec(
         run=job.run_name,
-        phase=Phase.FINETUNE,
+        phase=PhaseKind.FINETUNE,
         workload=setup.workload(state.start_weights, setup.devices.finetune),
         tasks=(
             TrainingTask(
@@ -193,7 +193,7 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
         threads=job.cluster.threads_per_worker,
     )
     devices = section.workers * spec.devices_per_worker
-    with state.ledger.attempt(Phase.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
+    with state.ledger.attempt(PhaseKind.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
         state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
     return Outcome.read(state.training_folder, name).weights
 

@@ -11,7 +11,7 @@ from ekgsearch.pipeline.decisions import decisions, final_subnetwork
 from ekgsearch.pipeline.measurements import read_measurements
 from ekgsearch.pipeline.replaced import replaced_in_bank
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.records import Phase, canonical_json
+from ekgsearch.records import PhaseKind, canonical_json
 from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
@@ -119,7 +119,9 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
     latencies: dict[str, float] = read_measurements(state)
     kept = cost(setup.graph, final_subnetwork(state), setup.budget.counter)
     made = decisions(state)
-    devices = [row.device for row in device_hours if row.phase in (Phase.SEARCH, Phase.FINETUNE, Phase.EVALUATE)]
+    devices = [
+        row.device for row in device_hours if row.phase in (PhaseKind.SEARCH, PhaseKind.FINETUNE, PhaseKind.EVALUATE)
+    ]
     return SummaryRow(
         run=job.run_name,
         method=job.search.method,

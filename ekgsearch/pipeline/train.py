@@ -11,7 +11,7 @@ from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig, Objective
 from ekgsearch.pipeline.state import RunState
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.environment import device_name, torch_threads
 from ekgsearch.sections.training import TrainingFields
 from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, train_all
@@ -47,7 +47,7 @@ def training_config(
     )
 
 
-def train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path) -> Path:
+def train_here(state: RunState, phase: PhaseKind, task: TrainingTask, weights: Path) -> Path:
     """Train one network in this process, with its threads or on its device; returns the file of its weights."""
     setup = state.setup
     devices = setup.num_local_devices

@@ -5,7 +5,7 @@ from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.pipeline.train import train_here
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.workers.training import TrainingTask
 
@@ -24,7 +24,7 @@ def warm_up(state: RunState) -> None:
         config = warmup_config(setup.job, len(setup.warmup_ids))
         ids = tuple(setup.warmup_ids.tolist())
         task = TrainingTask(name="warmup", config=config, subnetwork=None, ids=ids, evaluate=False)
-        path = train_here(state, Phase.WARMUP, task, path)
+        path = train_here(state, PhaseKind.WARMUP, task, path)
     state.commit("warmup", path)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.report import numbers
 from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables
@@ -157,7 +157,7 @@ def last_epochs(run: RunTables) -> pd.DataFrame:
 
 def in_order(phases: Iterable[str]) -> list[str]:
     """Sort phases as a run goes through them; unknown ones last."""
-    order = [phase.value for phase in Phase]
+    order = [phase.value for phase in PhaseKind]
     return sorted((str(phase) for phase in phases), key=lambda name: order.index(name) if name in order else len(order))
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ekgsearch.errors import Stopped, StorageError
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.rows import DeviceHoursRow
 from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.sealed import read_sealed, sealed
@@ -124,7 +124,7 @@ class Ledger:
                 _write(path, dataclasses.replace(attempt, exit_state="died"))
 
     @contextmanager
-    def attempt(self, phase: Phase, device: str, num_devices: int) -> Iterator[Clock]:
+    def attempt(self, phase: PhaseKind, device: str, num_devices: int) -> Iterator[Clock]:
         """Charge a block of work to a phase.
 
         The attempt is recorded at its start, every `HEARTBEAT_SECONDS` by a daemon thread, and at its end with the
@@ -170,12 +170,12 @@ class Ledger:
             if path.exists():
                 self._end(path, _measured(attempt, clock, exit_state))
 
-    def _next(self, phase: Phase, device: str, num_devices: int) -> _Attempt:
+    def _next(self, phase: PhaseKind, device: str, num_devices: int) -> _Attempt:
         """An attempt under the next free number; it is not recorded yet."""
-        numbers = [_read(path).attempt for path in self._paths() if path.name.startswith(f"{Phase(phase).value}-")]
+        numbers = [_read(path).attempt for path in self._paths() if path.name.startswith(f"{PhaseKind(phase).value}-")]
         return _Attempt(
             run=self._run,
-            phase=Phase(phase).value,
+            phase=PhaseKind(phase).value,
             attempt=max(numbers, default=0) + 1,
             device=device,
             num_devices=num_devices,
@@ -205,10 +205,10 @@ class Ledger:
             attempt = _read(path)
             live = self._live.get((attempt.phase, attempt.attempt))
             attempts.append(_measured(*live, _OPEN) if live else attempt)
-        order = {phase.value: index for index, phase in enumerate(Phase)}
+        order = {phase.value: index for index, phase in enumerate(PhaseKind)}
         return [_row(attempt) for attempt in sorted(attempts, key=lambda item: (order[item.phase], item.attempt))]
 
-    def device_hours(self, phase: Phase | None = None) -> float:
+    def device_hours(self, phase: PhaseKind | None = None) -> float:
         """Device-hours of all attempts at one phase, or of the whole run.
 
         Args:
@@ -217,7 +217,7 @@ class Ledger:
         Raises:
             StorageError: a file is damaged.
         """
-        return sum(row.device_hours for row in self.rows() if phase is None or row.phase == Phase(phase).value)
+        return sum(row.device_hours for row in self.rows() if phase is None or row.phase == PhaseKind(phase).value)
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("*.json"))
@@ -267,7 +267,7 @@ def _write(path: Path, attempt: _Attempt) -> None:
 def _read(path: Path) -> _Attempt:
     try:
         attempt = _Attempt(**read_sealed(path))
-        Phase(attempt.phase)
+        PhaseKind(attempt.phase)
     except (ValueError, TypeError, StorageError) as error:
         raise StorageError(
             f"{path} is no record of an attempt ({error}); move it away, its device-hours are then not counted"

@@ -23,7 +23,7 @@ from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
 from ekgsearch.finetune.world import World
-from ekgsearch.records import Phase, Subnetwork
+from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import EpochRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import write_atomically
@@ -86,7 +86,7 @@ class TrainingSpec:
     """
 
     run: str
-    phase: Phase
+    phase: PhaseKind
     workload: Workload
     tasks: tuple[TrainingTask, ...]
     bank: BankAddress | None

@@ -22,7 +22,7 @@ from ekgsearch.orchestration import training
 from ekgsearch.orchestration.checkpoints import RayCheckpoints
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.training import fit
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.training import TrainingSpec, TrainingTask
@@ -65,7 +65,7 @@ def spec_of(small: SmallSearch, data: DataRequest) -> TrainingSpec:
     config = FinetuneConfig(objective="plain", epochs=1, batch_size=64, milestones=())
     return TrainingSpec(
         run="run",
-        phase=Phase.FINETUNE,
+        phase=PhaseKind.FINETUNE,
         workload=replace(small.workload, data=data),
         tasks=(TrainingTask(name="slim", config=config, subnetwork=None, ids=None, evaluate=False),),
         bank=None,

@@ -14,7 +14,7 @@ from ekgsearch.pipeline.changes import FIRST_PHASE, phase_of_fact, phase_of_fiel
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.pipeline.study import StudyJob
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.storage.journal import Journal, read_journal
 
@@ -126,7 +126,7 @@ def test_a_change_that_nothing_so_far_depends_on_is_made_and_stated(
 
 def test_an_attempt_at_a_phase_counts_as_its_beginning(run: Run) -> None:
     run.commit(SEARCHED)
-    with Ledger(run.folder / "ledger", "run").attempt(Phase.FINETUNE, "cpu", 1):
+    with Ledger(run.folder / "ledger", "run").attempt(PhaseKind.FINETUNE, "cpu", 1):
         pass
     run.open("bank.cache=/elsewhere")
     with pytest.raises(ResumeError, match=r"done again: finetune\. Put"):

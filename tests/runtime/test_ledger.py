@@ -13,7 +13,7 @@ from types import FrameType
 import pytest
 
 from ekgsearch.errors import StorageError
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.rows import DeviceHoursRow
 from ekgsearch.runtime import ledger as ledger_module
 from ekgsearch.runtime.ledger import Clock, Ledger
@@ -32,7 +32,7 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_an_attempt_is_wall_time_by_devices(tmp_path: Path, fake_time: list[float]) -> None:
     ledger = Ledger(tmp_path / "ledger", "run")
-    with ledger.attempt(Phase.SEARCH, "NVIDIA H200", 4) as clock:
+    with ledger.attempt(PhaseKind.SEARCH, "NVIDIA H200", 4) as clock:
         fake_time[0] += 10
         with clock.working(devices=3):
             fake_time[0] += 20
@@ -56,14 +56,14 @@ def test_an_attempt_is_wall_time_by_devices(tmp_path: Path, fake_time: list[floa
 
 def test_attempts_are_numbered_by_phase_and_summed(tmp_path: Path, fake_time: list[float]) -> None:
     folder = tmp_path / "ledger"
-    for phase, hours in ((Phase.FINETUNE, 1), (Phase.SEARCH, 2), (Phase.SEARCH, 3)):
+    for phase, hours in ((PhaseKind.FINETUNE, 1), (PhaseKind.SEARCH, 2), (PhaseKind.SEARCH, 3)):
         with Ledger(folder, "run").attempt(phase, "cpu", 2):
             fake_time[0] += hours * 3600
     ledger = Ledger(folder, "run")
     assert [(row.phase, row.attempt) for row in ledger.rows()] == [("search", 1), ("search", 2), ("finetune", 1)]
-    assert ledger.device_hours(Phase.SEARCH) == 10
+    assert ledger.device_hours(PhaseKind.SEARCH) == 10
     assert ledger.device_hours() == 12
-    assert ledger.device_hours(Phase.BANK) == 0
+    assert ledger.device_hours(PhaseKind.BANK) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_attempts_are_numbered_by_phase_and_summed(tmp_path: Path, fake_time: li
 )
 def test_the_exit_state_says_how_an_attempt_ended(tmp_path: Path, error: BaseException, state: str) -> None:
     ledger = Ledger(tmp_path, "run")
-    with pytest.raises(type(error)), ledger.attempt(Phase.BANK, "cpu", 1):
+    with pytest.raises(type(error)), ledger.attempt(PhaseKind.BANK, "cpu", 1):
         raise error
     assert [row.exit_state for row in ledger.rows()] == [state]
 
 
 def test_an_open_attempt_is_seen_with_its_time_so_far(tmp_path: Path, fake_time: list[float]) -> None:
     ledger = Ledger(tmp_path, "run")
-    with ledger.attempt(Phase.SEARCH, "cpu", 3) as clock, clock.working(devices=2):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 3) as clock, clock.working(devices=2):
         fake_time[0] += 50
         (row,) = ledger.rows()
         assert (row.exit_state, row.wall_seconds, row.busy_seconds) == ("open", 50, 100)
@@ -128,7 +128,7 @@ def test_work_that_fails_counts_as_well(fake_time: list[float]) -> None:
 
 def test_more_work_than_was_held_is_not_counted_as_negative_idleness(tmp_path: Path, fake_time: list[float]) -> None:
     ledger = Ledger(tmp_path, "run")
-    with ledger.attempt(Phase.SEARCH, "cpu", 1) as clock:
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 1) as clock:
         fake_time[0] += 1
         clock.busy(1.5)
     assert (ledger.rows()[0].busy_seconds, ledger.rows()[0].idle_seconds) == (1.0, 0.0)
@@ -141,17 +141,20 @@ def test_negative_work_is_refused(seconds: float) -> None:
 
 
 def test_an_attempt_without_devices_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 1 device"), Ledger(tmp_path, "run").attempt(Phase.BANK, "cpu", 0):
+    with (
+        pytest.raises(ValueError, match="at least 1 device"),
+        Ledger(tmp_path, "run").attempt(PhaseKind.BANK, "cpu", 0),
+    ):
         pass
 
 
 VICTIM = """
 import sys, time
 from pathlib import Path
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime import ledger
 ledger.HEARTBEAT_SECONDS = 0.05
-with ledger.Ledger(Path(sys.argv[1]), "run").attempt(Phase.SEARCH, "cpu", 2) as clock, clock.working():
+with ledger.Ledger(Path(sys.argv[1]), "run").attempt(PhaseKind.SEARCH, "cpu", 2) as clock, clock.working():
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -181,7 +184,7 @@ def test_a_killed_attempt_counts_up_to_its_last_heartbeat(tmp_path: Path) -> Non
     assert 0.25 < row.wall_seconds < lived
     assert 0.25 < row.busy_seconds <= row.wall_seconds
     assert row.device_hours == row.wall_seconds * 2 / 3600
-    with ledger.attempt(Phase.SEARCH, "cpu", 2):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 2):
         pass
     assert [(row.attempt, row.exit_state) for row in ledger.rows()] == [(1, "died"), (2, "finished")]
 
@@ -200,7 +203,7 @@ def forge(path: Path, **fields: object) -> None:
     ],
 )
 def test_open_attempts_of_others_count_as_dead(tmp_path: Path, fields: dict[str, object]) -> None:
-    with Ledger(tmp_path, "run").attempt(Phase.SEARCH, "cpu", 1):
+    with Ledger(tmp_path, "run").attempt(PhaseKind.SEARCH, "cpu", 1):
         path = tmp_path / "search-0001.json"
         forge(path)
         assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["open"]
@@ -209,7 +212,7 @@ def test_open_attempts_of_others_count_as_dead(tmp_path: Path, fields: dict[str,
 
 
 def test_attempts_that_have_ended_stay_as_they_are_when_their_process_is_gone(tmp_path: Path) -> None:
-    with Ledger(tmp_path, "run").attempt(Phase.SEARCH, "cpu", 1):
+    with Ledger(tmp_path, "run").attempt(PhaseKind.SEARCH, "cpu", 1):
         pass
     forge(tmp_path / "search-0001.json", process=2**22 + 1)
     assert [row.exit_state for row in Ledger(tmp_path, "run").rows()] == ["finished"]
@@ -234,10 +237,10 @@ def test_the_start_of_a_process_is_that_of_the_system() -> None:
 def test_the_number_of_a_record_that_was_moved_away_is_not_given_again(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, "run")
     for _ in range(3):
-        with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
             pass
     (tmp_path / "search-0001.json").unlink()
-    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
         pass
     assert [row.attempt for row in ledger.rows()] == [2, 3, 4]
 
@@ -258,7 +261,7 @@ def test_the_end_of_an_attempt_is_recorded_after_its_last_heartbeat(
 
     monkeypatch.setattr(ledger_module, "write_atomically", slow_heartbeat)
     ledger = Ledger(tmp_path, "run")
-    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
         assert is_writing.wait(10)
         written.clear()
     written.wait(0.5)
@@ -269,7 +272,7 @@ def test_a_process_with_the_same_number_is_not_taken_for_the_dead_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger = Ledger(tmp_path, "run")
-    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
         assert Ledger(tmp_path, "run").rows()[0].exit_state == "open"
         monkeypatch.setattr(ledger_module, "_process_start", lambda process: 1)
         assert Ledger(tmp_path, "run").rows()[0].exit_state == "died"
@@ -279,7 +282,7 @@ def test_a_process_with_the_same_number_is_not_taken_for_the_dead_one(
 def test_jumps_of_the_wall_clock_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1e15 * (time.monotonic_ns() % 2 - 0.5))
     ledger = Ledger(tmp_path, "run")
-    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
         time.sleep(0.01)
     assert 0.01 <= ledger.rows()[0].wall_seconds < 5
 
@@ -299,7 +302,7 @@ def test_a_disk_that_refuses_heartbeats_does_not_stop_the_work(
         write_atomically(path, data)
         recorded.set()
 
-    with ledger.attempt(Phase.SEARCH, "cpu", 1):
+    with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
         monkeypatch.setattr(ledger_module, "write_atomically", refuse)
         time.sleep(0.1)
         monkeypatch.setattr(ledger_module, "write_atomically", note)
@@ -317,14 +320,14 @@ def test_an_end_that_cannot_be_recorded_does_not_hide_the_error_of_the_work(
         raise StorageError("no space is left")
 
     def work() -> None:
-        with ledger.attempt(Phase.SEARCH, "cpu", 1):
+        with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
             monkeypatch.setattr(ledger_module, "write_atomically", refuse)
             raise RuntimeError("the work")
 
     with pytest.raises(RuntimeError, match="the work"):
         work()
     monkeypatch.setattr(ledger_module, "write_atomically", write_atomically)
-    with pytest.raises(StorageError, match="no space"), ledger.attempt(Phase.SEARCH, "cpu", 1):
+    with pytest.raises(StorageError, match="no space"), ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
         monkeypatch.setattr(ledger_module, "write_atomically", refuse)
 
 
@@ -336,7 +339,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
 
 
 def test_a_flipped_digit_of_a_record_is_noticed(tmp_path: Path) -> None:
-    with Ledger(tmp_path, "run").attempt(Phase.SEARCH, "cpu", 1):
+    with Ledger(tmp_path, "run").attempt(PhaseKind.SEARCH, "cpu", 1):
         pass
     path = tmp_path / "search-0001.json"
     path.write_text(path.read_text().replace('"num_devices":1', '"num_devices":7'))
@@ -347,7 +350,7 @@ def test_a_flipped_digit_of_a_record_is_noticed(tmp_path: Path) -> None:
 def test_an_interrupt_between_the_start_and_the_block_is_recorded_as_one(tmp_path: Path) -> None:
     """Nobody leaves the attempt then; its generator ends when it is collected."""
     ledger = Ledger(tmp_path, "run")
-    attempt = ledger.attempt(Phase.SEARCH, "cpu", 1)
+    attempt = ledger.attempt(PhaseKind.SEARCH, "cpu", 1)
     attempt.__enter__()
     del attempt
     gc.collect()
@@ -372,7 +375,7 @@ def test_an_interrupt_at_any_line_of_the_start_is_recorded_as_one(tmp_path: Path
         before = sys.gettrace()
         try:
             sys.settrace(interrupt)
-            with ledger.attempt(Phase.SEARCH, "cpu", 1):
+            with ledger.attempt(PhaseKind.SEARCH, "cpu", 1):
                 sys.settrace(before)
                 began = True
         except KeyboardInterrupt:

@@ -99,11 +99,11 @@ def checkpoint_scenario() -> tuple[Callable[[Path], None], Callable[[Path], None
 
 def ledger_scenario() -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Charge a second attempt to a phase."""
-    from ekgsearch.records import Phase
+    from ekgsearch.records import PhaseKind
     from ekgsearch.runtime.ledger import Ledger
 
     def attempt(folder: Path) -> None:
-        with Ledger(folder / "ledger", "r").attempt(Phase.SEARCH, "cpu", 2) as clock:
+        with Ledger(folder / "ledger", "r").attempt(PhaseKind.SEARCH, "cpu", 2) as clock:
             clock.busy(0.0)
 
     return attempt, attempt

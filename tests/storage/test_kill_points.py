@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.rows import SubnetworkRow
 from ekgsearch.runtime.checkpoint import load_state
 from ekgsearch.runtime.ledger import Ledger
@@ -82,9 +82,9 @@ def test_a_ledger_keeps_every_recorded_attempt_at_every_kill_point(tmp_path: Pat
     states = []
     for folder in run("ledger", tmp_path, at_least=20):
         rows = Ledger(folder / "ledger", "r").rows()
-        assert (rows[0].phase, rows[0].attempt, rows[0].exit_state) == (Phase.SEARCH, 1, "finished")
+        assert (rows[0].phase, rows[0].attempt, rows[0].exit_state) == (PhaseKind.SEARCH, 1, "finished")
         states.append(rows[1].exit_state if len(rows) == 2 else "none")
-        with Ledger(folder / "ledger", "r").attempt(Phase.SEARCH, "cpu", 1):
+        with Ledger(folder / "ledger", "r").attempt(PhaseKind.SEARCH, "cpu", 1):
             pass
         assert Ledger(folder / "ledger", "r").rows()[-1].attempt == len(rows) + 1
     assert states == sorted(states, key=["none", "died", "finished"].index)
