@@ -4,38 +4,28 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
-from ekgsearch.fields import Section, Seed, Text
+from ekgsearch.fields import Mark, Section, Seed, Text
 from ekgsearch.records import content_hash
 from ekgsearch.search.steps import default_padding, expand_reference
 from ekgsearch.sections.bank import BankSection
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.sections.data import DataSection, NetSection, network_contradictions
+from ekgsearch.sections.phases import PhasesSection
 from ekgsearch.sections.search import SearchSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
-
-THREADS = ("threads", "threads_per_worker")
-"""Fields of the section `cluster` that are part of the arithmetic."""
 
 
 class Job(Section):
     """One run: what to shrink, on which images, how, and where to write."""
 
-    UNHASHED: ClassVar[dict[str, Any]] = {
-        "output": True,
-        "search_run": True,
-        "cluster": True,
-        "bank": {"uri", "cache", "resident"},
-    }
-    """Fields that change no result."""
-
-    output: Text = Field(description="run directory; $VARIABLES are expanded")
+    output: Annotated[Text, Mark.NO_RESULT, Mark.PATH] = Field(description="run directory; $VARIABLES are expanded")
     seed: Seed = Field(1, description="seed of every random choice that is not a method's constant")
-    search_run: Text | None = Field(
+    search_run: Annotated[Text | None, Mark.NO_RESULT, Mark.PATH] = Field(
         None,
         description="directory of a run whose finished search is adopted: same seed, network, data, warm-up, search, "
         "another fine-tuning; null: search here. $VARIABLES are expanded",
@@ -47,6 +37,7 @@ class Job(Section):
     search: SearchSection
     bank: BankSection = Field(default_factory=BankSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
+    phases: PhasesSection = Field(default_factory=PhasesSection)
     cluster: ClusterSection = Field(default_factory=ClusterSection)
 
     @model_validator(mode="before")
@@ -91,25 +82,9 @@ class Job(Section):
             )
 
     @property
-    def deciding_fields(self) -> dict[str, Any]:
-        """Every field that can change a result, by dotted name: not the output folder, not where the work runs.
-
-        The numbers of threads are among them: they are part of the arithmetic. Several fine-tuning workers without
-        `synchronised_norm` have batch statistics of their own, each over its share of a batch; then their number is
-        part of the result, and otherwise stands as 1.
-        """
-        fields = flat(self.model_dump(mode="json", exclude=self.UNHASHED))
-        for name in THREADS:
-            fields[f"cluster.{name}"] = getattr(self.cluster, name)
-        del fields["data.loader_threads"], fields["finetune.checkpoint_every_steps"]
-        if self.finetune.synchronised_norm:
-            fields["finetune.workers"] = 1
-        return fields
-
-    @property
     def sha256(self) -> str:
-        """Hash of everything that can change a result."""
-        return content_hash(self.deciding_fields)
+        """Hash of every field that can change a result."""
+        return content_hash(self.identity())
 
     @property
     def finetune_seed(self) -> int:

@@ -1,6 +1,10 @@
 """The base of job sections, the types of their fields, and the marks on them."""
 
-from typing import Annotated
+import os
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +30,64 @@ Text = Annotated[str, Field(min_length=1)]
 """A name or an address that is given; null, not an empty text, leaves it out."""
 
 
+class Mark(Enum):
+    """Marks of a field, given once, in its annotation; a field without one can change a result."""
+
+    NO_RESULT = "it changes no result of a phase: where things lie, where work runs, when a run gives up"
+    BY_CONTENT = "it names files; their content can change a result, their place cannot"
+    PATH = "it is a path; a relative one belongs to the folder of the file that it is written in"
+
+
+Place = tuple[str, ...]
+"""Names that lead to a field, sections first."""
+
+
 class Section(BaseModel):
     """A part of a job: frozen, and refusing keys it does not know and values of another kind."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Values of all fields that can change a result, as JSON; sections within it are dicts."""
+        values = self.model_dump(mode="json")
+        return {
+            name: getattr(self, name).identity() if isinstance(getattr(self, name), Section) else values[name]
+            for name in type(self).model_fields
+            if not {Mark.NO_RESULT, Mark.BY_CONTENT} & marks_of(type(self), name)
+        }
+
+    def rebased(self, base_of: Callable[[Place], Path], place: Place = ()) -> Self:
+        """A copy whose relative paths are absolute.
+
+        Args:
+            base_of: folder that a relative path in a field belongs to.
+            place: where this section stands.
+        """
+        changes: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value, here = getattr(self, name), (*place, name)
+            if isinstance(value, Section):
+                changes[name] = value.rebased(base_of, here)
+            elif value is not None and Mark.PATH in marks_of(type(self), name):
+                changes[name] = _absolute(value, base_of(here))
+        return self.model_copy(update=changes)
+
+
+def marks_of(section: type[BaseModel], name: str) -> frozenset[Mark]:
+    """The marks of a field."""
+    return frozenset(mark for mark in section.model_fields[name].metadata if isinstance(mark, Mark))
+
+
+def places(section: type[BaseModel], start: Place = ()) -> Iterator[tuple[Place, frozenset[Mark]]]:
+    """Every field of a section and of those within it, with its marks; a marked section marks all that is in it."""
+    for name, field in section.model_fields.items():
+        kind, found = field.annotation, marks_of(section, name)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from ((place, found | inner) for place, inner in places(kind, (*start, name)))
+        else:
+            yield (*start, name), found
+
+
+def _absolute(text: str, base: Path) -> str:
+    """A path below a folder, unless it begins with a variable or with `~`, or is the address of a store."""
+    return text if text.startswith(("$", "~")) or "://" in text else os.path.normpath(base / text)

@@ -12,10 +12,11 @@ from pydantic_core import ErrorDetails
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
+from ekgsearch.fields import Place, Section
 from ekgsearch.storage.secrets import names_a_secret, redact
 from ekgsearch.strict_yaml import MOST_BYTES, MOST_LEVELS, Document, StrictYamlError, read_yaml, shown, write_yaml
 
-Model = TypeVar("Model", bound=BaseModel)
+Model = TypeVar("Model", bound=Section)
 
 MOST_LINES = 50
 """Mistakes of one file that are told; of more, only the number."""
@@ -97,18 +98,24 @@ class Fields:
         return self.place(next(written, location))
 
     def check(self, model: type[Model]) -> Model:
-        """Check all fields.
+        """Check all fields, and make relative paths absolute.
 
         Raises:
             JobError: a field is not allowed; one line per mistake.
         """
         try:
-            return model.model_validate(self.values)
+            checked = model.model_validate(self.values)
         except ValidationError as error:
             details = error.errors(include_url=False)
             lines = [line for detail in details[:MOST_LINES] for line in _describe(self, model, detail)]
             more = len(details) - MOST_LINES
             raise JobError(*lines, *([f"{self.path}: and {more} more"] if more > 0 else [])) from error
+        return checked.rebased(self._base)
+
+    def _base(self, place: Place) -> Path:
+        """Folder of a relative path: the working directory for one from the command line, else that of the file."""
+        given = any(place[: len(override.keys)] == override.keys for override in self.overrides)
+        return Path.cwd() if given else self.path.absolute().parent
 
 
 def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:

@@ -21,7 +21,7 @@ _SPLITS = {"image_folder": (("train",), ("val", "test")), "parquet": (("train",)
 def missing_files(checked: BaseModel) -> list[Missing]:
     """Look for everything that a job, a study or the settings of a benchmark name; nothing is opened.
 
-    Of `bank.uri`, a folder that is made where it is missing, the folder that it lies in is looked for.
+    Of a store's folder, which is made where it is missing, the folder that it lies in is looked for.
 
     Returns:
         Every field whose file or folder is missing, or whose path names a variable that is not set.
@@ -34,6 +34,7 @@ def _of_job(job: Job) -> Iterator[Missing]:
     yield from _images(job)
     yield from _file("search_run", job.search_run, "journal.jsonl")
     yield from _store("bank.uri", job.bank.uri)
+    yield from _store("phases.uri", job.phases.uri)
 
 
 def _of_bench(settings: BaseModel) -> Iterator[Missing]:

@@ -133,8 +133,9 @@ class DeviceHoursRow:
     """One attempt at one phase: what it cost, also when it died."""
 
     run: str = column("name of the run")
-    phase: str = column("phase of the run")
-    attempt: int = column("attempt at this phase, from 1; resumed runs add attempts")
+    phase: str = column("kind of the phase of the run")
+    instance: str = column("which phase of this kind it is, e.g. finetune-slim")
+    attempt: int = column("attempt at this kind of phase, from 1; resumed runs add attempts")
     device: str = column("kind of device held, e.g. cpu or NVIDIA H200")
     num_devices: int = column("devices held (CPU: cores) for the whole attempt")
     wall_seconds: float = column("wall time of the attempt, seconds")
@@ -144,7 +145,10 @@ class DeviceHoursRow:
     )
     idle_seconds: float = column("device seconds held in which no process of the run was at work")
     device_hours: float = column("wall_seconds x num_devices / 3600")
-    exit_state: str = column("finished, failed, interrupted, or died (found open by a later attempt)")
+    exit_state: str = column(
+        "finished, failed, interrupted, died (found open by a later attempt), shared (another run's)"
+    )
+    producer: str = column("name of the run that computed it: this one, or the one that it is shared with")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.workers import RayCrew
-from ekgsearch.pipeline.search import ekg_settings
+from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock

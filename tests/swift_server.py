@@ -14,6 +14,7 @@ import eventlet
 eventlet.patcher.monkey_patch(all=False, socket=True, select=True, thread=True)
 
 import eventlet.wsgi  # noqa: E402
+from eventlet.semaphore import Semaphore  # noqa: E402
 from swift.common.ring import RingBuilder  # noqa: E402
 from swift.common.utils import set_swift_dir  # noqa: E402
 from swift.common.wsgi import SwiftHttpProtocol, loadapp  # noqa: E402
@@ -75,6 +76,26 @@ def forgetting(settings: dict[str, str], **options: str) -> Callable[[Applicatio
     return wrap
 
 
+def in_turn(settings: dict[str, str], **options: str) -> Callable[[Application], Application]:
+    """Make a filter that lets conditional writes of one object follow each other.
+
+    Swift looks whether the object is there and then writes, without a lock between: of several writers at the same
+    moment more than one would win, which the condition of S3 rules out.
+    """
+    locks: dict[str, Semaphore] = {}
+
+    def wrap(app: Application) -> Application:
+        def answer(environment: dict[str, object], start_response: object) -> object:
+            if "HTTP_IF_NONE_MATCH" not in environment:
+                return app(environment, start_response)
+            with locks.setdefault(str(environment["PATH_INFO"]), Semaphore()):
+                return app(environment, start_response)
+
+        return answer
+
+    return wrap
+
+
 def write_settings(folder: Path, ports: dict[str, int], key: str, secret: str, extra: list[str]) -> None:
     (folder / "devices" / "disk").mkdir(parents=True, exist_ok=True)
     (folder / "swift.conf").write_text(SWIFT)
@@ -85,7 +106,8 @@ def write_settings(folder: Path, ports: dict[str, int], key: str, secret: str, e
         ring.get_ring().save(str(folder / f"{kind}.ring.gz"))
         (folder / f"{kind}.conf").write_text(STORAGE.format(folder=folder, kind=kind))
     account, _, user = key.partition(":")
-    text = PROXY.format(folder=folder, filters=" ".join([*FILTERS, *extra]))
+    text = PROXY.format(folder=folder, filters=" ".join(["in_turn", *FILTERS, *extra]))
+    text += "[filter:in_turn]\npaste.filter_factory = swift_server:in_turn\n"
     text += "[filter:careless]\npaste.filter_factory = swift_server:forgetting\n"
     for name in FILTERS:
         options = FILTER_OPTIONS.get(name, "").format(account=account, user=user, secret=secret)

@@ -104,6 +104,7 @@ SECTIONS: dict[str, dict[str, Bounds]] = {
         "saturation": FACTOR,
         "lighting": FROM_0,
     },
+    "phases": {},
     "cluster": {
         "search_workers": whole(0, 4096),
         "cpus_per_worker": real(1e-4, 1024),

@@ -152,7 +152,7 @@ def test_settings_refine_each_other_and_mistakes_of_the_file_keep_their_lines(tm
     job = load_job(
         path, ["search={reduction: 0.4}", "search.step=0.1", f"bank.uri={tmp_path}/1e-3", "output=2026-01-31"]
     )
-    assert (job.search.reduction, job.search.step, job.output) == (0.4, 0.1, "2026-01-31")
+    assert (job.search.reduction, job.search.step, job.output) == (0.4, 0.1, str(Path.cwd() / "2026-01-31"))
     path.write_text(GOOD + "bank: 5\n  \nwarmup: {epochs: 010}\nfinetune:\n")
     with pytest.raises(JobError) as caught:
         load_job(path, ["seed=3"])

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankDtype, BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import JobError
-from ekgsearch.fields import Positive, Text
+from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.storage.objects import open_store
 
 _GROUP_ROWS = 16
@@ -51,8 +52,10 @@ class Settings(BenchSettings):
     batch_size: Positive = Field(256, description="rows of one read")
     batches: Positive = Field(20, description="reads of one warm pass; cold passes make a fifth")
     pairs: Positive = Field(7, description="interleaved pairs of passes")
-    uri: Text | None = Field(None, description="empty place in a store that a bank is written to and fetched from")
-    folder: Text | None = Field(
+    uri: Annotated[Text | None, Mark.PATH] = Field(
+        None, description="empty place in a store that a bank is written to and fetched from"
+    )
+    folder: Annotated[Text | None, Mark.PATH] = Field(
         None, description="where the files are put for the time being; null: the system's place"
     )
 

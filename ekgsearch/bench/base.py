@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from ekgsearch.errors import JobError
-from ekgsearch.fields import Section, Text
+from ekgsearch.fields import Mark, Section, Text
 from ekgsearch.jobfile import Fields, load_fields
 from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
@@ -34,7 +34,9 @@ class BenchSettings(Section):
     """Fields of every benchmark."""
 
     bench: str = Field(description="name of the benchmark")
-    output: Text = Field("results/bench.parquet", description="parquet file that the rows are added to")
+    output: Annotated[Text, Mark.PATH] = Field(
+        "../results/bench.parquet", description="parquet file that the rows are added to"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import itertools
 import resource
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from ekgsearch.data.loader import LoadedBatch, Loader, LoaderName, LoaderSetting
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError
 from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Pixels, Positive, Text, Threads
+from ekgsearch.fields import Mark, Pixels, Positive, Text, Threads
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.sections.data import NetName, network_error
@@ -49,7 +49,9 @@ _PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5
 class Settings(BenchSettings):
     """What is loaded."""
 
-    folder: Text = Field(description="folder with one folder of pictures per class; $VARIABLES are expanded")
+    folder: Annotated[Text, Mark.PATH] = Field(
+        description="folder with one folder of pictures per class; $VARIABLES are expanded"
+    )
     images: Positive = Field(1000, description="pictures of one epoch, spread over the folder")
     image_size: Pixels = Field(224, description="side of a view, pixels")
     batch_size: Positive = Field(64, description="pictures of one batch")

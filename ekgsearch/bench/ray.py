@@ -18,16 +18,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import EkgError, JobError
-from ekgsearch.fields import Positive, Text
+from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
-from ekgsearch.pipeline.search import ekg_settings
+from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -47,7 +48,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Settings(BenchSettings):
     """What is searched, by how many workers, for how long."""
 
-    job: Text = Field(description="job whose search is run")
+    job: Annotated[Text, Mark.PATH] = Field(description="job whose search is run")
     overrides: tuple[str, ...] = Field((), description="fields of this job to replace, each field=value")
     workers: int = Field(2, ge=1, le=4096, description="search workers of either side")
     pairs: Positive = Field(6, description="iterations measured on either side")

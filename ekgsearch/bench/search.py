@@ -27,10 +27,10 @@ from ekgsearch.bench.macs import draw_norms
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Positive, Text
+from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.maths.racing import LEAST_BATCHES
-from ekgsearch.pipeline.search import ekg_settings
+from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
 from ekgsearch.search.ekg import EkgSearch
@@ -60,10 +60,12 @@ class Settings(BenchSettings):
     """Fields of this benchmark."""
 
     bench: Literal["search"]
-    job: Text = Field(description="job whose search is repeated; it names the weights")
+    job: Annotated[Text, Mark.PATH] = Field(description="job whose search is repeated; it names the weights")
     overrides: tuple[str, ...] = Field((), description="fields of the job to replace, path=value")
-    weights: Text | None = Field(None, description="weights to start from in place of the job's, e.g. of a run")
-    journal: Text | None = Field(
+    weights: Annotated[Text | None, Mark.PATH] = Field(
+        None, description="weights to start from in place of the job's, e.g. of a run"
+    )
+    journal: Annotated[Text | None, Mark.PATH] = Field(
         None, description="journal of a finished run of this job, whose decisions are repeated; null: search first"
     )
     cases: tuple[Case, ...] = Field(

@@ -1,138 +1,134 @@
-"""A run that adopts the search of another one: same network, images and rules, another fine-tuning."""
+"""Adoption of another run's search: same network, images and rules, another fine-tuning."""
 
 import logging
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ekgsearch.errors import JobError, ResumeError, StorageError
-from ekgsearch.experiment import Job, expand_path
-from ekgsearch.pipeline.changes import STATEMENTS, Fields, changed, newest_statement
-from ekgsearch.pipeline.pretrain import save_initial
-from ekgsearch.pipeline.setup import Setup
-from ekgsearch.pipeline.statement import stated_fields
-from ekgsearch.records import canonical_json
+from ekgsearch.experiment import expand_path
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.phase import ARITHMETIC, Phase, differences
+from ekgsearch.records import PhaseKind
 from ekgsearch.storage.files import file_sha256, make_folder, read_bytes, write_atomically
-from ekgsearch.storage.journal import Journal, read_journal
+from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.paths import inside
 
 log = logging.getLogger(__name__)
 
-ADOPTED_KINDS = ("pretrain", "warmup", "iteration", "search")
-"""Lines of the journal that are taken over; what follows them is this run's own."""
+ADOPTED = frozenset({PhaseKind.PRETRAIN, PhaseKind.WARMUP, PhaseKind.SEARCH})
 
 _CHAIN = ("seq", "kind", "prev", "hash")
 
 
-@dataclass(frozen=True)
-class FoundSearch:
-    """A finished search of another run that a job may adopt.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A run whose search is adopted, as far as the phases of the adopting run read it.
 
     Attributes:
-        source: the run directory.
-        lines: its journal up to the end of the search, the first line left out.
+        folder: its run directory.
+        lines: its journal.
     """
 
-    source: Path
+    folder: Path
     lines: tuple[dict[str, Any], ...]
 
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
 
-def find_search(setup: Setup) -> FoundSearch:
-    """Open the run that `search_run` names, and compare its search with the one that the job describes.
+    def lines_of(self, phases: Sequence[Phase]) -> list[dict[str, Any]]:
+        """The lines of some phases, in order."""
+        names = {phase.name for phase in phases}
+        return [line for line in self.lines if line.get("phase") in names or line["kind"] == "iteration"]
+
+
+def adopt_where_asked(context: RunContext) -> None:
+    """Take over decisions and weights of the run that `search_run` names, unless the search has finished here.
+
+    The journal says so in a line of its own, and the ledger whom the search is charged to. Versions of this program and
+    of torch, threads and kinds of device may differ; whatever else the search depends on may not.
 
     Raises:
-        JobError: the run has no finished search, or its search was another one.
-        StorageError: its journal is damaged.
+        JobError: the other run has no finished search, or its search was another one.
+        ResumeError: this run directory has decisions of its own, or those of another search.
+        StorageError: the other journal is damaged, or a file is missing or altered or leads out of the run directory.
     """
-    job = setup.job
+    if context.setup.job.search_run is None or context.committed("search"):
+        return
+    phases = [phase for phase in context.phases if phase.kind in ADOPTED]
+    source = _open(context)
+    found = _differences(context, source, phases)
+    if found:
+        raise JobError(
+            f"search_run: the search of {source.folder} is not the one that this job describes: {'; '.join(found)}. "
+            "Make them equal, or leave search_run out to search here"
+        )
+    _copy(context, source, phases)
+
+
+def _open(context: RunContext) -> Source:
+    """Open the run that `search_run` names."""
+    job = context.setup.job
     assert job.search_run is not None
-    source = expand_path(job.search_run, "search_run").absolute()
-    if source == job.run_dir:
+    folder = expand_path(job.search_run, "search_run").absolute()
+    if folder == context.folder:
         raise JobError(f"search_run = {job.search_run} is the run directory itself; leave it out or name another run")
-    path = source / "journal.jsonl"
+    path = folder / "journal.jsonl"
     if not path.is_file():
         raise JobError(f"search_run: expected the directory of a run with a finished search, found no {path}")
-    lines = read_journal(path)
-    stated = newest_statement(lines) or {}
-    if not any(line["kind"] == "search" for line in lines):
+    source = Source(folder, tuple(read_journal(path)))
+    if not any(line["kind"] == PhaseKind.SEARCH for line in source.lines):
         raise JobError(
-            f"search_run: {source} has not finished its search; continue it: ekgsearch run {source}/job.yaml"
+            f"search_run: {folder} has not finished its search; continue it: ekgsearch run {folder}/job.yaml"
         )
-    found = FoundSearch(source, tuple(line for line in lines if line["kind"] in ADOPTED_KINDS))
-    differences = _differences(setup, found, stated)
-    if differences:
-        raise JobError(
-            f"search_run: the search of {source} is not the one that this job describes: {'; '.join(differences)}. "
-            "Make them equal, or leave search_run out to search anew"
-        )
-    return found
+    return source
 
 
-def adopt(found: FoundSearch, job: Job, journal: Journal) -> None:
-    """Copy decisions and weights, as far as they are not here yet; the statements of the journal are this run's own.
+def _differences(context: RunContext, source: Source, phases: Sequence[Phase]) -> list[str]:
+    """In what the search of another run differs from that of a job; the first phase that differs tells."""
+    there = context.reading(source.folder, source.lines)
+    for phase in phases:
+        begun = there.begun(phase.name)
+        if begun is None or there.committed(phase.name) is None:
+            return [f"it has no finished phase {phase.name}"]
+        found = differences(begun["inputs"], phase.inputs(there).to_dict(), ARITHMETIC)
+        if found:
+            return found
+    return []
 
-    Raises:
-        ResumeError: this run directory has decisions of its own, or those of another search.
-        StorageError: a file of the other run is missing or altered, or its name leads out of the run directory.
-    """
-    present = [_content(line) for line in journal.lines if line["kind"] not in STATEMENTS]
-    if present != [_content(line) for line in found.lines[: len(present)]]:
+
+def _copy(context: RunContext, source: Source, phases: Sequence[Phase]) -> None:
+    """Copy lines and files, as far as they are not here yet."""
+    adopted = [("adopted", {"run": source.name, "phases": [phase.name for phase in phases]})]
+    wanted = [*adopted, *((line["kind"], _content(line)) for line in source.lines_of(phases))]
+    present = [(line["kind"], _content(line)) for line in context.journal.lines if line["kind"] not in ("run", "job")]
+    if present != wanted[: len(present)]:
         raise ResumeError(
-            f"{job.run_dir} has decisions that are not those of search_run = {job.search_run}; choose another output "
-            "(--set output=...) or leave search_run out"
+            f"{context.folder} has decisions that are not those of search_run = {context.setup.job.search_run}; choose "
+            "another output (--set output=...) or leave search_run out"
         )
-    for line in found.lines[len(present) :]:
-        if "file" in line:
-            _copy(found.source, job.run_dir, str(line["file"]), str(line["sha256"]))
-        if line["kind"] == "search":
-            write_atomically(job.run_dir / "subnetwork.json", read_bytes(found.source / "subnetwork.json"))
-        journal.append(line["kind"], **_content(line))
-    log.info("adopted the search of %s: %d journal lines", found.source, len(found.lines))
+    for phase in phases:
+        context.ledger.shared(phase.kind, phase.name, source.name)
+    for kind, fields in wanted[len(present) :]:
+        for name, sha256 in fields.get("files", {}).items():
+            _copy_file(source.folder, context.folder, name, sha256)
+        context.journal.append(kind, **fields)
+    log.info("adopted the search of %s: %d journal lines", source.folder, len(wanted) - 1)
 
 
-def _differences(setup: Setup, found: FoundSearch, stated: Mapping[str, Any]) -> list[str]:
-    """In what the search of another run differs from that of a job."""
-    before = search_fields(stated_fields(stated, found.source))
-    now = search_fields(setup.job.deciding_fields)
-    differences = [
-        f"{name} is {canonical_json(before.get(name))} there and {canonical_json(now.get(name))} here"
-        for name in changed(before, now)
-    ]
-    differences += [
-        f"{name} {'differs' if name in stated else 'is not recorded there'}"
-        for name, value in setup.facts.items()
-        if stated.get(name) != value
-    ]
-    if setup.job.net.weights is not None and not differences:
-        with tempfile.TemporaryDirectory() as folder:
-            given = file_sha256(save_initial(setup, Path(folder)))
-        if found.lines[0].get("sha256") != given:
-            differences.append(f"the weights in net.weights = {setup.job.net.weights} differ")
-    return differences
-
-
-def search_fields(fields: Fields) -> Fields:
-    """Those of a job's deciding fields that the outcome of its search depends on, threads apart."""
-    idle = {"data.loader", "data.root", "data.download", "data.test_images"}
-    sections = {"seed", "net", "data", "pretrain", "warmup", "search"}
-    if fields.get("net.weights") is not None:
-        sections.remove("pretrain")
-        idle |= {"net.weights", "data.train_images"}
-    return {name: value for name, value in fields.items() if name.partition(".")[0] in sections and name not in idle}
-
-
-def _content(line: dict[str, Any]) -> dict[str, Any]:
+def _content(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in _CHAIN}
 
 
-def _copy(source: Path, run_dir: Path, name: str, sha256: str) -> None:
+def _copy_file(source: Path, run_dir: Path, name: str, sha256: str) -> None:
     path = inside(source, name)
     if not path.is_file() or file_sha256(path) != sha256:
         raise StorageError(
             f"{path}: the journal of that run names this file with SHA-256 {sha256[:12]}..., but it is missing or "
-            "altered; restore it, or leave search_run out to search anew"
+            "altered; restore it, or leave search_run out to search here"
         )
     target = inside(run_dir, name)
     make_folder(target.parent)

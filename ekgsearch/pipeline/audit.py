@@ -4,9 +4,9 @@ import logging
 import random
 from collections.abc import Sequence
 
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.decisions import decisions
-from ekgsearch.pipeline.search import ekg_settings
-from ekgsearch.pipeline.state import RunState
 from ekgsearch.rows import TABLES, AuditRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
@@ -19,7 +19,7 @@ from ekgsearch.workers.team import Team
 log = logging.getLogger(__name__)
 
 
-def audit(state: RunState, count: int) -> list[AuditRow]:
+def audit(context: RunContext, count: int) -> list[AuditRow]:
     """Decide random iterations of a finished search again, and write `tables/audit.parquet`.
 
     Every iteration starts from the state that the journal has: the sub-networks before it, whose logits the exact tier
@@ -28,17 +28,17 @@ def audit(state: RunState, count: int) -> list[AuditRow]:
     the time is not charged to the run.
 
     Args:
-        state: a run whose search has finished.
+        context: a run whose search has finished.
         count: iterations to audit, at least 1; all where there are fewer.
 
     Returns:
         A row for each, in order of the iterations.
     """
-    setup, made = state.setup, decisions(state)
+    setup, made = context.setup, decisions(context)
     iterations = _chosen(len(made) - 1, count, setup.job.seed)
     rows: list[AuditRow] = []
     with (
-        state.backend.team(setup.workload(state.start_weights, setup.devices.search), setup.exact_spec) as team,
+        context.backend.team(setup.workload(context.start_weights, setup.devices.search), setup.exact_spec) as team,
         Progress("audit", len(iterations), "iterations", log) as progress,
     ):
         search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.exact_spec))
@@ -52,7 +52,7 @@ def audit(state: RunState, count: int) -> list[AuditRow]:
             num_averaged = iteration
             rows.append(_decide_again(setup.job.run_name, search, team, made[: iteration + 1]))
             progress.advance(iteration=iteration, agree=f"{sum(row.agrees for row in rows)}/{len(rows)}")
-    folder = state.folder / "tables"
+    folder = context.folder / "tables"
     make_folder(folder)
     write_table(folder / "audit.parquet", rows, TABLES["audit"])
     return rows

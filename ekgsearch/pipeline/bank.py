@@ -11,19 +11,21 @@ from ekgsearch.bank.space import check_space
 from ekgsearch.channels.head import classifier
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import expand_path
-from ekgsearch.finetune.config import BANK_OBJECTIVES, EMBEDDING_OBJECTIVES
+from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, teachers_of
+from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
-from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.progress import Progress
-from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
-from ekgsearch.workers.team import BankOrder, Team
+from ekgsearch.workers.team import BankOrder
 from ekgsearch.workers.training import BankAddress
 from ekgsearch.workers.worker import BuiltBlock
 
 log = logging.getLogger(__name__)
+
+SEMANTICS = 1
 
 MOST_BATCHES_PER_BLOCK = 8
 """Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""
@@ -32,16 +34,60 @@ MOST_BLOCK_BYTES = 8_000_000
 """Bytes of one stored block, unless one batch is more: a store takes so many in one request."""
 
 
-def has_bank(state: RunState) -> bool:
-    """Whether nothing has to be built: the fine-tuning has ended, or the store holds all that its manifest names.
+class Bank(Phase):
+    """Let the search workers store the outputs of the teachers for all training images in use."""
 
-    A bank that the journal names may have been lost or damaged since, or the job may name another store by now.
-    """
-    if state.line("finetune"):
-        return True
-    if not state.line("bank"):
-        return False
-    spec, store = bank_address(state).spec, open_store(bank_uri(state))
+    kind = PhaseKind.BANK
+    name = "bank"
+    needs_workers = True
+
+    def check(self, context: RunContext) -> None:
+        """Find out whether the memory bank and its local copy have room, and what the store can do.
+
+        Before the search nobody knows the teachers, so nothing counts as stored. On a cluster that was named, the
+        local copies are those of other machines.
+        """
+        if context.committed("finetune-slim"):
+            return
+        job = context.setup.job
+        if context.committed("search"):
+            spec = bank_address(context).spec
+        else:
+            spec = bank_spec(context, teachers=("?",) * job.bank.teachers, weights_hash="?")
+        store = open_store(bank_uri(context))
+        check_space(store, spec, _cache_dir(context) if job.cluster.session_address is None else None)
+        log.info("memory bank in %s, create-once writes: %s", store.uri, "yes" if store.creates_once else "no")
+
+    def inputs(self, context: RunContext) -> Inputs:
+        """What the bank is made of, and by what it is computed."""
+        setup = context.setup
+        return Inputs(
+            semantics=SEMANTICS,
+            sections={"bank": setup.job.bank.identity()},
+            choices={"bank_spec": bank_address(context).spec.sha256},
+            device=setup.devices.search,
+            threads=setup.job.cluster.threads_per_worker,
+        )
+
+    def is_there(self, context: RunContext) -> bool:
+        """Whether nothing has to be built: the fine-tuning has ended, or the store holds all that its manifest names.
+
+        A bank that the journal names may have been lost or damaged since, or the job may name another store by now.
+        """
+        return context.committed("finetune-slim") is not None or is_complete(context)
+
+    def is_shared(self, context: RunContext) -> bool:
+        """Whether the bank itself lies in the phase store, where all runs find it."""
+        return context.setup.job.bank.uri is None
+
+    def run(self, context: RunContext) -> Result:
+        """Let a team build the blocks that the store lacks."""
+        return _fill(context)
+
+
+def is_complete(context: RunContext) -> bool:
+    """Whether the store holds all that the manifest of the bank names."""
+    spec, store = bank_address(context).spec, open_store(bank_uri(context))
     key = manifest_key(spec)
     if not store.exists(key):
         return False
@@ -54,29 +100,11 @@ def has_bank(state: RunState) -> bool:
     return all(sizes.get(shard.key) == shard.bytes for shard in shards)
 
 
-def check_bank_store(state: RunState) -> None:
-    """Find out before any work whether the memory bank and its local copy have room, and what the store can do.
-
-    Before the search nobody knows the teachers, so nothing counts as stored. On a cluster that was named, the local
-    copies are those of other machines.
-    """
-    job = state.setup.job
-    if job.finetune.objective not in BANK_OBJECTIVES or state.line("finetune"):
-        return
-    if state.line("search"):
-        spec = bank_address(state).spec
-    else:
-        spec = bank_spec(state, teachers=("?",) * job.bank.teachers, weights_hash="?")
-    store = open_store(bank_uri(state))
-    check_space(store, spec, _cache_dir(state) if job.cluster.session_address is None else None)
-    log.info("memory bank in %s, create-once writes: %s", store.uri, "yes" if store.creates_once else "no")
-
-
-def bank_uri(state: RunState) -> str:
-    """Where the memory bank lives: as the job says, else inside the run directory; folders are absolute."""
-    uri = state.setup.job.bank.uri
+def bank_uri(context: RunContext) -> str:
+    """Where the memory bank lives: as the job says, else in the phase store, else in the run directory."""
+    uri = context.setup.job.bank.uri
     if uri is None:
-        return str(own_bank(state.folder))
+        return str(own_bank(context.folder)) if context.store is None else context.store.uri
     return uri if "://" in uri else str(expand_path(uri, "bank.uri").absolute())
 
 
@@ -85,24 +113,24 @@ def own_bank(run_dir: Path) -> Path:
     return run_dir / "bank"
 
 
-def bank_address(state: RunState) -> BankAddress:
+def bank_address(context: RunContext) -> BankAddress:
     """The complete memory bank of this run."""
-    made = decisions(state)
-    chosen = teachers_of(state, made)
+    made = decisions(context)
+    chosen = teachers_of(context, made)
     teachers = tuple(made[index].subnetwork.sha256 for index in chosen)
-    spec = bank_spec(state, teachers=teachers, weights_hash=file_sha256(state.start_weights))
-    resident = state.setup.job.bank.resident
-    return BankAddress(spec=spec, uri=bank_uri(state), cache_dir=_cache_dir(state), resident=resident)
+    spec = bank_spec(context, teachers=teachers, weights_hash=context.weights_sha256("warmup"))
+    resident = context.setup.job.bank.resident
+    return BankAddress(spec=spec, uri=bank_uri(context), cache_dir=_cache_dir(context), resident=resident)
 
 
-def _cache_dir(state: RunState) -> Path:
-    folder = state.setup.job.bank.cache
-    return expand_path(folder, "bank.cache").absolute() if folder else state.folder / "bank-cache"
+def _cache_dir(context: RunContext) -> Path:
+    folder = context.setup.job.bank.cache
+    return expand_path(folder, "bank.cache").absolute() if folder else context.folder / "bank-cache"
 
 
-def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) -> BankSpec:
+def bank_spec(context: RunContext, *, teachers: tuple[str, ...], weights_hash: str) -> BankSpec:
     """What the memory bank of this run is made of."""
-    setup, section = state.setup, state.setup.job.bank
+    setup, section = context.setup, context.setup.job.bank
     ids, num_images = setup.train_ids, len(setup.dataset.train)
     if ids is not None and len(ids) == num_images:
         ids = None
@@ -127,18 +155,17 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
     return replace(spec, batches_per_block=most)
 
 
-def fill_bank(state: RunState, team: Team) -> None:
-    """Let a team build the blocks that the store lacks, and commit the bank."""
-    made = decisions(state)
-    chosen = teachers_of(state, made)
-    if len(chosen) < state.setup.job.bank.teachers:
+def _fill(context: RunContext) -> Result:
+    made = decisions(context)
+    chosen = teachers_of(context, made)
+    if len(chosen) < context.setup.job.bank.teachers:
         log.warning(
-            "bank.teachers = %d, but the search left %d interim sub-networks beside the student: using %d",
-            state.setup.job.bank.teachers,
+            "bank.teachers = %d, but the search left %d interim sub-networks next to the student: using %d",
+            context.setup.job.bank.teachers,
             len(made) - 1,
             len(chosen),
         )
-    spec, uri = bank_address(state).spec, bank_uri(state)
+    spec, uri = bank_address(context).spec, bank_uri(context)
     store = open_store(uri)
     blocks = missing_blocks(store, spec, verify=True)
     log.info(
@@ -148,33 +175,47 @@ def fill_bank(state: RunState, team: Team) -> None:
         spec.num_blocks,
         closest_bank(store, spec) if len(blocks) == spec.num_blocks else "",
     )
-    teachers = tuple(made[index].subnetwork for index in chosen)
-    devices = state.setup.devices
-    state.backend.enlist(len(blocks))
+    if blocks:
+        teachers = tuple(made[index].subnetwork for index in chosen)
+        _build(context, BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri))
+    manifest = commit(store, spec)
+    _warn_of_another(context, store.uri, manifest.sha256)
+    return Result(fields={"manifest": manifest.sha256, "teachers": list(chosen)})
+
+
+def _build(context: RunContext, order: BankOrder) -> None:
+    """Let the team build blocks."""
+    setup, backend = context.setup, context.backend
+    device = setup.devices.search
+    # A new team has no batch: the bank replaces damaged pictures, so nobody may stop at one of the search.
+    spec = replace(setup.search_spec, batches=())
+    team = context.teams.get(setup.workload(context.start_weights, device), spec)
+    backend.enlist(len(order.blocks))
     with (
-        state.ledger.attempt(PhaseKind.BANK, devices.name(devices.search), state.backend.num_search_devices) as clock,
-        Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
+        context.charged(PhaseKind.BANK, Bank.name, setup.devices.name(device), backend.num_search_devices) as clock,
+        Progress(f"memory bank of {len(order.teachers)} teachers", order.spec.num_images, "images", log) as progress,
     ):
         team.charge(clock)
 
         def on_block(built: BuiltBlock) -> None:
             progress.advance(built.images)
-            note_replaced(state, built.block, built.replaced)
+            note_replaced(context, built.block, built.replaced)
 
-        team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri), on_block)
-        manifest = commit(store, spec)
-    replaced = replaced_in_bank(state)
+        team.build_bank(order, on_block)
+    replaced = replaced_in_bank(context)
     if replaced:
         log.warning("memory bank: for %d images another one of their class stands in, theirs is damaged", replaced)
-    line = state.line("bank")
-    if line is None:
-        state.journal.append("bank", manifest=manifest.sha256, teachers=list(chosen))
-    elif line["manifest"] != manifest.sha256:
+
+
+def _warn_of_another(context: RunContext, uri: str, manifest: str) -> None:
+    """Warn where the bank is not the one that the journal names."""
+    line = context.committed(Bank.name)
+    if line is not None and line["manifest"] != manifest:
         log.warning(
             "%s: the memory bank was built again and differs from the one that the journal names (manifest %s, now "
             "%s): another kind of device, or other versions, round differently; or pictures that were replaced at one "
             "time were sound at the other",
-            store.uri,
+            uri,
             line["manifest"],
-            manifest.sha256,
+            manifest,
         )

@@ -5,30 +5,30 @@ from collections.abc import Sequence
 
 from ekgsearch.bank.select import choose_teachers
 from ekgsearch.errors import StorageError
-from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.context import RunContext
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import Decision, decisions_from_records
 
 
-def decisions(state: RunState) -> list[Decision]:
+def decisions(context: RunContext) -> list[Decision]:
     """The committed decisions of the search."""
-    return decisions_from_records(state.lines("iteration"), state.setup.graph.full())
+    return decisions_from_records(context.lines("iteration"), context.setup.graph.full())
 
 
-def teachers_of(state: RunState, made: Sequence[Decision]) -> tuple[int, ...]:
+def teachers_of(context: RunContext, made: Sequence[Decision]) -> tuple[int, ...]:
     """Iterations whose interim sub-networks become teachers; the last one is the student and is left out."""
     losses = [decision.evaluation.loss for decision in made[:-1] or made]
-    return choose_teachers(losses, state.setup.job.bank.teachers)
+    return choose_teachers(losses, context.setup.job.bank.teachers)
 
 
-def final_subnetwork(state: RunState) -> Subnetwork:
+def final_subnetwork(context: RunContext) -> Subnetwork:
     """The sub-network that the search has committed."""
-    path = state.folder / "subnetwork.json"
+    path = context.folder / "subnetwork.json"
     try:
         subnetwork = Subnetwork.of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise StorageError(f"{path}: expected kept channels by channel group, found {error}") from error
-    line = state.line("search")
+    line = context.committed("search")
     if line is None or line["subnetwork"] != subnetwork.sha256:
         raise StorageError(f"{path} is not the sub-network that the journal names; restore it or start again")
     return subnetwork

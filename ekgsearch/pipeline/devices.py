@@ -79,7 +79,7 @@ def _say_what_stays_here(job: Job, found: Devices) -> None:
     Raises:
         JobError: the job asks for cuda, but searches in this process.
     """
-    if found.search == "cpu" and job.search.method == "ekg":
+    if found.search == "cpu" and job.search.evaluates_candidates:
         message = (
             "the cluster has GPUs, but cluster.search_workers = 0 searches in this process, and torch finds no CUDA "
             "device on this machine; set cluster.search_workers to the number of GPUs to search with"

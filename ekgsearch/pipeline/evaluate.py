@@ -1,6 +1,8 @@
-"""Accuracy and latency of the networks before and after."""
+"""The phase that evaluates the networks before and after, and the measurement of their latencies."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -11,11 +13,11 @@ from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
 from ekgsearch.finetune.config import TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
+from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.latency import compare_latencies
 from ekgsearch.pipeline.measurements import has_measurements, save_measurements
-from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.tables import write_tables
+from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.progress import Progress
@@ -23,28 +25,65 @@ from ekgsearch.workers.training import load_student
 
 log = logging.getLogger(__name__)
 
+SEMANTICS = 1
 
-def evaluate_and_write_tables(state: RunState) -> None:
-    """Measure accuracy and latency of the networks before and after, then write all tables."""
-    is_evaluated = state.line("evaluate") is not None
-    if not is_evaluated or not has_measurements(state):
+
+class Evaluate(Phase):
+    """Count right answers of the networks before and after, on the test images in use."""
+
+    kind = PhaseKind.EVALUATE
+    name = "evaluate"
+
+    def inputs(self, context: RunContext) -> Inputs:
+        """The networks, and the images."""
+        setup = context.setup
+        return Inputs(
+            semantics=SEMANTICS,
+            files={
+                "full": context.weights_sha256("pretrain"),
+                "start": context.weights_sha256("warmup"),
+                "final": context.weights_sha256("finetune-slim"),
+            },
+            images={"test": setup.test.content_hash, "recalibration": setup.selection(setup.train_ids)},
+            network=setup.network_identity,
+            choices={"seed": setup.job.seed, "subnetwork": final_subnetwork(context).sha256},
+            device=setup.device,
+            threads=setup.job.cluster.threads,
+        )
+
+    def run(self, context: RunContext) -> Result:
+        """Evaluate the four networks."""
         EXACT.set_backends()  # a search in this process may have asked for another arithmetic
-        device, devices = torch.device(state.setup.device), state.setup.num_local_devices
-        with state.ledger.attempt(PhaseKind.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
-            full = state.setup.workload(state.committed("pretrain") or state.start_weights).open_network()
-            final = load_student(state.workload, final_subnetwork(state), state.folder / "final.safetensors")
-            correct = {} if is_evaluated else _correct(state, full, final, device)
-            save_measurements(state, _latencies(state, full, final, device))
-        if not is_evaluated:
-            state.journal.append("evaluate", **correct)
-    write_tables(state)
+        with _charged(context):
+            return Result(fields=_correct(context, *_full_and_final(context), torch.device(context.setup.device)))
 
 
-def _correct(state: RunState, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, int]:
+def measure_latencies(context: RunContext) -> None:
+    """Measure the networks before and after on this machine, unless that is done: part of no phase's result."""
+    if not has_measurements(context):
+        EXACT.set_backends()
+        with _charged(context):
+            found = _latencies(context, *_full_and_final(context), torch.device(context.setup.device))
+            save_measurements(context, found)
+
+
+@contextmanager
+def _charged(context: RunContext) -> Iterator[None]:
+    device, devices = device_name(torch.device(context.setup.device)), context.setup.num_local_devices
+    with context.charged(PhaseKind.EVALUATE, Evaluate.name, device, devices) as clock, clock.working(devices):
+        yield
+
+
+def _full_and_final(context: RunContext) -> tuple[nn.Module, nn.Module]:
+    full = context.setup.workload(context.weights("pretrain")).open_network()
+    return full, load_student(context.workload, final_subnetwork(context), context.weights("finetune-slim"))
+
+
+def _correct(context: RunContext, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, int]:
     """Correct test images of every network."""
-    setup = state.setup
-    searched = slim(state.open_graph(), final_subnetwork(state))
-    normalise = state.workload.normalisation
+    setup = context.setup
+    searched = slim(context.open_graph(), final_subnetwork(context))
+    normalise = context.workload.normalisation
     correct: dict[str, int] = {}
     with Progress("evaluation", 4 * len(setup.test), "images", log) as progress:
 
@@ -55,17 +94,17 @@ def _correct(state: RunState, full: nn.Module, final: nn.Module, device: torch.d
 
         measure("full", full)
         measure("searched", searched)
-        _recalibrate(state, searched, device)
+        _recalibrate(context, searched, device)
         measure("recalibrated", searched)
         measure("final", final)
     return {**correct, "images": len(setup.test)}
 
 
-def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, float]:
+def _latencies(context: RunContext, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, float]:
     """How long the full and the final network take for one image and for 64, and how sure their ratio is."""
     latencies: dict[str, float] = {}
     for batch_size in (1, 64):
-        found = compare_latencies(full, final, state.setup.net.input_shape, batch_size, device)
+        found = compare_latencies(full, final, context.setup.net.input_shape, batch_size, device)
         latencies[f"full_batch{batch_size}_ms"] = found.full_ms
         latencies[f"slim_batch{batch_size}_ms"] = found.slim_ms
         latencies[f"ratio_batch{batch_size}"] = found.ratio
@@ -75,10 +114,10 @@ def _latencies(state: RunState, full: nn.Module, final: nn.Module, device: torch
     return latencies
 
 
-def _recalibrate(state: RunState, network: nn.Module, device: torch.device) -> None:
+def _recalibrate(context: RunContext, network: nn.Module, device: torch.device) -> None:
     """Average the running statistics again over training images in use, un-augmented, in a fixed random order."""
-    setup = state.setup
+    setup = context.setup
     data = TrainData(
-        setup.dataset.train, state.workload.normalisation, ids=setup.train_ids, max_damaged=setup.data.max_damaged
+        setup.dataset.train, context.workload.normalisation, ids=setup.train_ids, max_damaged=setup.data.max_damaged
     )
     recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed)

@@ -1,97 +1,134 @@
-"""Fine-tuning of the slim network and its baselines."""
+"""The phases that fine-tune the slim network and its baselines, one for each."""
 
-import logging
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 from ekgsearch.finetune.config import BANK_OBJECTIVES, FinetuneConfig, Objective
 from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.bank import bank_address
+from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import final_subnetwork
-from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
-from ekgsearch.pipeline.tables import write_tables
-from ekgsearch.pipeline.train import training_config
+from ekgsearch.pipeline.train import outcome_files, training_config
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, load_student
 
-log = logging.getLogger(__name__)
+SEMANTICS = 1
 
-FINETUNE_OPTIONS = (
-    "teacher_gate",
-    "label_smoothing",
-    "embedding_weight",
-    "contrast_temperature",
-    "negatives",
-    "head_width",
-    "projection_width",
-    "target_momentum",
-    "ema_decay",
-    "average_last",
-    "recalibrate_images",
-    "accumulate",
-    "synchronised_norm",
-    "precision",
-    "channels_last",
-    "compile",
-    "max_skipped",
-    "max_rollbacks",
-)
-"""Fields of the job's section `finetune` that the training takes as they are."""
+NetworkName = Literal["slim", "plain", "uniform"]
+
+RESOLVED = frozenset({"objective", "seed", "milestones", "temperature"})
+"""Fields that the section leaves open, or has in another form than the training takes."""
 
 
-def finetune(state: RunState) -> None:
-    """Train the slim network and the baselines that the job asks for, and commit the results."""
-    if state.line("finetune"):
-        state.committed("finetune")
-        return
-    setup, section = state.setup, state.setup.job.finetune
-    spec = TrainingSpec(
-        run=setup.job.run_name,
-        phase=PhaseKind.FINETUNE,
-        workload=setup.workload(state.start_weights, setup.devices.finetune),
-        tasks=finetuning_tasks(state),
-        bank=bank_address(state) if section.objective in BANK_OBJECTIVES else None,
-        threads=setup.job.cluster.threads_per_worker,
-        checkpoint_every_steps=section.checkpoint_every_steps,
-    )
-    device = setup.devices.name(setup.devices.finetune)
-    with state.ledger.attempt(PhaseKind.FINETUNE, device, section.workers * spec.devices_per_worker) as clock:
-        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
-    subnetwork = final_subnetwork(state)
-    outcome = Outcome.read(state.training_folder, "slim")
-    network = load_student(state.workload, subnetwork, outcome.weights)
-    metadata = structure_metadata(state, subnetwork)
-    for name, weights in outcome.averages.items():
-        averaged = load_student(state.workload, subnetwork, weights)
-        save_tensors(state.folder / f"final_{name}.safetensors", averaged.state_dict(), metadata)
-    path = state.folder / "final.safetensors"
-    save_tensors(path, network.state_dict(), metadata)
-    state.commit("finetune", path)
-    write_tables(state)
+class Finetune(Phase):
+    """Fine-tune one network: the slim one with the job's objective, or a baseline with cross-entropy alone."""
+
+    kind = PhaseKind.FINETUNE
+
+    def __init__(self, network: NetworkName, objective: Objective) -> None:
+        """Choose what is trained.
+
+        Args:
+            network: slim: what the search has found; plain: the same as a baseline; uniform: the same share of every
+                channel group.
+            objective: what its training minimises.
+        """
+        self.name = f"finetune-{network}"
+        self.training = network
+        self._objective = objective
+
+    def inputs(self, context: RunContext) -> Inputs:
+        """The network, and everything that its training depends on."""
+        setup, job = context.setup, context.setup.job
+        choices: dict[str, Any] = {"seed": job.finetune_seed}
+        if self.training == "uniform":
+            choices["uniform"] = [setup.budget.limit, setup.budget.unit, setup.budget.counter]
+        else:
+            choices["subnetwork"] = final_subnetwork(context).sha256
+        if self._objective in BANK_OBJECTIVES:
+            line = context.committed("bank")
+            assert line is not None, "the memory bank comes before the objectives that read it"
+            choices["bank"] = line["manifest"]
+        return Inputs(
+            semantics=SEMANTICS,
+            sections={"finetune": job.finetune.model_copy(update={"objective": self._objective}).identity()},
+            files={"weights": context.weights_sha256("warmup")},
+            images={
+                "train": setup.selection(setup.train_ids),
+                "test": setup.test.content_hash,
+                "loader": setup.loader,
+            },
+            network=setup.network_identity,
+            choices=choices,
+            device=setup.devices.finetune,
+            threads=job.cluster.threads_per_worker,
+        )
+
+    def run(self, context: RunContext) -> Result:
+        """Train, in however many processes the job asks for."""
+        setup, section, subnetwork = context.setup, context.setup.job.finetune, self._subnetwork(context)
+        config = finetune_config(context, self._objective)
+        spec = TrainingSpec(
+            run=setup.job.run_name,
+            phase=self.kind,
+            workload=setup.workload(context.start_weights, setup.devices.finetune),
+            tasks=(
+                TrainingTask(
+                    name=self.training, config=config, subnetwork=subnetwork, ids=setup.train_id_list, evaluate=True
+                ),
+            ),
+            bank=bank_address(context) if self._objective in BANK_OBJECTIVES else None,
+            threads=setup.job.cluster.threads_per_worker,
+            checkpoint_every_steps=section.checkpoint_every_steps,
+        )
+        device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
+        with context.charged(self.kind, self.name, device, devices) as clock:
+            context.backend.train(spec, folder=context.training_folder, workers=section.workers, clock=clock)
+        trained = outcome_files(context, self.training)
+        return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
+
+    def _subnetwork(self, context: RunContext) -> Subnetwork:
+        if self.training == "uniform":
+            return uniform_width(context.open_graph(), context.setup.budget)
+        return final_subnetwork(context)
 
 
-def finetuning_tasks(state: RunState) -> tuple[TrainingTask, ...]:
-    """The slim network with the job's objective, then the baselines with plain cross-entropy."""
-    setup, section = state.setup, state.setup.job.finetune
-    ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
-    found = final_subnetwork(state)
-    students: list[tuple[str, Objective, Subnetwork]] = [("slim", section.objective, found)]
-    if "plain" in section.baselines and section.objective != "plain":
-        students.append(("plain", "plain", found))
-    if "uniform" in section.baselines and setup.job.search.method != "uniform":
-        students.append(("uniform", "plain", uniform_width(state.open_graph(), setup.budget)))
-    return tuple(
-        TrainingTask(name=name, config=finetune_config(state, objective), subnetwork=subnetwork, ids=ids, evaluate=True)
-        for name, objective, subnetwork in students
-    )
+def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -> Result:
+    """Write the trained slim network, and its averages, as files that say what they hold."""
+    outcome, metadata = Outcome.read(context.training_folder, "slim"), structure_metadata(context.setup, subnetwork)
+    names = []
+    for average, weights in {"": outcome.weights, **outcome.averages}.items():
+        network = load_student(context.workload, subnetwork, weights)
+        path = context.folder / (f"final_{average}.safetensors" if average else "final.safetensors")
+        save_tensors(path, network.state_dict(), metadata)
+        names.append(path.name)
+    return Result(files=tuple(names), extras=(*trained.files, *trained.extras), fields={"weights": names[0]})
 
 
-def finetune_config(state: RunState, objective: Objective) -> FinetuneConfig:
+def finetunings(objective: Objective, baselines: tuple[str, ...], *, cuts_uniformly: bool) -> list[Finetune]:
+    """The fine-tunings of a job; a baseline that is the network itself is not trained twice.
+
+    Args:
+        objective: objective of the slim network.
+        baselines: those that the job asks for.
+        cuts_uniformly: whether the slim network is the uniform one.
+    """
+    found = [Finetune("slim", objective)]
+    if "plain" in baselines and objective != "plain":
+        found.append(Finetune("plain", "plain"))
+    if "uniform" in baselines and not cuts_uniformly:
+        found.append(Finetune("uniform", "plain"))
+    return found
+
+
+def finetune_config(context: RunContext, objective: Objective) -> FinetuneConfig:
     """How the section `finetune` of the job trains a network with an objective."""
-    setup, section = state.setup, state.setup.job.finetune
+    setup, section = context.setup, context.setup.job.finetune
     config = training_config(
         section,
         objective=objective,
@@ -100,5 +137,6 @@ def finetune_config(state: RunState, objective: Objective) -> FinetuneConfig:
         num_evaluations=20,
     )
     temperature = section.temperature or (10.0 if setup.dataset.num_classes >= 1000 else 4.0)
-    options = {name: getattr(section, name) for name in FINETUNE_OPTIONS}
+    taken = {item.name for item in fields(FinetuneConfig)} & type(section).model_fields.keys() - RESOLVED
+    options = {name: getattr(section, name) for name in taken}
     return replace(config, temperature=temperature, **options)

@@ -8,7 +8,6 @@ from ekgsearch.data.datasets import Dataset, describe_dataset
 from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index_file import save_indexes
 from ekgsearch.experiment import Job, expand_path
-from ekgsearch.pipeline.changes import newest_statement
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.workers.workload import DataRequest
 
@@ -102,5 +101,4 @@ def _opened_with(run_dir: Path) -> str | None:
     """`Dataset.content_hash` of the images that a run was opened with; None where it was never opened."""
     path = run_dir / "journal.jsonl"
     lines = read_journal(path) if path.exists() else []
-    stated = newest_statement(lines)
-    return stated.get("data") if stated else None
+    return next((line["data"] for line in reversed(lines) if line["kind"] in ("run", "job")), None)

@@ -59,7 +59,7 @@ def open_network(job: Job, num_classes: int, image_shape: Sequence[int]) -> Open
     net = net_spec(job.net, sidecar, num_classes, image_shape, default_padding(search.quirks))
     network = build(net, seed=sub_seed(job.seed, "network"))
     if job.net.weights is not None:
-        load_weights(network, _weights_path(job.net))
+        load_weights(network, weights_path(job.net))
     network.eval()
     graph = analyse(network, net.input_shape)
     log.info("%s on %s: %d channel groups, %d frozen", net.name, job.data.name, len(graph.groups), len(graph.frozen))
@@ -112,7 +112,8 @@ def net_spec(
     )
 
 
-def _weights_path(section: NetSection) -> Path:
+def weights_path(section: NetSection) -> Path:
+    """The file of the given weights."""
     assert section.weights is not None
     return expand_path(section.weights, "net.weights")
 
@@ -120,7 +121,7 @@ def _weights_path(section: NetSection) -> Path:
 def _sidecar(section: NetSection) -> Sidecar | None:
     if section.weights is None:
         return None
-    path = _weights_path(section)
+    path = weights_path(section)
     if not path.is_file():
         raise NetworkError(f"net.weights = {section.weights}: there is no file {path}")
     return read_sidecar(path) if sidecar_path(path).is_file() else None

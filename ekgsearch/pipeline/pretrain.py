@@ -1,25 +1,56 @@
-"""The weights that a run begins with: given ones, or those of a training."""
+"""The phase that gives the weights that a run begins with: given ones, or those of a training."""
 
 from pathlib import Path
 
 from ekgsearch.pipeline.augmenting import pretrain_augmentation
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.network import weights_path
+from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.setup import Setup
-from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.train import train_here, training_config
+from ekgsearch.pipeline.train import outcome_files, train_here, training_config
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.training import TrainingTask
 
+SEMANTICS = 1
 
-def pretrain(state: RunState) -> None:
-    """Commit the weights of the unpruned network: the given ones, or trained ones."""
-    if state.line("pretrain"):
-        state.committed("pretrain")
-        return
-    setup, section = state.setup, state.setup.job.pretrain
-    path = save_initial(setup, state.folder)
-    if setup.job.net.weights is None:
+
+class Pretrain(Phase):
+    """Take the given weights, or train the unpruned network."""
+
+    kind = PhaseKind.PRETRAIN
+    name = "pretrain"
+    training = "full"
+
+    def inputs(self, context: RunContext) -> Inputs:
+        """The given weights; without them everything that a training depends on."""
+        setup, job = context.setup, context.setup.job
+        if job.net.weights is not None:
+            given = {"net.weights": file_sha256(weights_path(job.net))}
+            return Inputs(semantics=SEMANTICS, files=given, network=setup.network_identity)
+        images = {
+            "train": setup.selection(setup.train_ids),
+            "test": setup.test.content_hash,
+            "loader": setup.loader,
+        }
+        return Inputs(
+            semantics=SEMANTICS,
+            sections={"pretrain": job.pretrain.identity()},
+            images=images,
+            network=setup.network_identity,
+            choices={"seed": job.seed},
+            device=setup.device,
+            threads=job.cluster.threads,
+        )
+
+    def run(self, context: RunContext) -> Result:
+        """Write the given weights, or train."""
+        setup, section = context.setup, context.setup.job.pretrain
+        initial = save_initial(setup, context.folder)
+        if setup.job.net.weights is not None:
+            return Result(files=(initial.name,), fields={"weights": initial.name})
         config = training_config(
             section,
             objective="plain",
@@ -27,10 +58,9 @@ def pretrain(state: RunState) -> None:
             seed=sub_seed(setup.job.seed, "pretrain"),
             num_evaluations=10,
         )
-        ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
-        task = TrainingTask(name="full", config=config, subnetwork=None, ids=ids, evaluate=True)
-        path = train_here(state, PhaseKind.PRETRAIN, task, path)
-    state.commit("pretrain", path)
+        task = TrainingTask(name=self.training, config=config, subnetwork=None, ids=setup.train_id_list, evaluate=True)
+        train_here(context, self, task, initial)
+        return outcome_files(context, self.training)
 
 
 def save_initial(setup: Setup, folder: Path) -> Path:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.data.datasets import Dataset, ImageSet
+from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
@@ -21,7 +22,7 @@ from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
 from ekgsearch.pipeline.network import open_network
-from ekgsearch.records import Costs
+from ekgsearch.records import Costs, content_hash
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
@@ -115,18 +116,24 @@ class Setup:
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What decides a search beside the job, as far as it can be compared."""
-        return {
-            "data": self.dataset.content_hash,
-            "net": self.net.to_dict(),
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "counter": self.budget.counter,
-            "macs": self.full_costs.macs,
-            "params": self.full_costs.params,
-            "groups": {group.name: group.size for group in self.graph.groups},
-        }
+    def network_identity(self) -> dict[str, Any]:
+        """The unpruned network and its input normalisation, as a JSON value."""
+        return {**self.net.to_dict(), "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def train_id_list(self) -> tuple[int, ...] | None:
+        """Ids of the training images in use; None for all."""
+        return None if self.train_ids is None else tuple(self.train_ids.tolist())
+
+    @property
+    def loader(self) -> str:
+        """Who makes the views of training images, as far as it can change a result."""
+        is_decoded = not isinstance(self.dataset.train, EncodedImages)
+        return "torch" if is_decoded and self.data.loader == "auto" else self.data.loader
+
+    def selection(self, ids: Tensor | None) -> str:
+        """Hash of some training images in their order; of all of them where no ids are given."""
+        return content_hash([self.dataset.train.content_hash, None if ids is None else ids.tolist()])
 
     def workload(self, weights: Path, device: str | None = None) -> Workload:
         """What a process needs to open the network with these weights, on a kind of device; None for that of here."""

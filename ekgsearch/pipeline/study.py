@@ -1,8 +1,7 @@
 """The study of random sub-networks: does the loss before fine-tuning, or its curvature, predict the loss after it."""
 
-import logging
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,34 +11,32 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.slim import slim
 from ekgsearch.data.subset import batches
 from ekgsearch.experiment import Job
-from ekgsearch.fields import MOST, Count, Positive, Section
+from ekgsearch.fields import MOST, Count, Mark, Positive, Section
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
+from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
-from ekgsearch.pipeline.pretrain import pretrain
-from ekgsearch.pipeline.setup import set_up
-from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.statement import start_or_check
-from ekgsearch.pipeline.train import driver_threads
-from ekgsearch.pipeline.warmup import warm_up
+from ekgsearch.pipeline.phase import Inputs, Phase, Result
+from ekgsearch.pipeline.pretrain import Pretrain
+from ekgsearch.pipeline.run import SILENT, opened_run, run_phases
+from ekgsearch.pipeline.train import outcome_files
+from ekgsearch.pipeline.warmup import Warmup
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
-from ekgsearch.runtime.ledger import Ledger
-from ekgsearch.runtime.progress import Progress
+from ekgsearch.runtime.listener import Listener
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.search.steps import Quirk
 from ekgsearch.sections.search import OF_CANDIDATES
-from ekgsearch.storage.files import make_folder, remove_partials
-from ekgsearch.storage.journal import Journal
+from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.backend import Backend
-from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, load_student
+from ekgsearch.workers.training import TrainingSpec, TrainingTask, load_student
 
-log = logging.getLogger(__name__)
+SEMANTICS = 1
 
 Condition = Literal["eigenvalue_ratio", "relative"]
 
@@ -56,7 +53,7 @@ class StudySection(Section):
     points: int = Field(21, ge=2, le=MOST, description="points along the gradient at which the curvature is measured")
     radius: float = Field(0.1, gt=0, description="farthest of these points, as a multiple of the gradient")
     lanczos_iterations: Positive = Field(30, description="Hessian-vector products at each point")
-    condition: Condition = Field(
+    condition: Annotated[Condition, Mark.NO_RESULT] = Field(
         "eigenvalue_ratio",
         description="condition number that is plotted: |lowest / highest eigenvalue| of the Hessian, or the relative "
         "condition number; the table has both",
@@ -71,8 +68,6 @@ class StudySection(Section):
 
 class StudyJob(Job):
     """A job whose search cuts at random, many times over."""
-
-    UNHASHED: ClassVar[dict[str, Any]] = {**Job.UNHASHED, "study": {"condition"}}
 
     study: StudySection = Field(default_factory=StudySection)
 
@@ -94,7 +89,7 @@ class StudyJob(Job):
         return self
 
 
-def run_study(job: StudyJob, backend: Backend, *, continue_anyway: bool = False) -> None:
+def run_study(job: StudyJob, backend: Backend, *, listener: Listener = SILENT, continue_anyway: bool = False) -> None:
     """Run a study to its end, or continue it after the last sub-network that is in its journal.
 
     The result is the table ``tables/study.parquet`` in the run directory.
@@ -102,111 +97,134 @@ def run_study(job: StudyJob, backend: Backend, *, continue_anyway: bool = False)
     Args:
         job: what to do; its run directory exists.
         backend: where trainings run.
+        listener: told of what happens; may ask for a clean stop.
         continue_anyway: see `ekgsearch.pipeline.run.run_job`.
 
     Raises:
         EkgError: as `ekgsearch.pipeline.run.run_job`.
     """
-    with driver_threads(job):
-        _run(job, backend, continue_anyway=continue_anyway)
+
+    def phases(_: Job) -> tuple[Phase, ...]:
+        return Pretrain(), Warmup(), *(StudyOne(job, index) for index in range(job.study.subnetworks))
+
+    with opened_run(job, backend, phases, listener=listener, continue_anyway=continue_anyway) as context:
+        run_phases(context, after_each=_write_table)
 
 
-def _run(job: StudyJob, backend: Backend, *, continue_anyway: bool) -> None:
-    run_dir, section = job.run_dir, job.study
-    setup = set_up(job, backend.cluster_has_gpus, in_run=True)
-    with Journal.open(run_dir / "journal.jsonl") as journal:
-        remove_partials(run_dir)
-        start_or_check(setup, journal, continue_anyway)
-        state = RunState(setup, journal, Ledger(run_dir / "ledger", job.run_name), backend)
-        pretrain(state)
-        warm_up(state)
-        done = len(state.lines("study"))
-        with Progress("study", section.subnetworks, "sub-networks", log) as progress:
-            progress.advance(done)
-            for index in range(done, section.subnetworks):
-                line = _study_one(state, job, index)
-                journal.append("study", **line)
-                progress.advance(1, potential_loss=f"{line['potential_loss']:.4f}")
-        _write_table(state, job)
-
-
-def _study_one(state: RunState, job: StudyJob, index: int) -> dict[str, object]:
+class StudyOne(Phase):
     """Make one random sub-network, look at its loss, fine-tune it and look again."""
-    setup, section = state.setup, job.study
-    criterion: Literal["l1", "random"] = "l1" if index >= section.subnetworks - section.by_l1 else "random"
-    graph, device = state.open_graph(), torch.device(setup.device)
-    settings = EkgSettings(step=job.search.step, trim=job.search.trim, quirks=frozenset(job.search.quirks))
-    seed = sub_seed(job.seed, "study", index)
-    subnetwork = random_subnetwork(graph, setup.budget, criterion=criterion, seed=seed, settings=settings)
-    devices = setup.num_local_devices
-    with state.ledger.attempt(PhaseKind.EVALUATE, device_name(device), devices) as clock, clock.working(devices):
-        found = _landscape(state, job, graph, subnetwork)
-    weights = _fine_tuned(state, job, subnetwork, index)
-    network = load_student(state.workload, subnetwork, weights).to(device)
-    result = evaluate(network, setup.test, state.workload.normalisation, World(device))
-    return {
-        "index": index,
-        "criterion": criterion,
-        "kept": subnetwork.to_dict(),
-        "validation_loss": found.loss,
-        "eigenvalue_ratio": found.eigenvalue_ratio,
-        "relative": found.relative,
-        "potential_loss": result.loss,
-        "correct": result.correct,
-        "images": result.images,
-    }
+
+    kind = PhaseKind.FINETUNE
+
+    def __init__(self, job: StudyJob, index: int) -> None:
+        """Choose the sub-network.
+
+        Args:
+            job: the study.
+            index: number of the sub-network, from 0.
+        """
+        self.name = f"study-{index:03d}"
+        self.training = f"study{index:03d}"
+        self._job = job
+        self._index = index
+        is_l1 = index >= job.study.subnetworks - job.study.by_l1
+        self._criterion: Literal["l1", "random"] = "l1" if is_l1 else "random"
+
+    def inputs(self, context: RunContext) -> Inputs:
+        """How it is drawn, measured and trained."""
+        setup, job = context.setup, self._job
+        study = {name: value for name, value in job.study.identity().items() if name not in ("subnetworks", "by_l1")}
+        return Inputs(
+            semantics=SEMANTICS,
+            sections={"study": study, "search": job.search.identity(), "finetune": job.finetune.identity()},
+            files={"weights": context.weights_sha256("warmup")},
+            images={
+                "search": setup.selection(setup.search_ids),
+                "train": setup.selection(setup.train_ids),
+                "test": setup.test.content_hash,
+                "loader": setup.loader,
+            },
+            network=setup.network_identity,
+            choices={"index": self._index, "criterion": self._criterion, "seeds": [job.seed, job.finetune_seed]},
+            device=setup.devices.finetune,
+            threads=job.cluster.threads_per_worker,
+        )
+
+    def run(self, context: RunContext) -> Result:
+        """Measure, fine-tune, measure."""
+        setup, job = context.setup, self._job
+        graph, device = context.open_graph(), torch.device(setup.device)
+        settings = EkgSettings(step=job.search.step, trim=job.search.trim, quirks=frozenset(job.search.quirks))
+        seed = sub_seed(job.seed, "study", self._index)
+        subnetwork = random_subnetwork(graph, setup.budget, criterion=self._criterion, seed=seed, settings=settings)
+        devices = setup.num_local_devices
+        with (
+            context.charged(PhaseKind.EVALUATE, self.name, device_name(device), devices) as clock,
+            clock.working(devices),
+        ):
+            found = self._landscape(context, graph, subnetwork)
+        self._fine_tune(context, subnetwork)
+        trained = outcome_files(context, self.training)
+        network = load_student(context.workload, subnetwork, context.folder / trained.fields["weights"]).to(device)
+        result = evaluate(network, setup.test, context.workload.normalisation, World(device))
+        measured = {
+            "index": self._index,
+            "criterion": self._criterion,
+            "kept": subnetwork.to_dict(),
+            "validation_loss": found.loss,
+            "eigenvalue_ratio": found.eigenvalue_ratio,
+            "relative": found.relative,
+            "potential_loss": result.loss,
+            "correct": result.correct,
+            "images": result.images,
+        }
+        return replace(trained, fields={**trained.fields, **measured})
+
+    def _landscape(self, context: RunContext, graph: ChannelGraph, subnetwork: Subnetwork) -> Landscape:
+        setup, job = context.setup, self._job
+        device, train = torch.device(setup.device), setup.dataset.train
+        network = slim(graph, subnetwork).to(device)
+        parts = [
+            (context.workload.normalisation(train.read(ids).to(device)), train.labels[ids].to(device))
+            for ids in batches(setup.search_ids, job.search.batch_size)
+        ]
+        return measure_landscape(
+            network,
+            parts,
+            points=job.study.points,
+            radius=job.study.radius,
+            iterations=job.study.lanczos_iterations,
+            seed=sub_seed(job.seed, "lanczos"),
+        )
+
+    def _fine_tune(self, context: RunContext, subnetwork: Subnetwork) -> None:
+        """Train it by cross-entropy alone."""
+        setup, section = context.setup, self._job.finetune
+        config = finetune_config(context, "plain")
+        task = TrainingTask(
+            name=self.training, config=config, subnetwork=subnetwork, ids=setup.train_id_list, evaluate=False
+        )
+        spec = TrainingSpec(
+            run=self._job.run_name,
+            phase=self.kind,
+            workload=setup.workload(context.start_weights, setup.devices.finetune),
+            tasks=(task,),
+            bank=None,
+            threads=self._job.cluster.threads_per_worker,
+        )
+        device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
+        with context.charged(self.kind, self.name, device, devices) as clock:
+            context.backend.train(spec, folder=context.training_folder, workers=section.workers, clock=clock)
 
 
-def _landscape(state: RunState, job: StudyJob, graph: ChannelGraph, subnetwork: Subnetwork) -> Landscape:
-    setup, section = state.setup, job.study
-    device, train = torch.device(setup.device), setup.dataset.train
-    network = slim(graph, subnetwork).to(device)
-    parts = [
-        (state.workload.normalisation(train.read(ids).to(device)), train.labels[ids].to(device))
-        for ids in batches(setup.search_ids, job.search.batch_size)
-    ]
-    return measure_landscape(
-        network,
-        parts,
-        points=section.points,
-        radius=section.radius,
-        iterations=section.lanczos_iterations,
-        seed=sub_seed(job.seed, "lanczos"),
-    )
-
-
-def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: int) -> Path:
-    """Weights of a sub-network after plain fine-tuning."""
-    setup, section = state.setup, job.finetune
-    ids = None if setup.train_ids is None else tuple(setup.train_ids.tolist())
-    name = f"study{index:03d}"
-    spec = TrainingSpec(
-        run=job.run_name,
-        phase=PhaseKind.FINETUNE,
-        workload=setup.workload(state.start_weights, setup.devices.finetune),
-        tasks=(
-            TrainingTask(
-                name=name, config=finetune_config(state, "plain"), subnetwork=subnetwork, ids=ids, evaluate=False
-            ),
-        ),
-        bank=None,
-        threads=job.cluster.threads_per_worker,
-    )
-    devices = section.workers * spec.devices_per_worker
-    with state.ledger.attempt(PhaseKind.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
-        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
-    return Outcome.read(state.training_folder, name).weights
-
-
-def _write_table(state: RunState, job: StudyJob) -> None:
-    setup = state.setup
+def _write_table(context: RunContext) -> None:
+    setup = context.setup
     rows = []
-    for line in state.lines("study"):
-        images = line.get("images", len(setup.dataset.test))  # not recorded before `data.test_images` was there
+    for line in (line for line in context.lines(PhaseKind.FINETUNE) if line["phase"].startswith("study-")):
         costs = cost(setup.graph, Subnetwork.of(line["kept"]), setup.budget.counter)
         rows.append(
             StudyRow(
-                run=job.run_name,
+                run=setup.job.run_name,
                 index=line["index"],
                 criterion=line["criterion"],
                 kept_macs=costs.macs,
@@ -215,10 +233,10 @@ def _write_table(state: RunState, job: StudyJob) -> None:
                 eigenvalue_ratio=line["eigenvalue_ratio"],
                 relative_condition=line["relative"],
                 potential_loss=line["potential_loss"],
-                final_top1=100 * line["correct"] / images,
-                test_images=images,
+                final_top1=100 * line["correct"] / line["images"],
+                test_images=line["images"],
             )
         )
-    path = state.folder / "tables" / "study.parquet"
+    path = context.folder / "tables" / "study.parquet"
     make_folder(path.parent)
     write_table(path, rows, StudyRow)

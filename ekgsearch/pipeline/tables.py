@@ -7,10 +7,10 @@ from typing import Any
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.finetune.metrics import TrainResult
+from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, final_subnetwork
-from ekgsearch.pipeline.measurements import read_measurements
+from ekgsearch.pipeline.measurements import has_measurements, read_measurements
 from ekgsearch.pipeline.replaced import replaced_in_bank
-from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import PhaseKind, canonical_json
 from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
 from ekgsearch.storage.files import make_folder
@@ -19,31 +19,29 @@ from ekgsearch.workers.training import Outcome, outcome_path
 
 log = logging.getLogger(__name__)
 
-TRAININGS = ("full", "warmup", "slim", "plain", "uniform")
 
-
-def write_tables(state: RunState) -> None:
+def write_tables(context: RunContext) -> None:
     """Write every table that the run has rows for so far; the summary only once it has been evaluated."""
     rows: dict[str, Sequence[Any]] = {
-        "iterations": _iterations(state),
-        "candidates": _candidates(state),
-        "subnetworks": _subnetworks(state),
-        "epochs": _epochs(state),
-        "device_hours": state.ledger.rows(),
+        "iterations": _iterations(context),
+        "candidates": _candidates(context),
+        "subnetworks": _subnetworks(context),
+        "epochs": _epochs(context),
+        "device_hours": context.ledger.rows(),
     }
-    if state.line("evaluate"):
-        rows["summary"] = [_summary(state, rows["device_hours"])]
-    folder = state.folder / "tables"
+    if context.committed("evaluate") and has_measurements(context):
+        rows["summary"] = [_summary(context, rows["device_hours"])]
+    folder = context.folder / "tables"
     make_folder(folder)
     for table, table_rows in rows.items():
         write_table(folder / f"{table}.parquet", table_rows, TABLES[table])
 
 
-def _iterations(state: RunState) -> list[IterationRow]:
-    full = state.setup.full_costs
+def _iterations(context: RunContext) -> list[IterationRow]:
+    full = context.setup.full_costs
     return [
         IterationRow(
-            run=state.setup.job.run_name,
+            run=context.setup.job.run_name,
             iteration=decision.iteration,
             channel_group=decision.group,
             num_kept=len(decision.subnetwork[decision.group]) if decision.group else 0,
@@ -57,14 +55,14 @@ def _iterations(state: RunState) -> list[IterationRow]:
             kept_params=decision.params,
             params_reduction=1 - decision.params / full.params,
         )
-        for decision in decisions(state)
+        for decision in decisions(context)
     ]
 
 
-def _candidates(state: RunState) -> list[CandidateRow]:
+def _candidates(context: RunContext) -> list[CandidateRow]:
     return [
         CandidateRow(
-            run=state.setup.job.run_name,
+            run=context.setup.job.run_name,
             iteration=decision.iteration,
             channel_group=outcome.group,
             num_kept=outcome.num_kept,
@@ -76,22 +74,22 @@ def _candidates(state: RunState) -> list[CandidateRow]:
             won=outcome.group == decision.group,
             images=outcome.evaluation.images,
         )
-        for decision in decisions(state)
+        for decision in decisions(context)
         for outcome in decision.candidates
     ]
 
 
-def _subnetworks(state: RunState) -> list[SubnetworkRow]:
-    made = decisions(state)
-    bank = state.line("bank")
+def _subnetworks(context: RunContext) -> list[SubnetworkRow]:
+    made = decisions(context)
+    bank = context.committed("bank")
     teachers: list[int] = bank["teachers"] if bank else []
     found = [(decision.iteration, decision.subnetwork) for decision in made]
-    if not made and state.line("search"):
-        found = [(0, state.setup.graph.full()), (1, final_subnetwork(state))]
-    sizes = {group.name: group.size for group in state.setup.graph.groups}
+    if not made and context.committed("search"):
+        found = [(0, context.setup.graph.full()), (1, final_subnetwork(context))]
+    sizes = {group.name: group.size for group in context.setup.graph.groups}
     return [
         SubnetworkRow(
-            run=state.setup.job.run_name,
+            run=context.setup.job.run_name,
             iteration=iteration,
             teacher=teachers.index(iteration) if iteration in teachers else -1,
             channel_group=name,
@@ -104,21 +102,22 @@ def _subnetworks(state: RunState) -> list[SubnetworkRow]:
     ]
 
 
-def _epochs(state: RunState) -> list[EpochRow]:
-    finished = [name for name in TRAININGS if outcome_path(state.training_folder, name).exists()]
+def _epochs(context: RunContext) -> list[EpochRow]:
+    names = (phase.training for phase in context.phases if phase.training)
+    finished = [name for name in names if outcome_path(context.training_folder, name).exists()]
     return [
-        row for name in finished for row in Outcome.read(state.training_folder, name).rows(state.setup.job.run_name)
+        row for name in finished for row in Outcome.read(context.training_folder, name).rows(context.setup.job.run_name)
     ]
 
 
-def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> SummaryRow:
-    setup, job = state.setup, state.setup.job
-    line = state.line("evaluate")
+def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> SummaryRow:
+    setup, job = context.setup, context.setup.job
+    line = context.committed("evaluate")
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
-    latencies: dict[str, float] = read_measurements(state)
-    kept = cost(setup.graph, final_subnetwork(state), setup.budget.counter)
-    made = decisions(state)
+    latencies: dict[str, float] = read_measurements(context)
+    kept = cost(setup.graph, final_subnetwork(context), setup.budget.counter)
+    made = decisions(context)
     devices = [
         row.device for row in device_hours if row.phase in (PhaseKind.SEARCH, PhaseKind.FINETUNE, PhaseKind.EVALUATE)
     ]
@@ -134,11 +133,11 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         searched_top1=top1["searched"],
         recalibrated_top1=top1["recalibrated"],
         final_top1=top1["final"],
-        best_top1=_trained(state, "slim", lambda result: result.best_top1),
+        best_top1=_trained(context, "slim", lambda result: result.best_top1),
         plain_top1=_trained(
-            state, "slim" if job.finetune.objective == "plain" else "plain", lambda result: result.last_top1
+            context, "slim" if job.finetune.objective == "plain" else "plain", lambda result: result.last_top1
         ),
-        uniform_top1=_trained(state, "uniform", lambda result: result.last_top1),
+        uniform_top1=_trained(context, "uniform", lambda result: result.last_top1),
         counter=setup.budget.counter,
         full_macs=setup.full_costs.macs,
         kept_macs=kept.macs,
@@ -154,9 +153,9 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
         candidates=sum(len(decision.candidates) for decision in made),
         device_hours=sum(row.device_hours for row in device_hours),
         device=", ".join(sorted(set(devices))),
-        ema_top1=_trained(state, "slim", lambda result: result.ema_top1),
-        averaged_top1=_trained(state, "slim", lambda result: result.averaged_top1),
-        replaced_bank_images=replaced_in_bank(state),
+        ema_top1=_trained(context, "slim", lambda result: result.ema_top1),
+        averaged_top1=_trained(context, "slim", lambda result: result.averaged_top1),
+        replaced_bank_images=replaced_in_bank(context),
         finetune_epochs=job.finetune.epochs,
         latency_ratio=latencies.get("ratio_batch1", math.nan),
         latency_ratio_low=latencies.get("ratio_low_batch1", math.nan),
@@ -171,8 +170,8 @@ def _summary(state: RunState, device_hours: Sequence[DeviceHoursRow]) -> Summary
     )
 
 
-def _trained(state: RunState, name: str, measure: Callable[[TrainResult], float]) -> float:
+def _trained(context: RunContext, name: str, measure: Callable[[TrainResult], float]) -> float:
     """One accuracy of a training, percent; NaN where it was not run."""
-    if not outcome_path(state.training_folder, name).exists():
+    if not outcome_path(context.training_folder, name).exists():
         return math.nan
-    return measure(Outcome.read(state.training_folder, name).result)
+    return measure(Outcome.read(context.training_folder, name).result)

@@ -10,11 +10,11 @@ import torch
 from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig, Objective
-from ekgsearch.pipeline.state import RunState
-from ekgsearch.records import PhaseKind
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.phase import Phase, Result
 from ekgsearch.runtime.environment import device_name, torch_threads
 from ekgsearch.sections.training import TrainingFields
-from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, train_all
+from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, outcome_path, train_all
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +47,29 @@ def training_config(
     )
 
 
-def train_here(state: RunState, phase: PhaseKind, task: TrainingTask, weights: Path) -> Path:
-    """Train one network in this process, with its threads or on its device; returns the file of its weights."""
-    setup = state.setup
+def train_here(context: RunContext, phase: Phase, task: TrainingTask, weights: Path) -> None:
+    """Train one network in this process, with its threads or on its device."""
+    setup = context.setup
     devices = setup.num_local_devices
     spec = TrainingSpec(
         run=setup.job.run_name,
-        phase=phase,
+        phase=phase.kind,
         workload=setup.workload(weights),
         tasks=(task,),
         bank=None,
         threads=setup.job.cluster.threads,
     )
     device = device_name(torch.device(setup.device))
-    with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices), torch_threads(spec.threads):
-        train_all(spec, state.training_folder)
-    return Outcome.read(state.training_folder, task.name).weights
+    with (
+        context.charged(phase.kind, phase.name, device, devices) as clock,
+        clock.working(devices),
+        torch_threads(spec.threads),
+    ):
+        train_all(spec, context.training_folder)
+
+
+def outcome_files(context: RunContext, training: str) -> Result:
+    """The result of a phase that has trained a network: its weights, and next to them the record of its epochs."""
+    outcome, record = Outcome.read(context.training_folder, training), outcome_path(context.training_folder, training)
+    weights, extra = (path.relative_to(context.folder).as_posix() for path in (outcome.weights, record))
+    return Result(files=(weights,), extras=(extra,), fields={"weights": weights})

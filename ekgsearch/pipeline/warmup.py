@@ -1,31 +1,57 @@
-"""A short training on the warm-up subset before the search."""
+"""The phase of a short training on the warm-up subset, before the search."""
 
 from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig
-from ekgsearch.pipeline.state import RunState
-from ekgsearch.pipeline.train import train_here
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.phase import Inputs, Phase, Result
+from ekgsearch.pipeline.train import outcome_files, train_here
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.workers.training import TrainingTask
 
+SEMANTICS = 1
+
 NO_AUGMENTATION = Augmentation(pad=0, flip=False, brightness=0, contrast=0, saturation=0)
 
+QUIRK = "halved_warmup_divisor"
 
-def warm_up(state: RunState) -> None:
-    """Commit the weights after a short training on the warm-up subset."""
-    if state.line("warmup"):
-        state.committed("warmup")
-        return
-    setup, section = state.setup, state.setup.job.warmup
-    path = state.committed("pretrain")
-    assert path is not None
-    if section.epochs:
+
+class Warmup(Phase):
+    """Train all weights for an epoch or so; without epochs the weights stay as they are."""
+
+    kind = PhaseKind.WARMUP
+    name = "warmup"
+    training = "warmup"
+
+    def inputs(self, context: RunContext) -> Inputs:
+        """The weights; where they are trained, everything that a training depends on."""
+        setup, job = context.setup, context.setup.job
+        files = {"weights": context.weights_sha256("pretrain")}
+        if not job.warmup.epochs:
+            return Inputs(semantics=SEMANTICS, files=files, sections={"warmup": {"epochs": 0}})
+        return Inputs(
+            semantics=SEMANTICS,
+            sections={"warmup": job.warmup.identity()},
+            files=files,
+            images={"warmup": setup.selection(setup.warmup_ids), "loader": setup.loader},
+            network=setup.network_identity,
+            choices={"seed": job.seed, "search.quirks": [QUIRK] if QUIRK in job.search.quirks else []},
+            device=setup.device,
+            threads=job.cluster.threads,
+        )
+
+    def run(self, context: RunContext) -> Result:
+        """Train, or pass the weights on."""
+        setup, weights = context.setup, context.weights("pretrain")
+        if not setup.job.warmup.epochs:
+            name = weights.relative_to(context.folder).as_posix()
+            return Result(files=(name,), fields={"weights": name})
         config = warmup_config(setup.job, len(setup.warmup_ids))
         ids = tuple(setup.warmup_ids.tolist())
-        task = TrainingTask(name="warmup", config=config, subnetwork=None, ids=ids, evaluate=False)
-        path = train_here(state, PhaseKind.WARMUP, task, path)
-    state.commit("warmup", path)
+        task = TrainingTask(name=self.training, config=config, subnetwork=None, ids=ids, evaluate=False)
+        train_here(context, self, task, weights)
+        return outcome_files(context, self.training)
 
 
 def warmup_config(job: Job, num_images: int) -> FinetuneConfig:
@@ -35,7 +61,7 @@ def warmup_config(job: Job, num_images: int) -> FinetuneConfig:
     twice the learning rate and half the decay.
     """
     section = job.warmup
-    factor = 2 if "halved_warmup_divisor" in job.search.quirks else 1
+    factor = 2 if QUIRK in job.search.quirks else 1
     return FinetuneConfig(
         objective="plain",
         epochs=section.epochs,

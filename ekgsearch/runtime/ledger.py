@@ -25,6 +25,9 @@ HEARTBEAT_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 _OPEN = "open"
 
+SHARED = "shared"
+"""State of a phase that another run has computed."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Attempt:
@@ -32,9 +35,11 @@ class _Attempt:
 
     run: str
     phase: str
+    instance: str
     attempt: int
     device: str
     num_devices: int
+    producer: str
     wall_seconds: float = 0.0
     busy_seconds: float = 0.0
     exit_state: str = _OPEN
@@ -124,7 +129,7 @@ class Ledger:
                 _write(path, dataclasses.replace(attempt, exit_state="died"))
 
     @contextmanager
-    def attempt(self, phase: PhaseKind, device: str, num_devices: int) -> Iterator[Clock]:
+    def attempt(self, phase: PhaseKind, device: str, num_devices: int, *, instance: str = "") -> Iterator[Clock]:
         """Charge a block of work to a phase.
 
         The attempt is recorded at its start, every `HEARTBEAT_SECONDS` by a daemon thread, and at its end with the
@@ -134,6 +139,7 @@ class Ledger:
             phase: phase of the run.
             device: kind of device held, such as ``cpu`` or ``NVIDIA H200``.
             num_devices: devices held for the whole attempt (CPU: cores), at least 1.
+            instance: which phase of this kind it is; the kind itself where there is one.
 
         Yields:
             The clock that takes the busy seconds.
@@ -144,7 +150,7 @@ class Ledger:
         """
         if num_devices < 1:
             raise ValueError(f"an attempt holds at least 1 device, found {num_devices}")
-        attempt, clock = self._next(phase, device, num_devices), Clock()
+        attempt, clock = self._next(phase, instance, device, num_devices), Clock()
         key = (attempt.phase, attempt.attempt)
         path = self._path(*key)
         stop = threading.Event()
@@ -170,15 +176,29 @@ class Ledger:
             if path.exists():
                 self._end(path, _measured(attempt, clock, exit_state))
 
-    def _next(self, phase: PhaseKind, device: str, num_devices: int) -> _Attempt:
+    def shared(self, phase: PhaseKind, instance: str, producer: str) -> None:
+        """Record, once, that a phase was taken over from the run that computed it, and is charged to that one.
+
+        Raises:
+            StorageError: it cannot be recorded.
+        """
+        known = {(row.instance, row.producer) for row in self.rows() if row.exit_state == SHARED}
+        if (instance, producer) in known:
+            return
+        attempt = dataclasses.replace(self._next(phase, instance, "", 0), producer=producer, exit_state=SHARED)
+        _write(self._path(attempt.phase, attempt.attempt), attempt)
+
+    def _next(self, phase: PhaseKind, instance: str, device: str, num_devices: int) -> _Attempt:
         """An attempt under the next free number; it is not recorded yet."""
         numbers = [_read(path).attempt for path in self._paths() if path.name.startswith(f"{PhaseKind(phase).value}-")]
         return _Attempt(
             run=self._run,
             phase=PhaseKind(phase).value,
+            instance=instance or PhaseKind(phase).value,
             attempt=max(numbers, default=0) + 1,
             device=device,
             num_devices=num_devices,
+            producer=self._run,
             host=socket.gethostname(),
             process=os.getpid(),
             process_start=_process_start(os.getpid()),
@@ -249,6 +269,7 @@ def _row(attempt: _Attempt) -> DeviceHoursRow:
     return DeviceHoursRow(
         run=attempt.run,
         phase=attempt.phase,
+        instance=attempt.instance,
         attempt=attempt.attempt,
         device=attempt.device,
         num_devices=attempt.num_devices,
@@ -257,6 +278,7 @@ def _row(attempt: _Attempt) -> DeviceHoursRow:
         idle_seconds=max(held_seconds - attempt.busy_seconds, 0.0),
         device_hours=held_seconds / 3600,
         exit_state=attempt.exit_state,
+        producer=attempt.producer,
     )
 
 

@@ -200,29 +200,36 @@ class Decision:
 def decisions_from_records(records: Iterable[Mapping[str, Any]], full: Subnetwork) -> list[Decision]:
     """Rebuild decisions from their journal lines, starting from the unpruned network."""
     decisions: list[Decision] = []
-    current = full
     for record in records:
-        for name, kept in record["kept"].items():
-            current = current.replace(name, kept)
-        outcomes = tuple(
-            CandidateOutcome(line["group"], line["num_kept"], line["macs"], line["params"], _evaluation(line))
-            for line in record["candidates"]
-        )
-        decisions.append(
-            Decision(
-                record["iteration"],
-                record["group"],
-                tuple(record["kept"]),
-                current,
-                Fraction(record["rate"]),
-                record["threshold"],
-                _evaluation(record),
-                record["macs"],
-                record["params"],
-                outcomes,
-            )
-        )
+        decisions.append(decision_from_record(record, decisions[-1].subnetwork if decisions else full))
     return decisions
+
+
+def decision_from_record(record: Mapping[str, Any], current: Subnetwork) -> Decision:
+    """Rebuild a decision from its journal line.
+
+    Args:
+        record: fields of the line.
+        current: the sub-network before the decision; the unpruned one for the first.
+    """
+    for name, kept in record["kept"].items():
+        current = current.replace(name, kept)
+    outcomes = tuple(
+        CandidateOutcome(line["group"], line["num_kept"], line["macs"], line["params"], _evaluation(line))
+        for line in record["candidates"]
+    )
+    return Decision(
+        record["iteration"],
+        record["group"],
+        tuple(record["kept"]),
+        current,
+        Fraction(record["rate"]),
+        record["threshold"],
+        _evaluation(record),
+        record["macs"],
+        record["params"],
+        outcomes,
+    )
 
 
 def _numbers(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Section of a job: the memory bank."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from ekgsearch.fields import Positive, Section, Text
+from ekgsearch.fields import Mark, Positive, Section, Text
 from ekgsearch.storage.secrets import credentials_in
 
 
@@ -13,7 +13,7 @@ class BankSection(Section):
     """The memory bank of the teachers' outputs."""
 
     teachers: Positive = Field(5, description="K, number of interim sub-networks kept as teachers")
-    uri: Text | None = Field(
+    uri: Annotated[Text | None, Mark.NO_RESULT, Mark.PATH] = Field(
         None,
         description="folder ($VARIABLES are expanded) or object storage of the bank; null: inside the run directory",
     )
@@ -28,12 +28,12 @@ class BankSection(Section):
         "objective can share one bank; contrastive and byol store them anyway",
     )
     batch_size: Positive = Field(256, description="images of one batch (batch statistics)")
-    cache: Text | None = Field(
+    cache: Annotated[Text | None, Mark.NO_RESULT, Mark.PATH] = Field(
         None,
         description="folder on the disk of each machine for its copy of the bank; null: inside the run directory. "
         "$VARIABLES are expanded",
     )
-    resident: bool = Field(
+    resident: Annotated[bool, Mark.NO_RESULT] = Field(
         False,
         description="hold the bank in the memory of a GPU if half of what is free there suffices; no effect on CPUs",
     )

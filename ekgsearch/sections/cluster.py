@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from ekgsearch.fields import MOST, Amount, Count, Seconds, Section, Text, Threads
+from ekgsearch.fields import MOST, Amount, Count, Mark, Seconds, Section, Text, Threads
 from ekgsearch.runtime.environment import default_threads
 from ekgsearch.search.evaluate import PREFIX_BYTES
 
@@ -21,17 +21,19 @@ DriverThreads = Annotated[
 class ClusterSection(Section):
     """Where the work runs."""
 
-    search_workers: int = Field(
+    search_workers: Annotated[int, Mark.NO_RESULT] = Field(
         0, ge=0, le=4096, description="long-lived Ray workers of search and bank; 0: in this process"
     )
-    address: Text | None = Field(None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local")
-    placement: Literal["spread", "pack"] = Field(
+    address: Annotated[Text | None, Mark.NO_RESULT] = Field(
+        None, description="address of a running Ray cluster; null: $RAY_ADDRESS, else local"
+    )
+    placement: Annotated[Literal["spread", "pack"], Mark.NO_RESULT] = Field(
         "spread", description="search workers over as many nodes as possible, or as few as possible"
     )
-    cpus_per_worker: Amount | None = Field(
+    cpus_per_worker: Annotated[Amount | None, Mark.NO_RESULT] = Field(
         None, description="cores that one worker holds; below 1 several share one; null: one for each thread"
     )
-    gpus_per_worker: Amount = Field(
+    gpus_per_worker: Annotated[Amount, Mark.NO_RESULT] = Field(
         1, description="GPUs that one search worker holds where the device is cuda; below 1 several share one"
     )
     threads: DriverThreads = Field(
@@ -42,27 +44,29 @@ class ClusterSection(Section):
     threads_per_worker: Threads = Field(
         1, description="torch threads of one worker of search, bank and fine-tuning (part of the arithmetic)"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda"], Mark.NO_RESULT] = Field(
         "auto",
         description="auto: cuda where this machine has it; for workers of a named cluster: where a node of it does",
     )
-    max_restarts: int = Field(
+    max_restarts: Annotated[int, Mark.NO_RESULT] = Field(
         3,
         ge=0,
         le=1000,
         description="times in a row that a lost worker is replaced, with no answer or checkpoint, before the run stops",
     )
-    start_timeout_seconds: Seconds = Field(
+    start_timeout_seconds: Annotated[Seconds, Mark.NO_RESULT] = Field(
         300,
         description="a search worker that has not started for so long is replaced; the next one gets twice as long",
     )
-    timeout_seconds: Seconds = Field(1800, description="a worker that answers nothing for so long is replaced")
-    prefix_mb: Count = Field(
+    timeout_seconds: Annotated[Seconds, Mark.NO_RESULT] = Field(
+        1800, description="a worker that answers nothing for so long is replaced"
+    )
+    prefix_mb: Annotated[Count, Mark.NO_RESULT] = Field(
         PREFIX_BYTES // 1_000_000,
         description="megabytes of feature maps that a search worker keeps from scoring, for candidates to start from; "
         "batches beyond are walked through again, to the same bits",
     )
-    object_store_mb: int = Field(
+    object_store_mb: Annotated[int, Mark.NO_RESULT] = Field(
         256, ge=75, le=MOST, description="object store of a local Ray session, MiB; Ray wants 75 at least"
     )
 

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from ekgsearch.data.datasets import DatasetName
 from ekgsearch.errors import NetworkError
-from ekgsearch.fields import Count, Pixels, Positive, Section, Text, Threads
+from ekgsearch.fields import Count, Mark, Pixels, Positive, Section, Text, Threads
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.zoo import NAMES, check
 
@@ -63,7 +63,7 @@ class NetSection(Section):
     name: NetName = Field(
         "resnet56", description="architecture, e.g. resnet20, resnet56, resnet50, vgg16, mobilenet_v2"
     )
-    weights: Text | None = Field(
+    weights: Annotated[Text | None, Mark.BY_CONTENT, Mark.PATH] = Field(
         None, description="safetensors file of trained weights; null trains the network first. $VARIABLES are expanded"
     )
     shortcut: Literal["option_a", "projection"] | None = Field(
@@ -80,7 +80,7 @@ class DataSection(Section):
     """The images."""
 
     name: DatasetName = Field("digits", description="data set")
-    root: Text | None = Field(
+    root: Annotated[Text | None, Mark.BY_CONTENT, Mark.PATH] = Field(
         None,
         description="folder of the data set; null: $EKGSEARCH_DATA, else the user's cache. $VARIABLES are expanded",
     )
@@ -92,8 +92,10 @@ class DataSection(Section):
         description="channels of an image: digits 1 or 3, cifar 3, pictures are converted to 1 (grey), 3 (RGB) or 4 "
         "(RGBA); DALI decodes those of 3; null: 3",
     )
-    download: bool = Field(True, description="fetch a missing data set where the network allows")
-    max_bad_images: Count = Field(
+    download: Annotated[bool, Mark.NO_RESULT] = Field(
+        True, description="fetch a missing data set where the network allows"
+    )
+    max_bad_images: Annotated[Count, Mark.NO_RESULT] = Field(
         0, description="image_folder, parquet: damaged images that are left out before giving up"
     )
     train_images: Positive | None = Field(
@@ -110,10 +112,10 @@ class DataSection(Section):
     loader: Literal["auto", "dali", "torch"] = Field(
         "auto", description="who decodes pictures for training; auto: DALI where it can run, the log says why not"
     )
-    loader_threads: Threads | None = Field(
+    loader_threads: Annotated[Threads | None, Mark.NO_RESULT] = Field(
         None, description="pictures that one process decodes at once; null: one per core, at most 16"
     )
-    max_damaged: float = Field(
+    max_damaged: Annotated[float, Mark.NO_RESULT] = Field(
         1e-4,
         ge=0,
         le=1,

@@ -62,6 +62,16 @@ class SearchSection(Section):
         "which one decision may lose the best candidate, e.g. 0.05. null: every candidate sees all images (exact)",
     )
 
+    @property
+    def evaluates_candidates(self) -> bool:
+        """Whether the method decides step by step, with workers that evaluate candidates; teachers are left over."""
+        return self.method == "ekg"
+
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether a decision depends on the seed of the job."""
+        return self.criterion == "random"
+
     def changed(self, names: Iterable[str]) -> list[str]:
         """Those of some fields that are not as by default, with the name of the section."""
         fields = type(self).model_fields

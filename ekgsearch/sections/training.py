@@ -1,11 +1,11 @@
 """Sections of a job: everything that trains a network."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ekgsearch.fields import Count, Factor, Positive, Section, Seed, Width
+from ekgsearch.fields import Count, Factor, Mark, Positive, Section, Seed, Width
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 
 
@@ -110,7 +110,9 @@ class FinetuneSection(TrainingFields):
         3, description="steps in a row without a finite loss that are skipped before going back to a checkpoint"
     )
     max_rollbacks: Count = Field(1, description="times of going back before the run stops")
-    checkpoint_every_steps: Count = Field(0, description="steps between checkpoints within an epoch; 0: none")
+    checkpoint_every_steps: Annotated[Count, Mark.NO_RESULT] = Field(
+        0, description="steps between checkpoints within an epoch; 0: none"
+    )
     workers: int = Field(1, ge=1, le=4096, description="processes of distributed data parallel training")
     brightness: Factor = Field(0.2, description="half range of the brightness jitter, on images in 0..1")
     contrast: Factor = Field(0.2, description="half range of the contrast factor")
@@ -118,9 +120,18 @@ class FinetuneSection(TrainingFields):
     lighting: float | None = Field(
         None, ge=0, description="deviation of the noise along ImageNet's colours; null: 0.1 with a resized crop, else 0"
     )
-    baselines: tuple[Literal["plain", "uniform"], ...] = Field(
+    # NO_RESULT, since each of them is a phase of its own that no other phase depends on
+    baselines: Annotated[tuple[Literal["plain", "uniform"], ...], Mark.NO_RESULT] = Field(
         (), description="also fine-tune: plain (same network, cross-entropy only), uniform (uniform-width network)"
     )
+
+    def identity(self) -> dict[str, Any]:
+        """Fields that can change a result.
+
+        Several workers without `synchronised_norm` have batch statistics of their own, each over its share of a batch;
+        then their number is part of the result, and otherwise stands as 1.
+        """
+        return super().identity() | ({"workers": 1} if self.synchronised_norm else {})
 
     def contradictions(self, name: str, num_images: int | None) -> Iterator[str]:
         """What does not go together in this section; see `TrainingFields.contradictions`."""

@@ -11,7 +11,7 @@ from small_search import SmallSearch
 
 from ekgsearch.bench.ray import PipeCrew, Side
 from ekgsearch.errors import EkgError, JobError
-from ekgsearch.pipeline.search import ekg_settings
+from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team

@@ -9,7 +9,7 @@ import yaml
 
 from ekgsearch.bench.base import load_bench, run_bench
 from ekgsearch.bench.ceilings import convolution_bytes
-from ekgsearch.bench.search import Settings, _plan, open_search, run
+from ekgsearch.bench.search import Settings, _spec, open_search, run
 from ekgsearch.errors import JobError
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
@@ -152,7 +152,7 @@ def test_every_shipped_job_opens_its_network_images_and_weights(
     opened = workload.open_network().state_dict()
     assert all(torch.equal(opened[name], tensor) for name, tensor in setup.network.state_dict().items())
     assert setup.net.padding == "tf_same", "as the weights need"
-    plans = [_plan(setup, case) for case in settings.cases]
+    plans = [_spec(setup, case) for case in settings.cases]
     assert all(plan not in plans[:index] for index, plan in enumerate(plans)), "no two cases are the same"
 
 

@@ -6,22 +6,24 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from paper_run import paper_run
 from small_search import SmallSearch
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline.audit import audit
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.pipeline.run import run_job
-from ekgsearch.pipeline.search import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.warmup import Warmup
 from ekgsearch.records import Subnetwork
-from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.search.base import Candidate, Evaluation, Evaluator, GroupScores
 from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.search.racing import Racing
+from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team
@@ -55,15 +57,17 @@ class WrongOnce:
 
 
 @contextmanager
-def searched(folder: Path, evaluator: type[WrongOnce] | None = None, error: float | None = None) -> Iterator[RunState]:
+def searched(
+    folder: Path, evaluator: type[WrongOnce] | None = None, error: float | None = None
+) -> Iterator[RunContext]:
     """A run whose search has finished, by the team itself or by what is put before it."""
     small = SmallSearch.make(folder, SETTINGS)
     run = small.setup.job.run_dir
     run.mkdir()
     with Journal.open(run / "journal.jsonl") as journal:
-        state = RunState(small.setup, journal, Ledger(run / "ledger", "run"), InProcessBackend())
+        state = paper_run(small.setup, run, journal)
         weights = small.workload.weights.rename(run / "weights.safetensors")
-        state.commit("warmup", weights)
+        state.commit(Warmup(), {"files": {weights.name: file_sha256(weights)}, "weights": weights.name})
         with state.backend.team(state.workload, small.setup.search_spec) as team:
             answering: Evaluator = team if evaluator is None else evaluator(team)
             if error is not None:
@@ -75,13 +79,13 @@ def searched(folder: Path, evaluator: type[WrongOnce] | None = None, error: floa
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunState]:
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunContext]:
     with searched(tmp_path_factory.mktemp("exact")) as state:
         yield state
 
 
 def test_an_exact_run_agrees_everywhere_and_an_audit_larger_than_the_search_says_so(
-    exact: RunState, caplog: pytest.LogCaptureFixture
+    exact: RunContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, before = decisions(exact), list(exact.journal.lines)
     rows = audit(exact, 1000)
@@ -96,7 +100,7 @@ def test_an_exact_run_agrees_everywhere_and_an_audit_larger_than_the_search_says
 
 
 def test_random_iterations_follow_from_the_seed_and_are_written_to_a_table(
-    exact: RunState, caplog: pytest.LogCaptureFixture
+    exact: RunContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = decisions(exact)
     rows = audit(exact, 3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import JOB
+from paper_run import paper_run
 
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import load_job
@@ -94,12 +95,13 @@ def test_a_run_is_not_continued_on_another_kind_of_device_unless_it_must(
 ) -> None:
     setup = set_up(load_job(job_file, ["cluster.device=cpu"]))
     moved = replace(setup, devices=Devices(here="cpu", search="cuda", finetune="cpu"))
-    setup.job.run_dir.mkdir()
+    run = setup.job.run_dir
+    run.mkdir()
     with Journal.open(setup.job.run_dir / "journal.jsonl") as journal:
-        start_or_check(setup, journal, continue_anyway=False)
-        start_or_check(setup, journal, continue_anyway=False)
+        start_or_check(paper_run(setup, run, journal), continue_anyway=False)
+        start_or_check(paper_run(setup, run, journal), continue_anyway=False)
         with pytest.raises(ResumeError, match="search_device was cpu, is cuda"):
-            start_or_check(moved, journal, continue_anyway=False)
-        start_or_check(moved, journal, continue_anyway=True)
+            start_or_check(paper_run(moved, run, journal), continue_anyway=False)
+        start_or_check(paper_run(moved, run, journal), continue_anyway=True)
         assert len(journal.lines) == 1
     assert "continuing although search_device was cpu, is cuda" in caplog.text

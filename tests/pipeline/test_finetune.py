@@ -7,19 +7,21 @@ from typing import Any
 
 import pytest
 from command_line import JOB
+from paper_run import paper_run
 
 from ekgsearch.data.views import Augmentation
 from ekgsearch.errors import StorageError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline import finetune
 from ekgsearch.pipeline.decisions import final_subnetwork, teachers_of
-from ekgsearch.pipeline.finetune import finetune_config, finetuning_tasks
-from ekgsearch.pipeline.state import RunState
+from ekgsearch.pipeline.finetune import finetune_config
+from ekgsearch.pipeline.phases import phases_of
+from ekgsearch.pipeline.search import Search
 from ekgsearch.pipeline.train import training_config
 from ekgsearch.pipeline.warmup import warmup_config
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
 
 FOUND, NARROW = Subnetwork.of({"a": range(4)}), Subnetwork.of({"a": range(2)})
@@ -39,22 +41,19 @@ def state_of(job: Job, num_classes: int = 10) -> Any:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["finetune.baselines=[plain, uniform]"], [("slim", "ekg"), ("plain", "plain"), ("uniform", "plain")]),
-        (["finetune.baselines=[plain]", "finetune.objective=plain"], [("slim", "plain")]),
+        (["finetune.baselines=[plain, uniform]"], ["bank", "finetune-slim", "finetune-plain", "finetune-uniform"]),
+        (["finetune.baselines=[plain]", "finetune.objective=plain"], ["finetune-slim"]),
         (
             ["finetune.baselines=[plain, uniform]", "finetune.objective=single", "search.method=uniform"],
-            [("slim", "single"), ("plain", "plain")],
+            ["finetune-slim", "finetune-plain"],
         ),
     ],
 )
 def test_a_baseline_that_is_the_network_itself_is_not_trained_twice(
-    settings: list[str], expected: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: list[str], expected: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(finetune, "final_subnetwork", lambda _: FOUND)
-    monkeypatch.setattr(finetune, "uniform_width", lambda *_: NARROW)
-    tasks = finetuning_tasks(state_of(job_with(tmp_path, *settings)))
-    assert [(task.name, task.config.objective) for task in tasks] == expected
-    assert [task.subnetwork for task in tasks] == [NARROW if task.name == "uniform" else FOUND for task in tasks]
+    phases = phases_of(job_with(tmp_path, *settings))
+    assert [phase.name for phase in phases] == ["pretrain", "warmup", "search", *expected, "evaluate"]
 
 
 def test_seed_and_temperature_are_those_of_the_job_or_of_its_images(tmp_path: Path) -> None:
@@ -93,22 +92,22 @@ def test_the_student_is_no_teacher(tmp_path: Path) -> None:
 
 
 def test_a_committed_file_that_was_altered_is_not_used(tmp_path: Path) -> None:
-    setup: Any = SimpleNamespace(job=SimpleNamespace(run_dir=tmp_path))
+    setup: Any = SimpleNamespace(job=job_with(tmp_path))
     path, found = tmp_path / "slim.safetensors", tmp_path / "subnetwork.json"
     path.write_bytes(b"weights")
     with Journal.open(tmp_path / "journal.jsonl") as journal:
-        state = RunState(setup, journal, None, None)  # type: ignore[arg-type]
-        assert state.committed("search") is None
-        state.commit("search", path, subnetwork=FOUND.sha256)
-        assert state.committed("search") == path
+        context = paper_run(setup, tmp_path, journal)
+        assert context.committed("search") is None
+        context.commit(Search(), {"files": {path.name: file_sha256(path)}, "subnetwork": FOUND.sha256})
+        assert context.file("search", path.name) == path
         path.write_bytes(b"weighty")
         with pytest.raises(StorageError, match="missing or altered"):
-            state.committed("search")
+            context.file("search", path.name)
         path.unlink()
         with pytest.raises(StorageError, match="missing or altered"):
-            state.committed("search")
+            context.file("search", path.name)
         found.write_text(json.dumps(FOUND.to_dict()))
-        assert final_subnetwork(state) == FOUND
+        assert final_subnetwork(context) == FOUND
         found.write_text(json.dumps(NARROW.to_dict()))
         with pytest.raises(StorageError, match="is not the sub-network that the journal names"):
-            final_subnetwork(state)
+            final_subnetwork(context)

@@ -20,7 +20,6 @@ from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import TrainData
 from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline import evaluate
-from ekgsearch.pipeline.adopt import search_fields
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.pipeline.setup import set_up
 from ekgsearch.storage.journal import read_journal
@@ -83,11 +82,6 @@ def test_a_run_trains_and_evaluates_on_the_images_that_its_job_names(
 def test_more_images_than_there_are_is_said_before_any_work(field: str, load: Load) -> None:
     with pytest.raises(JobError, match=rf"data\.{field} = 99999, but .* has \d+ .*images"):
         set_up(load(f"data.{field}=99999"))
-
-
-def test_a_search_is_adopted_whatever_the_test_images(load: Load) -> None:
-    fields = [search_fields(load(setting).deciding_fields) for setting in ("data.test_images=9", "seed=1")]
-    assert fields[0] == fields[1]
 
 
 def parquet_folder(folder: Path) -> Path:

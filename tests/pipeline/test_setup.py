@@ -8,19 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 from command_line import JOB
+from paper_run import commit_until, paper_run
 
 from ekgsearch.errors import JobError, ResumeError
-from ekgsearch.jobfile import fields_text, load_job
+from ekgsearch.jobfile import load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline import network
-from ekgsearch.pipeline.adopt import find_search
+from ekgsearch.pipeline.adopt import adopt_where_asked
 from ekgsearch.pipeline.bank import bank_spec
 from ekgsearch.pipeline.inspect import group_table
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.statement import start_or_check
-from ekgsearch.runtime.environment import provenance
 from ekgsearch.search.steps import QUIRKS
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
@@ -81,40 +81,29 @@ def test_another_normalisation_or_padding_makes_another_run_search_and_memory_ba
 
     first = opened()
     others = {
-        "mean": opened(mean=[7.5, 7.5, 8.0]),
-        "std": opened(std=[2.0] * 3),
-        "net": opened(net=net.to_dict() | {"padding": "tf_same"}),
+        "network.mean": opened(mean=[7.5, 7.5, 8.0]),
+        "network.std": opened(std=[2.0] * 3),
+        "network.padding": opened(net=net.to_dict() | {"padding": "tf_same"}),
     }
-    first.job.run_dir.mkdir()
-    with Journal.open(first.job.run_dir / "journal.jsonl") as journal:
-        start_or_check(first, journal, False)
-        start_or_check(opened(), journal, False)
+    run = first.job.run_dir
+    run.mkdir()
+    with Journal.open(run / "journal.jsonl") as journal:
+        context = paper_run(first, run, journal)
+        start_or_check(context, False)
+        commit_until(context, "search")
+        start_or_check(paper_run(opened(), run, journal), False)
         for name, other in others.items():
-            with pytest.raises(ResumeError, match=rf"belongs to another run: {name} was .*, is "):
-                start_or_check(other, journal, False)
-        journal.append("search")
+            with pytest.raises(ResumeError, match=rf"belongs to another run: {name} was .*, is .*again: pretrain, war"):
+                start_or_check(paper_run(other, run, journal), True)
     assert bank_hash(opened()) == bank_hash(first)
     assert len({bank_hash(setup) for setup in (first, *others.values())}) == 4
-    adopting = f"output={tmp_path / 'other'}", f"search_run={first.job.run_dir}"
-    with pytest.raises(JobError, match=r"is not the one that this job describes: std differs\. Make them equal"):
-        find_search(opened(*adopting, std=[2.0] * 3))
-
-
-def test_what_an_older_run_has_not_recorded_is_named(tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
-    setup = set_up(load_job(tmp_path / "job.yaml"))
-    setup.job.run_dir.mkdir()
-    with Journal.open(setup.job.run_dir / "journal.jsonl") as journal:
-        facts = {name: value for name, value in setup.facts.items() if name not in ("mean", "std")}
-        journal.append("run", job=setup.job.sha256, **facts, **setup.devices.facts)
-        journal.append("search")
-        (setup.job.run_dir / "job.yaml").write_text(fields_text(setup.job))
-        (setup.job.run_dir / "provenance.json").write_text(json.dumps(provenance()))
-        with pytest.raises(ResumeError, match=r"another run: mean was not recorded, is \[.*; std was not recorded, is"):
-            start_or_check(setup, journal, False)
-    adopting = f"output={tmp_path / 'other'}", f"search_run={setup.job.run_dir}"
-    with pytest.raises(JobError, match="describes: mean is not recorded there; std is not recorded there"):
-        find_search(set_up(load_job(tmp_path / "job.yaml", adopting)))
+    adopting = opened(f"output={tmp_path / 'other'}", f"search_run={run}", std=[2.0] * 3)
+    adopting.job.run_dir.mkdir()
+    with (
+        Journal.open(adopting.job.run_dir / "journal.jsonl") as journal,
+        pytest.raises(JobError, match=r"is not the one that this job describes: network\.std was .* Make them equal"),
+    ):
+        adopt_where_asked(paper_run(adopting, adopting.job.run_dir, journal))
 
 
 def test_what_the_analysis_warns_of_is_said_next_to_the_costs(

@@ -21,7 +21,7 @@ from ekgsearch.jobfile import load_model
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.landscape import measure_landscape
-from ekgsearch.pipeline.study import StudyJob, _study_one
+from ekgsearch.pipeline.study import StudyJob, StudyOne
 from ekgsearch.report.study import pearson
 from ekgsearch.search.budget import set_budget
 from ekgsearch.search.ekg import EkgSettings
@@ -155,7 +155,7 @@ def test_step_trim_and_quirks_of_the_job_reach_the_random_cuts(
     monkeypatch.setattr("ekgsearch.pipeline.study.random_subnetwork", note)
     state = SimpleNamespace(setup=SimpleNamespace(device="cpu", budget=budget), open_graph=lambda: graph)
     with pytest.raises(KeyboardInterrupt):
-        _study_one(state, job, 0)  # type: ignore[arg-type]
+        StudyOne(job, 0).run(state)  # type: ignore[arg-type]
     assert found == [EkgSettings(step=0.3, trim=0.1, quirks=frozenset({"whole_vector_shortlist"}))]
     cuts = {random_subnetwork(graph, budget, criterion="l1", seed=1, settings=one) for one in (*found, EkgSettings())}
     assert len(cuts) == 2
@@ -186,7 +186,7 @@ def test_the_study_in_small_continues_where_it_was_killed(tmp_path: Path) -> Non
     journal = output / "journal.jsonl"
     whole = journal.read_bytes()
     lines = whole.splitlines(keepends=True)
-    first_study = next(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "study")
+    first_study = next(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "finetune")
     journal.write_bytes(b"".join(lines[: first_study + 1]) + lines[first_study + 1][:20])
     for path in (output / "training").glob("study00[12]*"):
         if path.is_file():

@@ -32,7 +32,7 @@ def test_they_are_those_of_the_environment_else_the_cores(
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     for job in (job_with(tmp_path), job_with(tmp_path, "cluster.threads=null")):
-        assert job.cluster.threads == job.deciding_fields["cluster.threads"] == (expected or num_cores())
+        assert job.cluster.threads == job.identity()["cluster"]["threads"] == (expected or num_cores())
     assert job_with(tmp_path, "cluster.threads=7").cluster.threads == 7
     with pytest.raises(JobError, match=r"cluster\.threads = 0: .*greater than or equal to 1"):
         job_with(tmp_path, "cluster.threads=0")

@@ -169,7 +169,18 @@ class SyntheticRun:
             held = float(seconds)
             rows.append(
                 DeviceHoursRow(
-                    self.name, phase, attempt, DEVICE, 1, held, busy * held, (1 - busy) * held, held / 3600, state
+                    run=self.name,
+                    phase=phase,
+                    instance=phase,
+                    attempt=attempt,
+                    device=DEVICE,
+                    num_devices=1,
+                    wall_seconds=held,
+                    busy_seconds=busy * held,
+                    idle_seconds=(1 - busy) * held,
+                    device_hours=held / 3600,
+                    exit_state=state,
+                    producer=self.name,
                 )
             )
         return rows

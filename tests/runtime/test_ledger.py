@@ -41,6 +41,7 @@ def test_an_attempt_is_wall_time_by_devices(tmp_path: Path, fake_time: list[floa
     expected = DeviceHoursRow(
         run="run",
         phase="search",
+        instance="search",
         attempt=1,
         device="NVIDIA H200",
         num_devices=4,
@@ -49,6 +50,7 @@ def test_an_attempt_is_wall_time_by_devices(tmp_path: Path, fake_time: list[floa
         idle_seconds=36 * 4 - 67.5,
         device_hours=36 * 4 / 3600,
         exit_state="finished",
+        producer="run",
     )
     assert ledger.rows() == [expected]
     assert Ledger(tmp_path / "ledger", "run").rows() == [expected]
@@ -385,3 +387,16 @@ def test_an_interrupt_at_any_line_of_the_start_is_recorded_as_one(tmp_path: Path
         states.append("began" if began else ledger.rows()[0].exit_state if ledger.rows() else "nothing")
     assert set(states) == {"nothing", "interrupted", "began"}
     assert states.count("interrupted") > 3
+
+
+def test_a_phase_of_another_run_costs_nothing_and_is_recorded_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "run")
+    for producer in ("first", "first", "second"):
+        ledger.shared(PhaseKind.FINETUNE, "finetune-slim", producer)
+    rows = Ledger(tmp_path, "run").rows()
+    assert [(row.instance, row.producer, row.exit_state, row.device_hours) for row in rows] == [
+        ("finetune-slim", producer, "shared", 0) for producer in ("first", "second")
+    ]
+    with ledger.attempt(PhaseKind.FINETUNE, "cpu", 1, instance="finetune-plain"):
+        pass
+    assert [(row.attempt, row.instance, row.producer) for row in ledger.rows()][2:] == [(3, "finetune-plain", "run")]

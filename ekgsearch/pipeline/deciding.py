@@ -1,0 +1,193 @@
+"""Decisions of a search: computed by the search workers, or taken from a phase store."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.phase_store import PhaseStore
+from ekgsearch.records import PhaseKind
+from ekgsearch.runtime.listener import Advanced, IterationMade, stop_where_asked
+from ekgsearch.search.base import Decision, decision_from_record
+from ekgsearch.search.ekg import EkgSearch, EkgSettings
+from ekgsearch.search.racing import Racing
+from ekgsearch.search.reach import depends_on_budget
+from ekgsearch.sections.search import SearchSection
+from ekgsearch.workers.team import Team
+from ekgsearch.workers.worker import SearchSpec
+
+log = logging.getLogger(__name__)
+
+PHASE = "search"
+
+
+def ekg_settings(section: SearchSection, spec: SearchSpec) -> EkgSettings:
+    """Choices of a search whose candidates are evaluated under a spec."""
+    quirks = frozenset(section.quirks)
+    return EkgSettings(step=section.step, trim=section.trim, quirks=quirks, tie_tolerance=spec.tie_tolerance)
+
+
+class Deciding:
+    """Adds decisions to those of a run until its budget is met.
+
+    Attributes:
+        made: all decisions, in order; each is in the journal.
+    """
+
+    def __init__(self, context: RunContext, made: list[Decision]) -> None:
+        """Go on after decisions that are in the journal.
+
+        Args:
+            context: the run.
+            made: its decisions so far; extended.
+        """
+        self.made = made
+        self._context = context
+        self._setup = context.setup
+        self._settings = ekg_settings(self._setup.job.search, self._setup.search_spec)
+        self._full = self._setup.budget.measured(self._setup.full_costs.macs, self._setup.full_costs.params)
+        self._tell(self._removed)
+
+    def compute(self) -> None:
+        """Let the workers decide until the budget is met."""
+        with ExitStack() as work:
+            for decision in self._computing(work):
+                self._take(decision)
+
+    def share(self, store: PhaseStore, common: str, own: str) -> None:
+        """Take every decision that the store has, and store those that it lacks.
+
+        Of several runs that need the same decision at once, one computes it; the others take it over as it comes. A
+        decision that the budget may have a say in is shared with runs to the same budget only.
+
+        Args:
+            store: where runs share phases.
+            common: key of the decisions that do not depend on the budget.
+            own: key of those that do.
+        """
+        while not self._is_over:
+            key = own if self._depends_on_budget else common
+            number = len(self.made)
+            found = None if self._context.verifies else store.decision(key, number)
+            if found is not None:
+                self._adopt(*found)
+                continue
+            if key == own:  # whoever searches to this budget holds the claim on the phase
+                self._compute_and_store(store, key)
+                continue
+            with self._claimed(store, key, number) as found:
+                if found is not None:
+                    self._adopt(*found)
+                else:
+                    self._compute_and_store(store, key)
+
+    def _compute_and_store(self, store: PhaseStore, key: str) -> None:
+        """Decide for as long as the store has nothing under the key, and decisions belong to it."""
+        run = self._setup.job.run_name
+        is_common = not self._depends_on_budget
+        with ExitStack() as work:
+            for decision in self._computing(work):
+                record, producer = store.keep_decision(key, len(self.made), decision.to_record(), run)
+                if record != decision.to_record():
+                    self._adopt(record, producer)
+                    return
+                self._take(decision)
+                if is_common and self._depends_on_budget:
+                    return
+
+    @contextmanager
+    def _claimed(self, store: PhaseStore, key: str, number: int) -> Iterator[tuple[dict[str, Any], str] | None]:
+        """The right to decide, or the decision that another run has stored meanwhile."""
+        context = self._context
+        if context.verifies:
+            yield None
+            return
+        with store.decision_claimed(
+            key,
+            number,
+            producer=self._setup.job.run_name,
+            check=lambda: stop_where_asked(context.listener),
+            on_wait=context.teams.release,
+        ) as found:
+            yield found
+
+    def _computing(self, work: ExitStack) -> Iterator[Decision]:
+        """Decisions of the workers; their time is charged to the search for as long as `work` is open."""
+        context, setup = self._context, self._setup
+        team = context.teams.get(setup.workload(context.start_weights, setup.devices.search), setup.search_spec)
+        racing = self._racing(team)
+        search = EkgSearch(setup.graph, racing or team, setup.budget, self._settings)
+        device = setup.devices.name(setup.devices.search)
+        clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, context.backend.num_search_devices))
+        team.charge(clock)
+        yield from search.run(tuple(self.made))
+        if racing is not None:
+            log.info("racing evaluated %.1f %% of the candidates' batches", 100 * racing.share_evaluated)
+
+    def _racing(self, team: Team) -> Racing | None:
+        """The evaluator that lets candidates race, if the job asks for it."""
+        error, spec = self._setup.job.search.racing, self._setup.search_spec
+        if error is None:
+            return None
+        return Racing(team, [index for index, _ in spec.batches], error, spec.nominal_batch)
+
+    def _adopt(self, record: Mapping[str, Any], producer: str) -> None:
+        """Take a decision that another run, or this one before, has made."""
+        current = self.made[-1].subnetwork if self.made else self._setup.graph.full()
+        if producer != self._setup.job.run_name:
+            self._context.ledger.shared(PhaseKind.SEARCH, PHASE, producer)
+        self._take(decision_from_record(record, current))
+
+    def _take(self, decision: Decision) -> None:
+        """Commit a decision and tell it."""
+        before = self._removed
+        self._context.journal.append("iteration", **decision.to_record())
+        self.made.append(decision)
+        self._tell(self._removed - before)
+        self._context.listener.hear(
+            IterationMade(
+                phase=PHASE,
+                iteration=decision.iteration,
+                group=decision.group,
+                loss=decision.evaluation.loss,
+                macs=decision.macs,
+                params=decision.params,
+                reduction=self._removed / self._full,
+            )
+        )
+        stop_where_asked(self._context.listener)
+
+    def _tell(self, removed: int) -> None:
+        shown: dict[str, float | int | str] = {}
+        if self.made:
+            last = self.made[-1]
+            shown = {
+                "iteration": last.iteration,
+                "group": last.group,
+                "loss": f"{last.evaluation.loss:.4f}",
+                "reduction": f"{self._removed / self._full:.1%}",
+            }
+        self._context.listener.hear(
+            Advanced(
+                label="search",
+                done=removed,
+                total=round(self._full - self._setup.budget.limit),
+                unit=f"{self._setup.budget.unit} removed",
+                shown=shown,
+                is_end=self._is_over,
+            )
+        )
+
+    @property
+    def _removed(self) -> int:
+        """Cost that is removed by now, in the unit of the budget."""
+        return self._full - self._setup.budget.measured(self.made[-1].macs, self.made[-1].params) if self.made else 0
+
+    @property
+    def _is_over(self) -> bool:
+        return bool(self.made) and self._setup.budget.is_met(self.made[-1].macs, self.made[-1].params)
+
+    @property
+    def _depends_on_budget(self) -> bool:
+        return depends_on_budget(self._setup.graph, self._setup.budget, self._settings, self.made)

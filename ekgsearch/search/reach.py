@@ -1,0 +1,37 @@
+"""Decisions that do not depend on the budget: searches to different budgets share them."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.search.base import Decision
+from ekgsearch.search.budget import Budget
+from ekgsearch.search.ekg import EkgSettings
+from ekgsearch.search.steps import StepRule, coarse_step
+
+
+def depends_on_budget(graph: ChannelGraph, budget: Budget, settings: EkgSettings, made: Sequence[Decision]) -> bool:
+    """Whether the next decision may depend on how much is to be removed.
+
+    It may as soon as the coarse proposal of any channel group, on the shortlist or not, falls below the budget: it is
+    then refined, and the scores of what it removes enter Otsu's threshold. This is arithmetic on costs alone, which
+    depend on how many channels are kept, not on which.
+
+    Args:
+        graph: the network's channel groups.
+        budget: what the search aims at.
+        settings: choices of the search.
+        made: the decisions so far; none where the unpruned network is still to be evaluated.
+    """
+    if not made:
+        return False
+    rule, current = StepRule("rounded_rates" in settings.quirks), made[-1].subnetwork
+    rates = {decision.group: decision.rate for decision in made}
+    for group in graph.groups:
+        kept = current[group.name]
+        rate = rule.narrowed(rates.get(group.name, Fraction(1)), coarse_step(group.size, group.uses, settings.step))
+        costs = cost(graph, current.replace(group.name, kept[: rule.num_kept(group.size, rate)]), budget.counter)
+        if budget.has_room_above(costs.macs, costs.params):
+            return True
+    return False
