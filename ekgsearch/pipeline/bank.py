@@ -1,19 +1,20 @@
 """The memory bank of a run: its address, its room on the disks, and how it is filled."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
-from ekgsearch.bank.bank import closest_bank
-from ekgsearch.bank.build import commit, manifest_key, missing_blocks
-from ekgsearch.bank.manifest import BankManifest, BankSpec, id_ranges
+from ekgsearch.bank.commit import closest_bank, commit, is_stored, missing_blocks
+from ekgsearch.bank.layout import id_ranges
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.rows import STORED
 from ekgsearch.bank.space import check_space
-from ekgsearch.channels.head import classifier
-from ekgsearch.errors import StorageError
+from ekgsearch.channels.arithmetic import EXACT
+from ekgsearch.channels.head import classifier, find_classifier
 from ekgsearch.experiment import expand_path
 from ekgsearch.finetune.config import BANK_OBJECTIVES, EMBEDDING_OBJECTIVES
 from ekgsearch.pipeline.decisions import decisions, teachers_of
 from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
+from ekgsearch.pipeline.setup import Setup
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.progress import Progress
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 MOST_BATCHES_PER_BLOCK = 8
 """Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""
 
-MOST_BLOCK_BYTES = 8_000_000
-"""Bytes of one stored block, unless one batch is more: a store takes so many in one request."""
+MOST_BLOCK_BYTES = 4_000_000
+"""Bytes of one stored block of a column, unless one batch is more: those of K teachers, whose outputs a process that
+builds or reads the bank holds together, still take few in its memory."""
 
 
 def has_bank(state: RunState) -> bool:
@@ -41,17 +43,7 @@ def has_bank(state: RunState) -> bool:
         return True
     if not state.line("bank"):
         return False
-    spec, store = bank_address(state).spec, open_store(bank_uri(state))
-    key = manifest_key(spec)
-    if not store.exists(key):
-        return False
-    try:
-        shards = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}").shards
-    except StorageError as error:
-        log.warning("%s", error)
-        return False
-    sizes = store.sizes(f"{spec.prefix}/block-")
-    return all(sizes.get(shard.key) == shard.bytes for shard in shards)
+    return is_stored(open_store(bank_uri(state)), bank_address(state).spec)
 
 
 def check_bank_store(state: RunState) -> None:
@@ -107,9 +99,8 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
     if ids is not None and len(ids) == num_images:
         ids = None
     num_images = num_images if ids is None else len(ids)
-    num_batches = -(-num_images // section.batch_size)
     has_embeddings = section.embeddings or setup.job.finetune.objective in EMBEDDING_OBJECTIVES
-    spec = BankSpec(
+    return BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=weights_hash,
         network_hash=content_hash([setup.net.to_dict(), setup.mean, setup.std]),
@@ -118,13 +109,28 @@ def bank_spec(state: RunState, *, teachers: tuple[str, ...], weights_hash: str) 
         ids=() if ids is None else id_ranges(ids),
         num_classes=setup.dataset.num_classes,
         batch_size=section.batch_size,
+        batches_per_block=_batches_per_block(setup, num_images),
         seed=setup.job.seed,
         embeddings=classifier(setup.graph).width if has_embeddings else 0,
         dtype=section.dtype,
+        tier=_tier(setup),
     )
-    batch_bytes = section.batch_size * spec.row_format.row_bytes
-    most = max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16, MOST_BLOCK_BYTES // batch_bytes))
-    return replace(spec, batches_per_block=most)
+
+
+def _batches_per_block(setup: Setup, num_images: int) -> int:
+    """Batches in one block: the same for every number of teachers, with and without embeddings, so that banks share."""
+    section = setup.job.bank
+    head = find_classifier(setup.graph)
+    width = max(setup.dataset.num_classes, head.width if head else 0)
+    batch_bytes = section.batch_size * width * STORED[section.dtype].itemsize
+    num_batches = -(-num_images // section.batch_size)
+    return max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16, MOST_BLOCK_BYTES // batch_bytes))
+
+
+def _tier(setup: Setup) -> str:
+    """What rounds differently where a bank is built; threads add in another order on CPUs only."""
+    kind = setup.devices.search
+    return "-".join([kind, *([str(setup.job.cluster.threads_per_worker)] if kind == "cpu" else []), EXACT.precision])
 
 
 def fill_bank(state: RunState, team: Team) -> None:
@@ -140,17 +146,20 @@ def fill_bank(state: RunState, team: Team) -> None:
         )
     spec, uri = bank_address(state).spec, bank_uri(state)
     store = open_store(uri)
-    blocks = missing_blocks(store, spec, verify=True)
+    missing = missing_blocks(store, spec, verify=True)
+    lacking = {position for block in missing for position in block.columns}
     log.info(
-        "%s: %d of %d blocks of the memory bank are to be built%s",
+        "%s: %d of %d blocks of the memory bank are to be built, for %d of its %d columns%s",
         store.uri,
-        len(blocks),
+        len(missing),
         spec.num_blocks,
-        closest_bank(store, spec) if len(blocks) == spec.num_blocks else "",
+        len(lacking),
+        len(spec.columns),
+        closest_bank(store, spec) if len(missing) == spec.num_blocks else "",
     )
     teachers = tuple(made[index].subnetwork for index in chosen)
     devices = state.setup.devices
-    state.backend.enlist(len(blocks))
+    state.backend.enlist(len(missing))
     with (
         state.ledger.attempt(PhaseKind.BANK, devices.name(devices.search), state.backend.num_search_devices) as clock,
         Progress(f"memory bank of {len(chosen)} teachers", spec.num_images, "images", log) as progress,
@@ -161,8 +170,8 @@ def fill_bank(state: RunState, team: Team) -> None:
             progress.advance(built.images)
             note_replaced(state, built.block, built.replaced)
 
-        team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri), on_block)
-        manifest = commit(store, spec)
+        team.build_bank(BankOrder(spec=spec, teachers=teachers, missing=tuple(missing), uri=uri), on_block)
+        manifest = commit(store, spec).manifest
     replaced = replaced_in_bank(state)
     if replaced:
         log.warning("memory bank: for %d images another one of their class stands in, theirs is damaged", replaced)

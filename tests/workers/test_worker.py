@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank
-from ekgsearch.bank.build import bank_layout, commit, missing_blocks
+from ekgsearch.bank.commit import commit, missing_blocks
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.select import choose_teachers
 from ekgsearch.channels.graph import analyse
@@ -62,8 +63,8 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
     )
     store = open_store(str(tmp_path / "bank"))
     worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
-    for block in reversed(missing_blocks(store, spec)):
-        worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
+    for missing in reversed(missing_blocks(store, spec)):
+        worker.build_block(spec, teachers, missing, str(tmp_path / "bank"))
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
 
@@ -116,8 +117,8 @@ def test_every_image_is_read_once_for_all_teachers(
     monkeypatch.setattr(ArrayImages, "read", count)
     worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
     counts.zero_()  # of the images of the search
-    for block in range(spec.num_blocks):
-        worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
+    for missing in missing_blocks(open_store(str(tmp_path / "bank")), spec):
+        worker.build_block(spec, teachers, missing, str(tmp_path / "bank"))
     assert len(teachers) == 3
     assert (counts == 1).all()
 
