@@ -123,7 +123,9 @@ def test_the_first_manifest_stays_while_its_blocks_are_there(store: ObjectStore,
         keys.append(write_shard(store, column, 1, values + 1e-6 * len(keys)).key)
     assert commit(store, spec) == read_bank(store, spec) == first
     assert missing_blocks(store, spec, verify=True) == []
+    assert find_all(store, spec)[0][1].key == keys[0], "the manifest is the truth"
     store.delete(keys[0])
+    assert find_all(store, spec)[0][1].key == min(keys)
     second = commit(store, spec)
     assert [shard.key for shard in second.columns[0].shards] == [
         min(keys) if shard.block == 1 else shard.key for shard in first.columns[0].shards
