@@ -4,12 +4,14 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from command_line import RunCommand
 
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.objects import open_store
 
 
+@pytest.mark.slow
 def test_a_run_of_another_reduction_computes_only_the_teachers_that_are_new(
     reference: Path, job_file: Path, ekgsearch: RunCommand, tmp_path: Path
 ) -> None:
