@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ekgsearch.bank.build import bank_layout, block_rows, manifest_key
 from ekgsearch.bank.cache import BankCache
+from ekgsearch.bank.commit import read_bank
 from ekgsearch.bank.fill import Filler
-from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.layout import bank_layout, block_rows
+from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.row_file import RowFile
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.errors import StorageError
@@ -32,8 +33,8 @@ class MemoryBank:
         spec: what the bank is made of.
     """
 
-    def __init__(self, manifest: BankManifest, cache: BankCache, filler: Filler, device: torch.device) -> None:
-        self.spec = manifest.spec
+    def __init__(self, spec: BankSpec, cache: BankCache, filler: Filler, device: torch.device) -> None:
+        self.spec = spec
         self._cache = cache
         self._filler = filler
         self._device = device
@@ -69,11 +70,11 @@ class MemoryBank:
         Raises:
             StorageError: no such bank, a bank of other images, teachers, weights or batches, or no space for the file.
         """
-        manifest = read_manifest(store, expected)
-        cache = BankCache(manifest, cache_dir)
-        filler = Filler(store, manifest, cache)
+        stored = read_bank(store, expected)
+        cache = BankCache(stored.manifest, cache_dir)
+        filler = Filler(store, stored, cache)
         filler.ensure_running()
-        bank = cls(manifest, cache, filler, torch.device(device))
+        bank = cls(expected, cache, filler, torch.device(device))
         if resident:
             bank._load()
         return bank
@@ -181,45 +182,3 @@ class MemoryBank:
         for rows in torch.split(torch.arange(len(self)), block_rows(self.spec, 0)):
             resident[rows.to(self._device)] = self._rows.gather(rows.numpy()).to(self._device)
         self._resident = resident
-
-
-def read_manifest(store: ObjectStore, expected: BankSpec) -> BankManifest:
-    """Read the manifest of a bank and compare it with what the caller needs.
-
-    Raises:
-        StorageError: no such bank (the message says how the banks that are there differ), or another one.
-    """
-    key = manifest_key(expected)
-    if not store.exists(key):
-        raise StorageError(
-            f"{store.uri}/{key}: expected a complete memory bank, found none{closest_bank(store, expected)}; "
-            "build it first"
-        )
-    manifest = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}")
-    differences = expected.differences(manifest.spec)
-    if differences:
-        raise StorageError(
-            f"{store.uri}/{key} is another memory bank: {'; '.join(differences)}; build one for this run or name "
-            "another place for it"
-        )
-    if [shard.block for shard in manifest.shards] != list(range(expected.num_blocks)):
-        raise StorageError(
-            f"{store.uri}/{key}: expected shards of blocks 0..{expected.num_blocks - 1}, found "
-            f"{len(manifest.shards)} shards; delete the manifest and build the bank again"
-        )
-    return manifest
-
-
-def closest_bank(store: ObjectStore, expected: BankSpec) -> str:
-    """Describe the complete bank in the store that differs in the fewest fields; empty where there is none."""
-    specs = []
-    for key in store.list("bank/"):
-        if key.endswith("/manifest.json") and store.exists(key):  # a list of objects may lag behind a removal
-            try:
-                specs.append(BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}").spec)
-            except StorageError as error:  # of another run, or another version
-                logger.warning("%s", error)
-    if not specs:
-        return ""
-    closest = min((expected.differences(spec) for spec in specs), key=len)
-    return f" (the closest of {len(specs)} others differs: {'; '.join(closest)})"

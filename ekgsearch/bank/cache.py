@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ekgsearch.bank.build import block_rows
+from ekgsearch.bank.layout import block_rows
 from ekgsearch.bank.manifest import BankManifest
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.files import write_error

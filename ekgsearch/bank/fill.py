@@ -5,9 +5,10 @@ import threading
 
 import numpy as np
 
-from ekgsearch.bank.build import read_shard
 from ekgsearch.bank.cache import BankCache
-from ekgsearch.bank.manifest import BankManifest
+from ekgsearch.bank.commit import StoredBank
+from ekgsearch.bank.layout import block_rows
+from ekgsearch.bank.shards import read_shard
 from ekgsearch.errors import EkgError, StorageError
 from ekgsearch.storage.files import write_error
 from ekgsearch.storage.objects import ObjectStore
@@ -15,24 +16,24 @@ from ekgsearch.storage.objects import ObjectStore
 logger = logging.getLogger(__name__)
 
 NUM_READERS = 4
-"""Shards fetched at a time; object stores answer one request slowly and several fast."""
+"""Blocks fetched at a time; object stores answer one request slowly and several fast."""
 
 
 class Filler:
     """Threads that bring every block of a bank into the local file; one process of a machine has them."""
 
-    def __init__(self, store: ObjectStore, manifest: BankManifest, cache: BankCache) -> None:
+    def __init__(self, store: ObjectStore, bank: StoredBank, cache: BankCache) -> None:
         """Prepare to fill.
 
         Args:
             store: where the shards live.
-            manifest: the committed bank.
+            bank: the committed bank.
             cache: the local file.
         """
         self._store = store
-        self._manifest = manifest
+        self._bank = bank
         self._cache = cache
-        self._pending = np.zeros(len(manifest.shards), dtype=bool)
+        self._pending = np.zeros(bank.manifest.spec.num_blocks, dtype=bool)
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._error: EkgError | None = None
@@ -67,12 +68,12 @@ class Filler:
         try:
             while (block := self._next()) is not None:
                 if not self._cache.holds(block):
-                    self._cache.write(block, read_shard(self._store, self._manifest.spec, self._manifest.shards[block]))
+                    self._cache.write(block, read_rows(self._store, self._bank, block))
                 self._cache.publish(block)
         except EkgError as error:
             self._fail(error)
         except OSError as error:
-            self._fail(write_error(self._cache.path, error, self._manifest.spec.num_bytes))
+            self._fail(write_error(self._cache.path, error, self._bank.manifest.spec.num_bytes))
         except Exception as error:  # of whatever kind: readers wait for this thread
             failure = StorageError(
                 f"{self._cache.path}: expected the shards of {self._store.uri}, found {type(error).__name__}: {error}; "
@@ -94,3 +95,25 @@ class Filler:
             block = int(np.argmax(wanted if wanted.any() else self._pending))
             self._pending[block] = False
             return block
+
+
+def read_rows(store: ObjectStore, bank: StoredBank, block: int) -> np.ndarray:
+    """Put the columns of one block side by side, each of them verified.
+
+    Args:
+        store: where the shards live.
+        bank: the committed bank.
+        block: block index, from 0.
+
+    Returns:
+        Rows (rows, row_bytes), uint8, in the order of `bank_layout`; see `ekgsearch.bank.rows.RowFormat`.
+
+    Raises:
+        StorageError: a shard is missing, truncated or altered; the message names the object.
+    """
+    spec = bank.manifest.spec
+    packed = np.zeros((block_rows(spec, block), spec.row_format.row_bytes), dtype=np.uint8)
+    for position, column in enumerate(bank.columns):
+        stored = read_shard(store, column.spec, column.shards[block])
+        spec.row_format.place(packed, position % spec.num_teachers, stored)
+    return packed

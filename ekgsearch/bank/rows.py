@@ -15,6 +15,9 @@ BankDtype = Literal["float16", "float32", "int8"]
 """How outputs are stored. Top-k storage is not offered: at temperature 10 the ten largest of 1000 logits hold only
 about 4 % of the softened mass."""
 
+PartName = Literal["logits", "embeddings"]
+"""What a teacher says about an image: its logits, or the input of its classifier."""
+
 STORED: Mapping[BankDtype, torch.dtype] = {"float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
 _ALIGNMENT = 4  # of every row and of every part that holds float32, so that bytes can be viewed as numbers
@@ -43,7 +46,7 @@ class Part:
     """A piece of every row.
 
     Attributes:
-        name: name of the tensor in a stored block.
+        name: name of the tensor in a stored block of a column.
         start: first byte within a row.
         shape: (K, values): teacher by teacher.
         dtype: kind of its numbers.
@@ -83,14 +86,16 @@ class RowFormat:
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The pieces of a row, in order."""
-        widths = {"logits": self.num_classes, "embeddings": self.embeddings}
-        wanted: list[tuple[str, int, BankDtype]] = [
-            (name, width, self.dtype) for name, width in widths.items() if width
+        widths: dict[PartName, int] = {"logits": self.num_classes, "embeddings": self.embeddings}
+        tensors = [
+            (name, values, dtype)
+            for part, width in widths.items()
+            if width
+            for name, (values, dtype) in stored_tensors(part, width, self.dtype).items()
         ]
-        if self.dtype == "int8":
-            wanted = [(f"{name}_affine", 2, "float32") for name, _, _ in wanted] + wanted
+        tensors.sort(key=lambda tensor: tensor[2] != "float32")  # scales begin the row: there they are aligned
         parts: list[Part] = []
-        for name, width, dtype in wanted:
+        for name, width, dtype in tensors:
             parts.append(Part(name, parts[-1].stop if parts else 0, (self.num_teachers, width), dtype))
         return tuple(parts)
 
@@ -99,45 +104,19 @@ class RowFormat:
         """Bytes of a row, padding included."""
         return -(-self.parts[-1].stop // _ALIGNMENT) * _ALIGNMENT
 
-    def encode(self, rows: BankRows) -> dict[str, Tensor]:
-        """Turn outputs into what is stored.
+    def place(self, packed: np.ndarray, teacher: int, stored: Mapping[str, np.ndarray]) -> None:
+        """Put outputs of one teacher where they belong in the rows of R images.
 
         Args:
-            rows: outputs of R images, finite.
-
-        Returns:
-            Tensor (R, K, values) by name of the part, on the CPU.
-
-        Raises:
-            NumericsError: a value beyond the range of the dtype.
+            packed: bytes (R, row_bytes), uint8; written to.
+            teacher: position of the teacher, from 0.
+            stored: array (R, values) by name of the part, as `encode` makes them.
         """
-        stored = {}
-        for name, values in (("logits", rows.logits), ("embeddings", rows.embeddings)):
-            if values is not None:
-                by_teacher = values.detach().cpu().transpose(1, 2).contiguous()
-                if self.dtype == "int8":
-                    stored[name], stored[f"{name}_affine"] = _to_int8(by_teacher)
-                else:
-                    stored[name] = _narrowed(by_teacher, self.dtype, name)
-        return stored
-
-    def pack(self, stored: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Put the parts of R images side by side; rows of one part are not copied.
-
-        Args:
-            stored: array (R, K, values) by name of the part.
-
-        Returns:
-            Bytes (R, row_bytes), uint8.
-        """
-        num_rows = len(stored["logits"])
-        if len(self.parts) == 1 and self.parts[0].stop == self.row_bytes:
-            return np.ascontiguousarray(stored["logits"]).view(np.uint8).reshape(num_rows, self.row_bytes)
-        packed = np.zeros((num_rows, self.row_bytes), dtype=np.uint8)
         for part in self.parts:
-            values = np.ascontiguousarray(stored[part.name]).view(np.uint8)
-            packed[:, part.start : part.stop] = values.reshape(num_rows, part.stop - part.start)
-        return packed
+            if part.name in stored:
+                values = stored[part.name].view(np.uint8)
+                start = part.start + teacher * values.shape[1]
+                packed[:, start : start + values.shape[1]] = values
 
     def decode(self, packed: Tensor) -> BankRows:
         """Read rows.
@@ -161,6 +140,33 @@ class RowFormat:
         return parts[name].float()
 
 
+def stored_tensors(part: PartName, width: int, dtype: BankDtype) -> dict[str, tuple[int, BankDtype]]:
+    """The tensors that hold a part of one teacher: values per image and kind of number, by name."""
+    values: dict[str, tuple[int, BankDtype]] = {part: (width, dtype)}
+    return {f"{part}_affine": (2, "float32"), **values} if dtype == "int8" else values
+
+
+def encode(values: Tensor, part: PartName, dtype: BankDtype) -> dict[str, Tensor]:
+    """Turn outputs of one teacher into what is stored.
+
+    Args:
+        values: outputs (R, width) for R images, finite.
+        part: which outputs they are.
+        dtype: how to store them.
+
+    Returns:
+        Tensor (R, values) by name, on the CPU; see `stored_tensors`.
+
+    Raises:
+        NumericsError: a value beyond the range of the dtype.
+    """
+    values = values.detach().cpu().contiguous()
+    if dtype != "int8":
+        return {part: _narrowed(values, dtype, part)}
+    stored, affine = _to_int8(values)
+    return {part: stored, f"{part}_affine": affine}
+
+
 def _narrowed(values: Tensor, dtype: BankDtype, name: str) -> Tensor:
     stored = values.to(STORED[dtype])
     if not torch.isfinite(stored).all():
@@ -172,7 +178,7 @@ def _narrowed(values: Tensor, dtype: BankDtype, name: str) -> Tensor:
 
 
 def _to_int8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise (R, K, values); every (image, teacher) has its own scale and zero point (R, K, 2)."""
+    """Quantise (R, values); every image has its own scale and zero point (R, 2)."""
     lowest = values.amin(dim=-1, keepdim=True).clamp(max=0)
     highest = values.amax(dim=-1, keepdim=True).clamp(min=0)
     scale = (highest - lowest) / _STEPS

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from ekgsearch.bank.build import block_rows, find_shards
 from ekgsearch.bank.cache import cache_path
-from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.column import ColumnManifest
+from ekgsearch.bank.commit import StoredBank, find_all, missing_from
+from ekgsearch.bank.layout import block_rows
+from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.files import free_bytes
 from ekgsearch.storage.objects import ObjectStore
@@ -21,17 +23,24 @@ def check_space(store: ObjectStore, spec: BankSpec, cache_dir: Path | None) -> N
     Raises:
         StorageError: too little space, with both numbers.
     """
-    shards = find_shards(store, spec)
-    missing = [block for block in range(spec.num_blocks) if block not in shards]
-    for_store = sum(block_rows(spec, block) for block in missing) * spec.row_format.row_bytes
+    found = find_all(store, spec)
+    missing = missing_from(spec, found)
+    for_store = sum(
+        block_rows(spec, lacking.block) * sum(spec.columns[position].image_bytes for position in lacking.columns)
+        for lacking in missing
+    )
     store_free = store.free_bytes()
     if cache_dir is None:
         _compare(store.uri, store_free, for_store, 0)
         return
     for_copy = spec.num_bytes
     if not missing:
-        manifest = BankManifest(spec, tuple(shards[block] for block in range(spec.num_blocks)))
-        for_copy = max(0, for_copy - _allocated(cache_path(manifest, cache_dir)))
+        columns = (
+            ColumnManifest(column, tuple(shards[block] for block in range(spec.num_blocks)))
+            for column, shards in zip(spec.columns, found, strict=True)
+        )
+        bank = StoredBank.of(spec, tuple(columns))
+        for_copy = max(0, for_copy - _allocated(cache_path(bank.manifest, cache_dir)))
     if store_free is not None and _disk(Path(store.uri)) == _disk(cache_dir):
         _compare(f"{store.uri} and {cache_dir}", store_free, for_store, for_copy)
     else:

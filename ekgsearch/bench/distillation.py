@@ -30,7 +30,9 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from ekgsearch.bank.bank import MemoryBank
-from ekgsearch.bank.build import bank_layout, commit, write_block
+from ekgsearch.bank.build import write_block
+from ekgsearch.bank.commit import commit
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio

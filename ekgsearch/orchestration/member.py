@@ -10,11 +10,12 @@ from typing import Any
 
 import ray
 
+from ekgsearch.bank.commit import MissingBlock
+from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.orchestration.pieces import Pieces, pack
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.workers.questions import Answer, Question
-from ekgsearch.workers.team import BankOrder
 from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Timed, Worker
 from ekgsearch.workers.workload import Workload
 
@@ -39,9 +40,11 @@ class SearchWorker:
         """Answer a question of the search."""
         return pack(self._worker.answer(question))
 
-    def build_block(self, order: BankOrder, block: int) -> Timed[BuiltBlock]:
-        """Build one block of the memory bank."""
-        return self._worker.build_block(order.spec, order.teachers, block, order.uri)
+    def build_block(
+        self, spec: BankSpec, teachers: Sequence[Subnetwork], missing: MissingBlock, uri: str
+    ) -> Timed[BuiltBlock]:
+        """Build what is missing of one block of the memory bank."""
+        return self._worker.build_block(spec, teachers, missing, uri)
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.errors import OUT_OF_MEMORY, EkgError, WorkerError, is_out_of_memory
 from ekgsearch.orchestration.member import Member, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
@@ -122,8 +123,8 @@ class RayCrew:
         """
         for member in self.members:
             member.owned = ()
-        waiting = list(order.blocks)
-        blocks: dict[Member, int] = {}
+        waiting = list(order.missing)
+        blocks: dict[Member, MissingBlock] = {}
         calls: dict[Any, Member] = {}
         while waiting or blocks:
             for member in self.members:
@@ -133,7 +134,8 @@ class RayCrew:
                     calls[member.opening] = member
                 elif waiting:
                     blocks[member] = waiting.pop(0)
-                    calls[self._call(member, "build_block", order, blocks[member])] = member
+                    arguments = (order.spec, order.teachers, blocks[member], order.uri)
+                    calls[self._call(member, "build_block", *arguments)] = member
             for member, answer in self._next(calls, ()):
                 block = blocks.pop(member, None)
                 if answer is not None:

@@ -4,18 +4,20 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ekgsearch.bank.bank import closest_bank
-from ekgsearch.bank.build import commit, manifest_key, missing_blocks
-from ekgsearch.bank.manifest import BankManifest, BankSpec, id_ranges
+from ekgsearch.bank.commit import closest_bank, commit, is_stored, missing_blocks
+from ekgsearch.bank.layout import id_ranges
+from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.rows import STORED
 from ekgsearch.bank.space import check_space
-from ekgsearch.channels.head import classifier
-from ekgsearch.errors import StorageError
+from ekgsearch.channels.arithmetic import EXACT
+from ekgsearch.channels.head import classifier, find_classifier
 from ekgsearch.experiment import expand_path
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, teachers_of
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
+from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.objects import open_store
@@ -30,8 +32,9 @@ SEMANTICS = 1
 MOST_BATCHES_PER_BLOCK = 8
 """Batches in one stored block of the memory bank, unless that leaves the workers too few blocks to share."""
 
-MOST_BLOCK_BYTES = 8_000_000
-"""Bytes of one stored block, unless one batch is more: a store takes so many in one request."""
+MOST_BLOCK_BYTES = 4_000_000
+"""Bytes of one stored block of a column, unless one batch is more: those of K teachers, whose outputs a process that
+builds or reads the bank holds together, still take few in its memory."""
 
 
 class Bank(Phase):
@@ -74,7 +77,9 @@ class Bank(Phase):
 
         A bank that the journal names may have been lost or damaged since, or the job may name another store by now.
         """
-        return context.committed("finetune-slim") is not None or is_complete(context)
+        return context.committed("finetune-slim") is not None or is_stored(
+            open_store(bank_uri(context)), bank_address(context).spec
+        )
 
     def is_shared(self, context: RunContext) -> bool:
         """Whether the bank itself lies in the phase store, where all runs find it."""
@@ -83,21 +88,6 @@ class Bank(Phase):
     def run(self, context: RunContext) -> Result:
         """Let a team build the blocks that the store lacks."""
         return _fill(context)
-
-
-def is_complete(context: RunContext) -> bool:
-    """Whether the store holds all that the manifest of the bank names."""
-    spec, store = bank_address(context).spec, open_store(bank_uri(context))
-    key = manifest_key(spec)
-    if not store.exists(key):
-        return False
-    try:
-        shards = BankManifest.from_bytes(store.get(key), f"{store.uri}/{key}").shards
-    except StorageError as error:
-        log.warning("%s", error)
-        return False
-    sizes = store.sizes(f"{spec.prefix}/block-")
-    return all(sizes.get(shard.key) == shard.bytes for shard in shards)
 
 
 def bank_uri(context: RunContext) -> str:
@@ -135,9 +125,8 @@ def bank_spec(context: RunContext, *, teachers: tuple[str, ...], weights_hash: s
     if ids is not None and len(ids) == num_images:
         ids = None
     num_images = num_images if ids is None else len(ids)
-    num_batches = -(-num_images // section.batch_size)
     has_embeddings = section.embeddings or setup.job.finetune.objective in EMBEDDING_OBJECTIVES
-    spec = BankSpec(
+    return BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=weights_hash,
         network_hash=content_hash([setup.net.to_dict(), setup.mean, setup.std]),
@@ -146,13 +135,28 @@ def bank_spec(context: RunContext, *, teachers: tuple[str, ...], weights_hash: s
         ids=() if ids is None else id_ranges(ids),
         num_classes=setup.dataset.num_classes,
         batch_size=section.batch_size,
+        batches_per_block=_batches_per_block(setup, num_images),
         seed=setup.job.seed,
         embeddings=classifier(setup.graph).width if has_embeddings else 0,
         dtype=section.dtype,
+        tier=_tier(setup),
     )
-    batch_bytes = section.batch_size * spec.row_format.row_bytes
-    most = max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16, MOST_BLOCK_BYTES // batch_bytes))
-    return replace(spec, batches_per_block=most)
+
+
+def _batches_per_block(setup: Setup, num_images: int) -> int:
+    """Batches in one block: the same for every number of teachers, with and without embeddings, so that banks share."""
+    section = setup.job.bank
+    head = find_classifier(setup.graph)
+    width = max(setup.dataset.num_classes, head.width if head else 0)
+    batch_bytes = section.batch_size * width * STORED[section.dtype].itemsize
+    num_batches = -(-num_images // section.batch_size)
+    return max(1, min(MOST_BATCHES_PER_BLOCK, num_batches // 16, MOST_BLOCK_BYTES // batch_bytes))
+
+
+def _tier(setup: Setup) -> str:
+    """What rounds differently where a bank is built; threads add in another order on CPUs only."""
+    kind = setup.devices.search
+    return "-".join([kind, *([str(setup.job.cluster.threads_per_worker)] if kind == "cpu" else []), EXACT.precision])
 
 
 def _fill(context: RunContext) -> Result:
@@ -167,18 +171,21 @@ def _fill(context: RunContext) -> Result:
         )
     spec, uri = bank_address(context).spec, bank_uri(context)
     store = open_store(uri)
-    blocks = missing_blocks(store, spec, verify=True)
+    missing = missing_blocks(store, spec, verify=True)
+    lacking = {position for block in missing for position in block.columns}
     log.info(
-        "%s: %d of %d blocks of the memory bank are to be built%s",
+        "%s: %d of %d blocks of the memory bank are to be built, for %d of its %d columns%s",
         store.uri,
-        len(blocks),
+        len(missing),
         spec.num_blocks,
-        closest_bank(store, spec) if len(blocks) == spec.num_blocks else "",
+        len(lacking),
+        len(spec.columns),
+        closest_bank(store, spec) if len(missing) == spec.num_blocks else "",
     )
-    if blocks:
+    if missing:
         teachers = tuple(made[index].subnetwork for index in chosen)
-        _build(context, BankOrder(spec=spec, teachers=teachers, blocks=tuple(blocks), uri=uri))
-    manifest = commit(store, spec)
+        _build(context, BankOrder(spec=spec, teachers=teachers, missing=tuple(missing), uri=uri))
+    manifest = commit(store, spec).manifest
     _warn_of_another(context, store.uri, manifest.sha256)
     return Result(fields={"manifest": manifest.sha256, "teachers": list(chosen)})
 
@@ -190,7 +197,7 @@ def _build(context: RunContext, order: BankOrder) -> None:
     # A new team has no batch: the bank replaces damaged pictures, so nobody may stop at one of the search.
     spec = replace(setup.search_spec, batches=())
     team = context.teams.get(setup.workload(context.start_weights, device), spec)
-    backend.enlist(len(order.blocks))
+    backend.enlist(len(order.missing))
     with (
         context.charged(PhaseKind.BANK, Bank.name, setup.devices.name(device), backend.num_search_devices) as clock,
         Progress(f"memory bank of {len(order.teachers)} teachers", order.spec.num_images, "images", log) as progress,

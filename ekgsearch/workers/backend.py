@@ -64,8 +64,8 @@ class InProcessCrew:
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Build all blocks, one after the other."""
-        for block in order.blocks:
-            answer = self._worker.build_block(order.spec, order.teachers, block, order.uri)
+        for missing in order.missing:
+            answer = self._worker.build_block(order.spec, order.teachers, missing, order.uri)
             self._busy(answer.busy_seconds)
             on_block(answer.value)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -21,13 +22,13 @@ class BankOrder:
     Attributes:
         spec: what it is made of.
         teachers: the sub-networks, the one of the lowest loss first.
-        blocks: blocks that are still missing.
+        missing: blocks that some columns lack, and which.
         uri: where it is stored.
     """
 
     spec: BankSpec
     teachers: tuple[Subnetwork, ...]
-    blocks: tuple[int, ...]
+    missing: tuple[MissingBlock, ...]
     uri: str
 
 
@@ -45,7 +46,7 @@ class Crew(Protocol):
         ...
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
-        """Build all blocks; `on_block` is told of each as it is stored."""
+        """Build all that is missing; `on_block` is told of each block as it is stored."""
         ...
 
     def charge(self, clock: Clock) -> None:
@@ -123,7 +124,7 @@ class Team:
         return evaluations(answers, len(candidates), self._nominal_batch)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
-        """Build all blocks; `on_block` is told of each as it is stored."""
+        """Build all that is missing; `on_block` is told of each block as it is stored."""
         self._crew.build_bank(order, on_block)
 
     def _ask(

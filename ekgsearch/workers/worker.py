@@ -8,8 +8,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ekgsearch.bank.build import Outputs, bank_layout, build_block, write_block
+from ekgsearch.bank.build import Outputs, build_block
+from ekgsearch.bank.commit import MissingBlock
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.bank.shards import write_shard
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.head import classifier
@@ -151,18 +154,24 @@ class Worker:
         results = getattr(self._evaluator, question.name)(*question.arguments)
         return {batch: list(found) if isinstance(found, list) else [found] for batch, found in results.items()}
 
-    def build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> Timed[BuiltBlock]:
-        """Run all teachers over one block of training images and store it.
+    def build_block(
+        self, spec: BankSpec, teachers: Sequence[Subnetwork], missing: MissingBlock, uri: str
+    ) -> Timed[BuiltBlock]:
+        """Run those teachers over one block of training images that are missing there, and store their outputs.
 
         Raises:
             DataError: more pictures are damaged than allowed; the search itself, unlike the bank, replaces none.
         """
-        return _timed(lambda: self._build_block(spec, teachers, block, uri))
+        return _timed(lambda: self._build_block(spec, teachers, missing, uri))
 
-    def _build_block(self, spec: BankSpec, teachers: Sequence[Subnetwork], block: int, uri: str) -> BuiltBlock:
+    def _build_block(
+        self, spec: BankSpec, teachers: Sequence[Subnetwork], missing: MissingBlock, uri: str
+    ) -> BuiltBlock:
         EXACT.set_backends()  # the search may have asked for another arithmetic; the bank is built after it
-        ids, read = bank_layout(spec)[block], self._sound_reader(spec)
-        source = classifier(self._masked.graph).input if spec.embeddings else None
+        ids, read = bank_layout(spec)[missing.block], self._sound_reader(spec)
+        columns = [spec.columns[position] for position in missing.columns]
+        has_embeddings = any(column.part == "embeddings" for column in columns)
+        source = classifier(self._masked.graph).input if has_embeddings else None
 
         def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
             if source is None:
@@ -176,9 +185,10 @@ class Worker:
                 yield self._normalisation(read(part).to(self._device))
 
         self._num_replaced = 0
-        rows = build_block(forward, batches(), teachers)
-        write_block(open_store(uri), spec, block, rows)
-        return BuiltBlock(block, len(ids), self._num_replaced)
+        made, store = build_block(forward, batches(), teachers, columns), open_store(uri)
+        for column, values in zip(columns, made, strict=True):
+            write_shard(store, column, missing.block, values)
+        return BuiltBlock(missing.block, len(ids), self._num_replaced)
 
     def _sound_reader(self, spec: BankSpec) -> Callable[[Tensor], Tensor]:
         """Reads images of a bank; in place of damaged ones others that the bank covers, as in the fine-tuning."""

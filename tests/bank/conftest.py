@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ekgsearch.bank.build import bank_layout, commit, write_block
+from ekgsearch.bank.build import write_block
+from ekgsearch.bank.commit import commit
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.storage.local_store import LocalStore

@@ -15,9 +15,10 @@ import pytest
 import torch
 from bank.conftest import IMAGES, WatchedStore, logits_of
 
-from ekgsearch.bank.bank import MemoryBank, read_manifest
-from ekgsearch.bank.build import bank_layout
+from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.cache import BankCache
+from ekgsearch.bank.commit import read_bank
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.errors import StorageError
 
@@ -51,11 +52,11 @@ def test_processes_of_a_machine_fetch_every_shard_once(
     for bank in banks:
         assert_whole(bank)
     assert sorted(shard_reads(filled)) == sorted(set(shard_reads(filled)))
-    assert len(shard_reads(filled)) == bank_spec.num_blocks
+    assert len(shard_reads(filled)) == bank_spec.num_blocks * 3
 
 
 def test_a_batch_is_read_before_the_bank_is_whole(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
-    shards = read_manifest(filled, bank_spec).shards
+    shards = read_bank(filled, bank_spec).columns[0].shards
     filled.gates = {shard.key: threading.Event() for shard in shards}
     bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
     while len(shard_reads(filled)) < 4:  # its readers wait at the first four gates
@@ -88,7 +89,7 @@ def test_a_sound_file_is_used_again_and_a_damaged_block_is_fetched(
         file.seek((5 * 16 + 3) * bank_spec.row_format.row_bytes)
         file.write(b"\xff")
     assert_whole(MemoryBank.open(filled, bank_spec, cache_dir=tmp_path))
-    assert shard_reads(filled) == [read_manifest(filled, bank_spec).shards[5].key]
+    assert shard_reads(filled) == [column.shards[5].key for column in read_bank(filled, bank_spec).columns]
 
 
 @pytest.mark.parametrize("suffix", [".rows", ".blocks"])
@@ -103,7 +104,7 @@ def test_files_that_were_cut_short_are_filled_anew(
 
 
 def test_a_block_counts_only_once_it_was_compared(filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path) -> None:
-    manifest = read_manifest(filled, bank_spec)
+    manifest = read_bank(filled, bank_spec).manifest
     cache = BankCache(manifest, tmp_path)
     packed = np.zeros((16, bank_spec.row_format.row_bytes), dtype=np.uint8)
     assert not cache.holds(0)
@@ -120,7 +121,7 @@ def test_a_block_counts_only_once_it_was_compared(filled: WatchedStore, bank_spe
 def test_a_cache_stays_in_use_when_whoever_opened_it_first_leaves(
     filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
 ) -> None:
-    manifest = read_manifest(filled, bank_spec)
+    manifest = read_bank(filled, bank_spec).manifest
     first = BankCache(manifest, tmp_path)
     first.write(0, np.zeros((16, bank_spec.row_format.row_bytes), dtype=np.uint8))
     first.publish(0)
@@ -136,11 +137,12 @@ import sys, threading, time
 from pathlib import Path
 from bank.conftest import WatchedStore
 from ekgsearch.bank.bank import MemoryBank
+from ekgsearch.bank.commit import read_bank
 from ekgsearch.bank.manifest import BankManifest
 store = WatchedStore(Path(sys.argv[1]))
-manifest = BankManifest.from_bytes(store.get(sys.argv[3]), "here")
-store.gates = {shard.key: threading.Event() for shard in manifest.shards[6:]}
-bank = MemoryBank.open(store, manifest.spec, cache_dir=Path(sys.argv[2]))
+spec = BankManifest.from_bytes(store.get(sys.argv[3]), "here").spec
+store.gates = {shard.key: threading.Event() for shard in read_bank(store, spec).columns[1].shards[6:]}
+bank = MemoryBank.open(store, spec, cache_dir=Path(sys.argv[2]))
 while bank._cache.blocks_there().sum() < 6:
     time.sleep(0.01)
 print("half", flush=True)
@@ -153,7 +155,7 @@ def test_a_process_that_waits_goes_on_where_a_killed_one_stopped(
 ) -> None:
     root = Path(__file__).parents[2]
     filler = subprocess.Popen(
-        [sys.executable, "-c", KILLED, filled.uri, str(tmp_path), f"{bank_spec.prefix}/manifest.json"],
+        [sys.executable, "-c", KILLED, filled.uri, str(tmp_path), bank_spec.manifest_key],
         env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"},
         stdout=subprocess.PIPE,
         text=True,
@@ -166,14 +168,14 @@ def test_a_process_that_waits_goes_on_where_a_killed_one_stopped(
     assert shard_reads(filled) == []
     threading.Timer(0.3, lambda: os.kill(filler.pid, signal.SIGKILL)).start()
     assert_whole(bank)
-    assert len(shard_reads(filled)) == bank_spec.num_blocks - 6
+    assert len(shard_reads(filled)) == (bank_spec.num_blocks - 6) * 3
     filler.wait()
 
 
 def test_a_missing_shard_is_an_error_of_whoever_waits(
     filled: WatchedStore, bank_spec: BankSpec, tmp_path: Path
 ) -> None:
-    key = read_manifest(filled, bank_spec).shards[7].key
+    key = read_bank(filled, bank_spec).columns[2].shards[7].key
     filled.delete(key)
     for _ in range(2):
         bank = MemoryBank.open(filled, bank_spec, cache_dir=tmp_path)
@@ -202,7 +204,7 @@ def test_a_cache_that_could_not_be_opened_is_opened_later(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    manifest, held = read_manifest(filled, bank_spec), len(os.listdir("/proc/self/fd"))
+    manifest, held = read_bank(filled, bank_spec).manifest, len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as full:
         full.setattr(os, "posix_fallocate", refuse)
         with pytest.raises(StorageError, match="no space is left") as raised:

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from ekgsearch.bank.bank import MemoryBank
-from ekgsearch.bank.build import find_shards
+from ekgsearch.bank.commit import find_all
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.space import check_space
 from ekgsearch.errors import StorageError
 from ekgsearch.storage.local_store import LocalStore
 
-BLOCK = 16 * 6 * 3 * 4
-"""Bytes of the rows of one block: images, classes, teachers, float32."""
+BLOCK = 16 * 6 * 4
+"""Bytes of one block of a column: images, classes, float32."""
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_stored_blocks_and_a_local_copy_are_not_asked_for_again(
     assert_needed(filled, bank_spec, cache, free, copy)
     MemoryBank.open(filled, bank_spec, cache_dir=cache).wait()
     assert_needed(filled, bank_spec, cache, free, 0)
-    shards = find_shards(filled, bank_spec)
-    for block in (2, 5):
-        filled.delete(shards[block].key)
+    found = find_all(filled, bank_spec)
+    for position, block in ((0, 2), (2, 5)):
+        filled.delete(found[position][block].key)
     assert_needed(filled, bank_spec, None, free, 2 * BLOCK)
     assert_needed(filled, bank_spec, tmp_path / "elsewhere", free, 2 * BLOCK + copy)
 

@@ -14,8 +14,8 @@ import ray
 from ray import cloudpickle
 from small_search import Saboteur, SmallSearch, worker_processes
 
-from ekgsearch.bank.build import commit
-from ekgsearch.bank.manifest import BankManifest, BankSpec
+from ekgsearch.bank.commit import StoredBank, commit, missing_blocks
+from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.errors import WorkerError
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.member import Member
@@ -213,7 +213,7 @@ def test_more_workers_than_batches_are_said_and_not_started(
     assert "search_workers = 12, but the search subset has 10 batches of at most 12 images" in caplog.text
 
 
-def build_bank(small: SmallSearch, team: Team, folder: Path) -> BankManifest:
+def build_bank(small: SmallSearch, team: Team, folder: Path) -> StoredBank:
     """A bank of two teachers in 12 blocks."""
     full = small.setup.graph.full()
     name, kept = full.kept[0]
@@ -227,9 +227,9 @@ def build_bank(small: SmallSearch, team: Team, folder: Path) -> BankManifest:
         batch_size=64,
         batches_per_block=2,
     )
-    blocks, built = tuple(range(spec.num_blocks)), []
-    team.build_bank(BankOrder(spec=spec, teachers=teachers, blocks=blocks, uri=str(folder)), built.append)
-    assert sorted(block.block for block in built) == list(blocks)
+    missing, built = tuple(missing_blocks(open_store(str(folder)), spec)), []
+    team.build_bank(BankOrder(spec=spec, teachers=teachers, missing=missing, uri=str(folder)), built.append)
+    assert sorted(block.block for block in built) == list(range(spec.num_blocks))
     assert sum(block.images for block in built) == spec.num_images
     return commit(open_store(str(folder)), spec)
 

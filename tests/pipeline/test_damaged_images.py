@@ -11,7 +11,8 @@ import torch
 from command_line import JOB
 from data.loading import picture_folder
 
-from ekgsearch.bank.build import bank_layout
+from ekgsearch.bank.commit import MissingBlock
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.norm import recalibrate
@@ -57,10 +58,10 @@ def test_a_block_of_the_bank_holds_what_stands_in(workload: Workload, root: Path
     files = root / "train" / "cat"
     worker = Worker(workload, PLAN, [0])
     (files / "01.jpg").write_bytes(b"")
-    worker.build_block(spec, [teacher], 0, str(tmp_path / "damaged"))
+    worker.build_block(spec, [teacher], MissingBlock(0, (0,)), str(tmp_path / "damaged"))
     (files / "01.jpg").write_bytes((files / "02.jpg").read_bytes())
-    Worker(workload, PLAN, [0]).build_block(spec, [teacher], 0, str(tmp_path / "copied"))
-    damaged, copied = (open_store(str(tmp_path / name)).list("bank/") for name in ("damaged", "copied"))
+    Worker(workload, PLAN, [0]).build_block(spec, [teacher], MissingBlock(0, (0,)), str(tmp_path / "copied"))
+    damaged, copied = (open_store(str(tmp_path / name)).list("column/") for name in ("damaged", "copied"))
     assert list(damaged) == list(copied), "the key of a block ends in the checksum of its rows"
 
 
@@ -74,11 +75,11 @@ def test_what_stands_in_is_among_the_images_that_the_bank_covers(
     files = root / "train" / "cat"
     worker = Worker(workload, PLAN, [0])
     (files / "01.jpg").write_bytes(b"")
-    built = worker.build_block(spec, [teacher], 0, str(tmp_path / "damaged")).value
+    built = worker.build_block(spec, [teacher], MissingBlock(0, (0,)), str(tmp_path / "damaged")).value
     assert built == BuiltBlock(0, 4, 1)
     (files / "01.jpg").write_bytes((files / "03.jpg").read_bytes())
-    Worker(workload, PLAN, [0]).build_block(spec, [teacher], 0, str(tmp_path / "copied"))
-    damaged, copied = (open_store(str(tmp_path / name)).list("bank/") for name in ("damaged", "copied"))
+    Worker(workload, PLAN, [0]).build_block(spec, [teacher], MissingBlock(0, (0,)), str(tmp_path / "copied"))
+    damaged, copied = (open_store(str(tmp_path / name)).list("column/") for name in ("damaged", "copied"))
     assert list(damaged) == list(copied)
 
 
@@ -91,7 +92,9 @@ def built_blocks(team: Team, workload: Workload, root: Path, uri: str) -> list[B
     damaged = bank_layout(spec)[0][0].item()
     (root / "train" / ("cat", "dog")[damaged // 4] / f"{damaged % 4:02d}.jpg").write_bytes(b"")
     built: list[BuiltBlock] = []
-    order = BankOrder(spec=spec, teachers=(graph.full(),), blocks=(0, 1), uri=uri)
+    order = BankOrder(
+        spec=spec, teachers=(graph.full(),), missing=(MissingBlock(0, (0,)), MissingBlock(1, (0,))), uri=uri
+    )
     team.build_bank(order, built.append)
     return built
 

@@ -1,13 +1,16 @@
 """A worker fills the memory bank with what the masked teachers say (invariant E9)."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from ekgsearch.bank.bank import MemoryBank
-from ekgsearch.bank.build import bank_layout, commit, missing_blocks
+from ekgsearch.bank.commit import commit, missing_blocks, read_bank
+from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.select import choose_teachers
 from ekgsearch.channels.graph import analyse
@@ -62,8 +65,8 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
     )
     store = open_store(str(tmp_path / "bank"))
     worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
-    for block in reversed(missing_blocks(store, spec)):
-        worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
+    for missing in reversed(missing_blocks(store, spec)):
+        worker.build_block(spec, teachers, missing, str(tmp_path / "bank"))
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
 
@@ -116,10 +119,50 @@ def test_every_image_is_read_once_for_all_teachers(
     monkeypatch.setattr(ArrayImages, "read", count)
     worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
     counts.zero_()  # of the images of the search
-    for block in range(spec.num_blocks):
-        worker.build_block(spec, teachers, block, str(tmp_path / "bank"))
+    for missing in missing_blocks(open_store(str(tmp_path / "bank")), spec):
+        worker.build_block(spec, teachers, missing, str(tmp_path / "bank"))
     assert len(teachers) == 3
     assert (counts == 1).all()
+
+
+def test_only_the_teachers_that_miss_a_block_are_run(
+    workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bank that grows, two teachers, a third, embeddings, has the bytes of one that was built at once."""
+    teachers = teachers_of(workload)
+    bank = BankSpec(
+        dataset_hash="",
+        weights_hash="",
+        teachers=tuple(teacher.sha256 for teacher in teachers),
+        num_images=600,
+        num_classes=10,
+        batch_size=200,
+        batches_per_block=2,
+        embeddings=64,
+    )
+    worker = Worker(workload, SearchSpec(run="run", batches=((0, (0, 1)),), nominal_batch=None), [0])
+    calls, run = [], MaskedNetwork.run
+
+    def count(network: MaskedNetwork, *arguments: Any, **options: Any) -> Any:
+        calls.append(network)
+        return run(network, *arguments, **options)
+
+    monkeypatch.setattr(MaskedNetwork, "run", count)
+
+    def num_passes(spec: BankSpec, uri: str) -> int:
+        calls.clear()
+        for missing in missing_blocks(open_store(uri), spec):
+            worker.build_block(spec, teachers, missing, uri)
+        commit(open_store(uri), spec)
+        return len(calls)
+
+    grown, at_once = str(tmp_path / "grown"), str(tmp_path / "at once")
+    logits = replace(bank, embeddings=0)
+    assert num_passes(replace(logits, teachers=bank.teachers[1:]), grown) == 2 * 3
+    assert num_passes(logits, grown) == 1 * 3
+    assert num_passes(bank, grown) == num_passes(bank, at_once) == 3 * 3
+    assert num_passes(bank, grown) == 0
+    assert read_bank(open_store(grown), bank) == read_bank(open_store(at_once), bank)
 
 
 def test_teachers_are_distinct_without_the_student_and_start_with_the_lowest_loss() -> None:
