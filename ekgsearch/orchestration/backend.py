@@ -10,9 +10,9 @@ from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team
 from ekgsearch.workers.training import TrainingSpec
-from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import Workload
 
 

@@ -3,13 +3,13 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ekgsearch.errors import OUT_OF_MEMORY, EkgError, WorkerError, is_out_of_memory
-from ekgsearch.orchestration.member import Member, SearchWorker
+from ekgsearch.orchestration.member import Member, Place, Reference, Reply, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
 from ekgsearch.orchestration.traffic import Traffic
@@ -18,8 +18,8 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec, Timed
 from ekgsearch.workers.team import BankOrder
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec
 from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class RayCrew:
         self._cluster = cluster
         self._request = Request.of(cluster, workload.device)
         self._clock: Clock | None = None
-        self._given_up: list[Any] = []
+        self._given_up: list[Reference] = []
         self.traffic = Traffic()
         sizes = [len(ids) for _, ids in spec.batches]
         shares = spread(sizes, cluster.search_workers) or [()]
@@ -96,24 +96,23 @@ class RayCrew:
         """Put a question to all workers; those that are lost are replaced and asked again."""
         self._drop_late(inbox)
         self.traffic.weigh(question)
-        calls: dict[Any, Member] = {}
+        calls: dict[Reference, Member] = {}
 
         def send(member: Member) -> None:
             inbox.expect(member.owned, member.attempt)
             self.traffic.call(member.index, question.iteration)
-            calls[self._call(member, "answer", question)] = member
+            calls[self._call(member, partial(member.answer, question))] = member
 
         for member in self.members:
             if question.concerns(member.owned):
                 send(member)
         while calls:
-            for member, answer in self._next(calls, interim):
-                if answer is None:
-                    if member in self.members:
-                        send(member)
-                else:
-                    for key, value in answer.reports():
+            for member, found in self._next(calls, interim):
+                if isinstance(found, Answer):
+                    for key, value in found.reports():
                         inbox.take(key, value)
+                elif member in self.members:
+                    send(member)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Build all blocks; every worker takes the next one once it is open and free.
@@ -124,7 +123,7 @@ class RayCrew:
             member.owned = ()
         waiting = list(order.blocks)
         blocks: dict[Member, int] = {}
-        calls: dict[Any, Member] = {}
+        calls: dict[Reference, Member] = {}
         while waiting or blocks:
             for member in self.members:
                 if member in calls.values():
@@ -133,23 +132,25 @@ class RayCrew:
                     calls[member.opening] = member
                 elif waiting:
                     blocks[member] = waiting.pop(0)
-                    calls[self._call(member, "build_block", order, blocks[member])] = member
-            for member, answer in self._next(calls, ()):
+                    calls[self._call(member, partial(member.build_block, order, blocks[member]))] = member
+            for member, found in self._next(calls, ()):
                 block = blocks.pop(member, None)
-                if answer is not None:
-                    on_block(answer.value)
+                if isinstance(found, BuiltBlock):
+                    on_block(found)
                 elif block is not None:
                     waiting.insert(0, block)
 
-    def _call(self, member: Member, method: str, *arguments: Any) -> Any:
-        """Call a method of a worker, or wait for its opening first; returns the reference to wait for."""
+    def _call(self, member: Member, call: Callable[[], Reference]) -> Reference:
+        """Call a worker, or wait for its opening first; returns the reference to wait for."""
         if member.opening is not None:
             return member.opening
         member.deadline = time.monotonic() + self._cluster.timeout_seconds
-        return getattr(member.actor, method).remote(*arguments)
+        return call()
 
-    def _next(self, calls: dict[Any, Member], interim: Sequence[Subnetwork]) -> Iterator[tuple[Member, Any]]:
-        """Wait until something happens; yield workers with their answers, None where the call must be repeated."""
+    def _next(
+        self, calls: dict[Reference, Member], interim: Sequence[Subnetwork]
+    ) -> Iterator[tuple[Member, Answer | BuiltBlock | None]]:
+        """Wait until something happens; yield workers with what they say, None where the call must be repeated."""
         patience = min(member.deadline for member in calls.values()) - time.monotonic()
         done, _ = ray.wait(list(calls), num_returns=1, timeout=max(patience, 0))
         now = time.monotonic()
@@ -162,7 +163,7 @@ class RayCrew:
                 if reference in late:
                     self._given_up.append(reference)
                     raise TimeoutError(f"no answer from process {member.process or '(not started)'} {member.host}")
-                answer = unpack(ray.get(reference), self.traffic.weigh)
+                reply: Reply = unpack(ray.get(reference), self.traffic.weigh)
             except RayTaskError as error:
                 raise _own_error(error, member.index) from error
             except (RayError, TimeoutError) as error:
@@ -175,13 +176,17 @@ class RayCrew:
                     yield heir, None
                 continue
             if self._clock is not None:
-                self._clock.busy(answer.busy_seconds * self._workload.devices_per_worker)
-            if member.opening is not None:
-                member.opening, (member.host, member.process) = None, answer.value
-                yield member, None
-            else:
-                member.losses = 0
-                yield member, answer
+                self._clock.busy(reply.busy_seconds * self._workload.devices_per_worker)
+            match reply:
+                case Answer():
+                    member.losses = 0
+                    yield member, reply
+                case Timed(value=Place() as place):
+                    member.opening, member.host, member.process = None, place.host, place.process
+                    yield member, None
+                case Timed(value=BuiltBlock() as built):
+                    member.losses = 0
+                    yield member, built
 
     def _drop_late(self, inbox: Inbox) -> None:
         """Let the inbox see what replaced workers have said since; it drops and counts it."""
@@ -256,7 +261,7 @@ class RayCrew:
         self.traffic.weigh(arguments)
         self.traffic.weigh(interim)
         member.actor = SearchWorker.options(**options).remote(*arguments)  # type: ignore[attr-defined]
-        member.opening = member.actor.open.remote(tuple(interim))
+        member.open(interim)
         patience = self._cluster.start_timeout_seconds * 2**member.losses  # a machine under load is not pressed further
         member.deadline = time.monotonic() + patience
 

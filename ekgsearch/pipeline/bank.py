@@ -19,9 +19,9 @@ from ekgsearch.records import Phase, content_hash
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
+from ekgsearch.workers.spec import BuiltBlock
 from ekgsearch.workers.team import BankOrder, Team
 from ekgsearch.workers.training import BankAddress
-from ekgsearch.workers.worker import BuiltBlock
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from ekgsearch.search.uniform import uniform_width
 from ekgsearch.sections.search import SearchSection
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.worker import SearchSpec
 
 log = logging.getLogger(__name__)
 

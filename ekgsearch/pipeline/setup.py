@@ -25,7 +25,7 @@ from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
-from ekgsearch.workers.worker import SearchSpec
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.workload import DataRequest, Workload, first_of_each_class
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,10 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.storage.files import make_folder
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Question
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 from ekgsearch.workers.team import BankOrder, Team
 from ekgsearch.workers.training import TrainingSpec, train_all
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
+from ekgsearch.workers.worker import Worker
 from ekgsearch.workers.workload import Workload
 
 
