@@ -15,6 +15,7 @@ from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.listener import SILENT, Listener, stop_where_asked
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
@@ -23,6 +24,9 @@ from ekgsearch.workers.team import BankOrder
 from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 0.5
+"""Longest wait for workers before the listener is asked again whether to stop."""
 
 
 class RayCrew:
@@ -34,12 +38,17 @@ class RayCrew:
     A worker that dies or does not answer in time is replaced by a new one, which recomputes the ensemble knowledge of
     its batches from the interim sub-networks and is asked the same again. What its predecessor says after that is
     dropped (`Inbox`). All workers of a question work at the same time, and all are watched at the same time.
+
+    Where the listener asks for a stop, the wait for the workers ends by raising `Stopped`; `stop` then ends them.
     """
 
-    def __init__(self, workload: Workload, spec: SearchSpec, cluster: ClusterSection) -> None:
+    def __init__(
+        self, workload: Workload, spec: SearchSpec, cluster: ClusterSection, listener: Listener = SILENT
+    ) -> None:
         self._workload = workload
         self._spec = spec
         self._cluster = cluster
+        self._listener = listener
         self._request = Request.of(cluster, workload.device)
         self._clock: Clock | None = None
         self._given_up: list[Reference] = []
@@ -151,8 +160,7 @@ class RayCrew:
         self, calls: dict[Reference, Member], interim: Sequence[Subnetwork]
     ) -> Iterator[tuple[Member, Answer | BuiltBlock | None]]:
         """Wait until something happens; yield workers with what they say, None where the call must be repeated."""
-        patience = min(member.deadline for member in calls.values()) - time.monotonic()
-        done, _ = ray.wait(list(calls), num_returns=1, timeout=max(patience, 0))
+        done = self._wait(calls)
         now = time.monotonic()
         late = [] if done else [reference for reference, member in calls.items() if member.deadline <= now]
         for reference in [*done, *late]:
@@ -187,6 +195,20 @@ class RayCrew:
                 case Timed(value=BuiltBlock() as built):
                     member.losses = 0
                     yield member, built
+
+    def _wait(self, calls: dict[Reference, Member]) -> list[Reference]:
+        """Wait for a reply, until the first deadline; returns those that are there, none where it has passed.
+
+        Raises:
+            Stopped: the listener has asked for it.
+        """
+        deadline = min(member.deadline for member in calls.values())
+        while True:
+            stop_where_asked(self._listener)
+            patience = deadline - time.monotonic()
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=min(max(patience, 0), WAIT_SECONDS))
+            if done or patience <= WAIT_SECONDS:
+                return done
 
     def _drop_late(self, inbox: Inbox) -> None:
         """Let the inbox see what replaced workers have said since; it drops and counts it."""

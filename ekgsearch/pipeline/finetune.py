@@ -12,6 +12,8 @@ from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.pipeline.tables import write_tables
 from ekgsearch.pipeline.train import training_config
 from ekgsearch.records import Phase, Subnetwork
+from ekgsearch.runtime.listener import Listeners
+from ekgsearch.runtime.progress_listener import ProgressListener
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.tensors import save_tensors
@@ -59,7 +61,8 @@ def finetune(state: RunState) -> None:
     )
     device = setup.devices.name(setup.devices.finetune)
     with state.ledger.attempt(Phase.FINETUNE, device, section.workers * spec.devices_per_worker) as clock:
-        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
+        shown = Listeners([ProgressListener(log)])
+        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock, listener=shown)
     subnetwork = final_subnetwork(state)
     outcome = Outcome.read(state.training_folder, "slim")
     network = load_student(state.workload, subnetwork, outcome.weights)

@@ -26,7 +26,9 @@ from ekgsearch.records import Phase, Subnetwork
 from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.ledger import Ledger
+from ekgsearch.runtime.listener import Listeners
 from ekgsearch.runtime.progress import Progress
+from ekgsearch.runtime.progress_listener import ProgressListener
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
@@ -194,7 +196,8 @@ def _fine_tuned(state: RunState, job: StudyJob, subnetwork: Subnetwork, index: i
     )
     devices = section.workers * spec.devices_per_worker
     with state.ledger.attempt(Phase.FINETUNE, setup.devices.name(setup.devices.finetune), devices) as clock:
-        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock)
+        shown = Listeners([ProgressListener(log)])
+        state.backend.train(spec, folder=state.training_folder, workers=section.workers, clock=clock, listener=shown)
     return Outcome.read(state.training_folder, name).weights
 
 

@@ -13,6 +13,8 @@ from ekgsearch.finetune.config import FinetuneConfig, Objective
 from ekgsearch.pipeline.state import RunState
 from ekgsearch.records import Phase
 from ekgsearch.runtime.environment import device_name, torch_threads
+from ekgsearch.runtime.listener import Listeners
+from ekgsearch.runtime.progress_listener import ProgressListener
 from ekgsearch.sections.training import TrainingFields
 from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, train_all
 
@@ -61,5 +63,5 @@ def train_here(state: RunState, phase: Phase, task: TrainingTask, weights: Path)
     )
     device = device_name(torch.device(setup.device))
     with state.ledger.attempt(phase, device, devices) as clock, clock.working(devices), torch_threads(spec.threads):
-        train_all(spec, state.training_folder)
+        train_all(spec, state.training_folder, listener=Listeners([ProgressListener(log)]))
     return Outcome.read(state.training_folder, task.name).weights

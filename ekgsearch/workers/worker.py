@@ -26,7 +26,14 @@ T = TypeVar("T")
 class Worker:
     """Evaluates networks on its batches, and builds blocks of the memory bank."""
 
-    def __init__(self, workload: Workload, spec: SearchSpec, owned: Sequence[int], attempt: int = 1) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        spec: SearchSpec,
+        owned: Sequence[int],
+        attempt: int = 1,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open the network and the images.
 
         Args:
@@ -34,9 +41,11 @@ class Worker:
             spec: the batches of the whole search subset.
             owned: indices of the batches that this worker evaluates.
             attempt: how many workers have owned these batches before, plus 1; every report carries it.
+            check: called before each forward pass; raises to stop there.
         """
         self._run = spec.run
         self._attempt = attempt
+        self._check = check
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
         train = workload.data.open().train
@@ -57,7 +66,7 @@ class Worker:
         networks = spec.networks(graph)
         self._masked = networks.masked
         self._evaluator = BatchEvaluator(
-            networks, self._normalisation, batches, spec.divisor, spec.rules, spec.prefix_bytes
+            networks, self._normalisation, batches, spec.divisor, spec.rules, spec.prefix_bytes, check
         )
 
     def begin(self, interim: Sequence[Subnetwork]) -> None:
@@ -105,6 +114,7 @@ class Worker:
         source = classifier(self._masked.graph).input if spec.embeddings else None
 
         def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
+            self._check()
             if source is None:
                 return Outputs(self._masked.forward(images, teacher, norm_mode="batch"))
             weights, masks = self._masked.weights(teacher), self._masked.masks(teacher)
