@@ -28,8 +28,9 @@ from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Question
+from ekgsearch.workers.spec import BuiltBlock
 from ekgsearch.workers.team import BankOrder, Team
-from ekgsearch.workers.worker import BuiltBlock, Worker
+from ekgsearch.workers.worker import Worker
 from ekgsearch.workers.workload import Workload
 
 TIE_TOLERANCE = 5e-4

@@ -38,8 +38,9 @@ from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 from ekgsearch.workers.team import BankOrder, Crew, Team
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
+from ekgsearch.workers.worker import Worker
 from ekgsearch.workers.workload import Workload
 
 TICKS = os.sysconf("SC_CLK_TCK")

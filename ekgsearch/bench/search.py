@@ -38,8 +38,8 @@ from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import Workload
 
 Case = (

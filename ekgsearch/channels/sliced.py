@@ -74,6 +74,7 @@ class SlicedNetwork:
         *,
         norm_mode: NormMode = "batch",
         walk: Walk | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> list[Any]:
         """Run candidates that differ from the current sub-network in one channel group each.
 
@@ -86,6 +87,7 @@ class SlicedNetwork:
             candidates: pairs (channel group that differs, candidate from `narrowed`).
             norm_mode: statistics of the batch, or running ones.
             walk: what `scores` found on the way through the current sub-network with these images; None to go again.
+            check: called before each candidate; raises to stop there.
 
         Returns:
             What the network returns for each candidate, in their order.
@@ -103,6 +105,7 @@ class SlicedNetwork:
                 reached = index
             found = values if walk is None else {**values, **walk.before[index]}
             for position in waiting[index]:
+                check()
                 done = self._finish(dict(found), candidates[position][1], norm_mode, index)
                 outputs[position] = self._program.output(done)
         return [outputs[position] for position in range(len(candidates))]

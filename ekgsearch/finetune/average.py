@@ -1,6 +1,7 @@
 """Averages of a network's weights over its training, and running statistics that fit them."""
 
 import copy
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,9 @@ class WeightAverage:
         self.count += 1
 
 
-def recalibrate_on(network: nn.Module, data: TrainData, *, images: int, seed: int) -> None:
+def recalibrate_on(
+    network: nn.Module, data: TrainData, *, images: int, seed: int, check: Callable[[], None] = lambda: None
+) -> None:
     """Average a network's running statistics anew over training images, un-augmented, in a fixed random order.
 
     Every process of a world takes the same images and so ends with the same statistics.
@@ -61,6 +64,7 @@ def recalibrate_on(network: nn.Module, data: TrainData, *, images: int, seed: in
         data: names the images and the normalisation, and how many damaged pictures are replaced.
         images: how many of the training images are read, at most.
         seed: of their order.
+        check: called before each batch; raises to stop there.
 
     Raises:
         DataError: more pictures are damaged than allowed.
@@ -69,4 +73,10 @@ def recalibrate_on(network: nn.Module, data: TrainData, *, images: int, seed: in
     ids = torch.arange(len(data.train)) if data.ids is None else data.ids.cpu()
     chosen = ids[permutation(len(ids), seed, 0)[:images]]
     read = sound_reader(data.train, ids, max_share=data.max_damaged)
-    recalibrate(network, (data.normalisation(read(part).to(device)) for part in torch.split(chosen, _BATCH)))
+
+    def batches() -> Iterator[Tensor]:
+        for part in torch.split(chosen, _BATCH):
+            check()
+            yield data.normalisation(read(part).to(device))
+
+    recalibrate(network, batches())

@@ -1,5 +1,6 @@
 """Accuracy of a network on a set of images, in running mode."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,13 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, images: ImageSet, normalisation: Normalisation, world: World, *, batch_size: int = 500
+    network: nn.Module,
+    images: ImageSet,
+    normalisation: Normalisation,
+    world: World,
+    *,
+    batch_size: int = 500,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate a network on all images, each process on its contiguous part.
 
@@ -51,6 +58,7 @@ def evaluate(
         normalisation: turns pixels into network input.
         world: this process.
         batch_size: images per forward pass.
+        check: called before each forward pass; raises to stop there.
 
     Raises:
         DamagedImageError: a picture is gone or has changed since it was verified; the process that read it names it.
@@ -62,6 +70,7 @@ def evaluate(
     damage: DamagedImageError | None = None
     try:
         for ids in torch.split(part, batch_size):
+            check()
             labels = images.labels[ids.to(images.labels.device)].to(world.device)
             logits = network(normalisation(images.read(ids).to(world.device))).float()
             sums[0] += (logits.argmax(dim=1) == labels).sum()

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.metrics import EpochMetrics, StepReport, TrainResult
 from ekgsearch.finetune.objective import LOSS_NAMES
-from ekgsearch.finetune.preflight import arithmetic, check, facts_of
+from ekgsearch.finetune.preflight import arithmetic, facts_of
+from ekgsearch.finetune.preflight import check as check_inputs
 from ekgsearch.finetune.resume import Facts, read_checkpoint, save_checkpoint
 from ekgsearch.finetune.state import Running, TrainState, start
 from ekgsearch.finetune.step import train_step
@@ -43,6 +44,7 @@ class _Training:
     checkpoint: CheckpointPort | None
     checkpoint_every_steps: int
     on_step: Callable[[StepReport], None] | None
+    check: Callable[[], None]
 
 
 def train(
@@ -58,6 +60,8 @@ def train(
     checkpoint_every_steps: int = 0,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     on_step: Callable[[StepReport], None] | None = None,
+    on_continue: Callable[[Sequence[EpochMetrics]], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> TrainResult:
     """Train a network in place, from the newest checkpoint if there is one.
 
@@ -77,6 +81,8 @@ def train(
         checkpoint_every_steps: steps between two checkpoints within an epoch; 0 for none. No result depends on it.
         on_epoch: called on every process after each epoch is kept; not for epochs before a resume.
         on_step: called after each step.
+        on_continue: called on every process with the epochs before a resume, where there is one.
+        check: called before each step and each forward pass of an evaluation; raises to stop there.
 
     Returns:
         The measurements of all epochs, those before a resume included, and the networks of averaged weights.
@@ -88,7 +94,7 @@ def train(
         ResumeError: the checkpoint belongs to another training.
         DataError: more training pictures are damaged than allowed, or a test picture is (see `evaluate`).
     """
-    check(data, config, world, bank, teacher, classifier)
+    check_inputs(data, config, world, bank, teacher, classifier)
     training = _Training(
         data=data,
         config=config,
@@ -99,6 +105,7 @@ def train(
         checkpoint=checkpoint,
         checkpoint_every_steps=checkpoint_every_steps,
         on_step=on_step,
+        check=check,
     )
     state = start(
         model,
@@ -111,7 +118,8 @@ def train(
     cuda = [world.device.index or 0] if world.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(cuda):
-            _continue(state, training)
+            if _continue(state, training) and on_continue is not None:
+                on_continue(tuple(state.history))
             if world.rank == 0:
                 logger.info("%s", arithmetic(data, config, world))
             _run_epochs(state, training, on_epoch)
@@ -160,6 +168,7 @@ def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
         torch.manual_seed(sub_seed(config.seed, "train", state.epoch, world.rank))
     state.parallel.train()
     for batch in read_epoch(training.loader, state.epoch, bank=training.bank, start=running.step):
+        training.check()
         running.learning_rate = learning_rate(config, state.epoch - 1 + running.step / num_steps)
         loss = None
         try:
@@ -240,10 +249,10 @@ def _evaluate(name: str, network: nn.Module, training: _Training) -> float:
     data, config = training.data, training.config
     images = config.recalibrate_images or (RECALIBRATION_IMAGES if name == "averaged" else 0)
     if images:
-        recalibrate_on(network, data, images=images, seed=config.seed)
+        recalibrate_on(network, data, images=images, seed=config.seed, check=training.check)
     if data.test is None:
         return math.nan
-    return evaluate(network, data.test, data.normalisation, training.world).top1
+    return evaluate(network, data.test, data.normalisation, training.world, check=training.check).top1
 
 
 def learning_rate(config: FinetuneConfig, progress: float) -> float:

@@ -8,11 +8,12 @@ from ekgsearch.orchestration.placement import nodes_of_cluster
 from ekgsearch.orchestration.training import fit
 from ekgsearch.orchestration.workers import RayCrew
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.listener import SILENT, Listener
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team
 from ekgsearch.workers.training import TrainingSpec
-from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import Workload
 
 
@@ -42,22 +43,24 @@ class RayBackend:
             self._crew.enlist(num_blocks)
 
     @contextmanager
-    def team(self, workload: Workload, spec: SearchSpec) -> Iterator[Team]:
+    def team(self, workload: Workload, spec: SearchSpec, *, listener: Listener = SILENT) -> Iterator[Team]:
         """Start the workers; they stop at the end of the context."""
         if self._cluster.search_workers == 0:
-            with self._local.team(workload, spec) as team:
+            with self._local.team(workload, spec, listener=listener) as team:
                 yield team
             return
-        self._crew = crew = RayCrew(workload, spec, self._cluster)
+        self._crew = crew = RayCrew(workload, spec, self._cluster, listener)
         try:
             yield Team(crew, spec)
         finally:
             self._crew = None
             crew.stop()
 
-    def train(self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock) -> None:
+    def train(
+        self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock, listener: Listener = SILENT
+    ) -> None:
         """Train the networks of a spec; several processes, or a cluster that was named, go through Ray Train."""
         if workers == 1 and self._cluster.session_address is None:
-            self._local.train(spec, folder=folder, workers=workers, clock=clock)
+            self._local.train(spec, folder=folder, workers=workers, clock=clock, listener=listener)
         else:
-            fit(spec, folder=folder, workers=workers, cluster=self._cluster, clock=clock)
+            fit(spec, folder=folder, workers=workers, cluster=self._cluster, clock=clock, listener=listener)

@@ -1,13 +1,15 @@
 """Large answers of workers in pieces, so that no single object of more than a megabyte passes through the driver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import ray
 from ray import cloudpickle
 
-from ekgsearch.workers.questions import Answer
+from ekgsearch.workers.questions import Answer, Value
+
+T = TypeVar("T")
 
 MOST_BYTES = 900_000
 """Serialised bytes of one object; channel scores of ResNet-50 are 92 kB per batch, and a worker may own many."""
@@ -17,7 +19,7 @@ MOST_BYTES = 900_000
 class Pieces:
     """An answer that waits in the object store, a few batches in each object."""
 
-    references: tuple[Any, ...]
+    references: tuple[ray.ObjectRef[Answer], ...]
 
 
 def pack(answer: Answer) -> Answer | Pieces:
@@ -33,7 +35,7 @@ def pack(answer: Answer) -> Answer | Pieces:
     )
 
 
-def unpack(found: Any, weigh: Callable[[Any], None]) -> Any:
+def unpack(found: T | Pieces, weigh: Callable[[object], None]) -> T | Answer:
     """Fetch the pieces of an answer and join them; anything else is given back.
 
     Args:
@@ -46,7 +48,7 @@ def unpack(found: Any, weigh: Callable[[Any], None]) -> Any:
     if not isinstance(found, Pieces):
         weigh(found)
         return found
-    values = {}
+    values: dict[int, Sequence[Value]] = {}
     for reference in found.references:
         part = ray.get(reference)
         weigh(part)

@@ -1,7 +1,6 @@
 """What passes between the driver and its workers: messages, and the size of the largest."""
 
 from collections import Counter
-from typing import Any
 
 from ray import cloudpickle
 
@@ -17,7 +16,7 @@ class Traffic:
         self.largest_bytes = 0
         self._calls: Counter[tuple[int, int]] = Counter()
 
-    def weigh(self, value: Any) -> None:
+    def weigh(self, value: object) -> None:
         """Take note of an object that travels."""
         self.largest_bytes = max(self.largest_bytes, len(cloudpickle.dumps(value)))  # type: ignore[no-untyped-call]
 

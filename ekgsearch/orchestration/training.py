@@ -1,20 +1,24 @@
 """Distributed data parallel training through Ray Train."""
 
 import logging
+import math
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, get_device
 
 from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.orchestration.checkpoints import RayCheckpoints
+from ekgsearch.orchestration.events import EventReader, FileListener
+from ekgsearch.orchestration.trainer import EndableTrainer
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.listener import SILENT, Listener, stop_where_asked, stopped
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.files import write_atomically
@@ -24,27 +28,48 @@ log = logging.getLogger(__name__)
 
 BUSY_FILE = "busy-{rank}.txt"
 
+POLL_SECONDS = 0.2
+"""Time between two looks of the driver at what a training tells and at whether it is to stop."""
+
+STOP_PATIENCE_SECONDS = 3.5
+"""Time in which the processes can end by themselves where a stop is asked for."""
+
 REACHED_FILE = "reached.txt"
 """Training, epochs and further steps of the newest checkpoint; every checkpoint changes it."""
 
 
-def fit(spec: TrainingSpec, *, folder: Path, workers: int, cluster: ClusterSection, clock: Clock) -> None:
+def fit(
+    spec: TrainingSpec,
+    *,
+    folder: Path,
+    workers: int,
+    cluster: ClusterSection,
+    clock: Clock,
+    listener: Listener = SILENT,
+) -> None:
     """Train the networks of a spec with Ray Train on `workers` processes.
 
     The run lives under `folder`; the same call again continues after the last checkpoint. Processes that are lost are
     started again here, not by Ray Train, which would do so after any error. Failures count in a row: a new checkpoint
     since the last one begins the count anew.
 
+    The listener is told of steps and epochs. Where it asks for a stop, the processes end between two steps, or are
+    ended where that takes longer than `STOP_PATIENCE_SECONDS`.
+
     Raises:
+        Stopped: the listener has asked for it.
         WorkerError: the processes died more often in a row than the job allows.
         EkgError: what a process raised on purpose, such as a loss that is not finite.
     """
     if not pending(spec.tasks, folder):
         return
     failures, reached = 0, _reached(folder)
+    events = EventReader(folder, listener, _epochs_of(reached))
     while True:
+        stop_where_asked(listener)
+        events.begin()
         try:
-            _fit_interruptibly(_trainer(spec, folder, workers, cluster))
+            _fit_interruptibly(_trainer(spec, folder, workers, cluster, events.attempt), events, listener)
             return
         except ray.train.TrainingFailedError as error:
             _raise_own_error(error)
@@ -58,6 +83,7 @@ def fit(spec: TrainingSpec, *, folder: Path, workers: int, cluster: ClusterSecti
                 ) from error
             log.warning("training processes died; starting others (%d): %s", failures, _last_words(error))
         finally:
+            events.end()
             for path in folder.glob(BUSY_FILE.format(rank="*")):
                 clock.busy(float(path.read_text(encoding="utf-8")) * spec.devices_per_worker)
                 path.unlink()
@@ -69,11 +95,19 @@ def _reached(folder: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _trainer(spec: TrainingSpec, folder: Path, workers: int, cluster: ClusterSection) -> TorchTrainer:
+def _epochs_of(reached: str) -> dict[str, int]:
+    """Epochs that are kept, by network."""
+    if not reached:
+        return {}
+    network, epochs, _ = reached.rsplit(maxsplit=2)
+    return {network: int(epochs)}
+
+
+def _trainer(spec: TrainingSpec, folder: Path, workers: int, cluster: ClusterSection, attempt: int) -> EndableTrainer:
     use_gpu = spec.workload.device == "cuda"
-    return TorchTrainer(
+    return EndableTrainer(
         _train_loop,
-        train_loop_config={"spec": spec, "folder": folder},
+        train_loop_config={"spec": spec, "folder": folder, "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cluster.cores_per_worker, "GPU": use_gpu}
         ),
@@ -88,8 +122,14 @@ def _trainer(spec: TrainingSpec, folder: Path, workers: int, cluster: ClusterSec
     )
 
 
-def _fit_interruptibly(trainer: TorchTrainer) -> None:
-    """Fit in a thread of its own: in the main thread Ray takes over Ctrl-C and ends the process without a word."""
+def _fit_interruptibly(trainer: EndableTrainer, events: EventReader, listener: Listener) -> None:
+    """Fit in a thread of its own: in the main thread Ray takes over Ctrl-C and ends the process without a word.
+
+    Meanwhile events are passed on.
+
+    Raises:
+        Stopped: the listener has asked for it before the training had ended.
+    """
     finished: Future[None] = Future()
 
     def work() -> None:
@@ -100,6 +140,17 @@ def _fit_interruptibly(trainer: TorchTrainer) -> None:
             finished.set_exception(error)
 
     threading.Thread(target=work, name="fit", daemon=True).start()
+    reason, deadline = "", math.inf
+    while not wait([finished], timeout=POLL_SECONDS).done:
+        events.pass_on()
+        if not reason and (reason := listener.stop_reason()):
+            deadline = time.monotonic() + STOP_PATIENCE_SECONDS
+            events.ask_to_stop(reason)
+        if time.monotonic() >= deadline:
+            deadline = math.inf
+            trainer.end()
+    if reason and finished.exception():
+        raise stopped(reason) from finished.exception()
     finished.result()
 
 
@@ -116,7 +167,12 @@ def _train_loop(config: dict[str, Any]) -> None:
     start = time.perf_counter()
     try:
         train_all(
-            spec, folder, device=str(device), port_of=lambda task: RayCheckpoints(task.name, folder / REACHED_FILE)
+            spec,
+            folder,
+            device=str(device),
+            port_of=lambda task: RayCheckpoints(task.name, folder / REACHED_FILE),
+            listener=FileListener(folder, config["attempt"]),
+            tells_epochs_before=True,
         )
     finally:
         busy = folder / BUSY_FILE.format(rank=rank)

@@ -3,27 +3,31 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.errors import OUT_OF_MEMORY, EkgError, WorkerError, is_out_of_memory
-from ekgsearch.orchestration.member import Member, SearchWorker
+from ekgsearch.orchestration.member import Member, Place, Reference, Reply, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
 from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.listener import SILENT, Listener, stop_where_asked
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec, Timed
 from ekgsearch.workers.team import BankOrder
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec
 from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 0.5
+"""Longest wait for workers before the listener is asked again whether to stop."""
 
 
 class RayCrew:
@@ -35,15 +39,20 @@ class RayCrew:
     A worker that dies or does not answer in time is replaced by a new one, which recomputes the ensemble knowledge of
     its batches from the interim sub-networks and is asked the same again. What its predecessor says after that is
     dropped (`Inbox`). All workers of a question work at the same time, and all are watched at the same time.
+
+    Where the listener asks for a stop, the wait for the workers ends by raising `Stopped`; `stop` then ends them.
     """
 
-    def __init__(self, workload: Workload, spec: SearchSpec, cluster: ClusterSection) -> None:
+    def __init__(
+        self, workload: Workload, spec: SearchSpec, cluster: ClusterSection, listener: Listener = SILENT
+    ) -> None:
         self._workload = workload
         self._spec = spec
         self._cluster = cluster
+        self._listener = listener
         self._request = Request.of(cluster, workload.device)
         self._clock: Clock | None = None
-        self._given_up: list[Any] = []
+        self._given_up: list[Reference] = []
         self.traffic = Traffic()
         sizes = [len(ids) for _, ids in spec.batches]
         shares = spread(sizes, cluster.search_workers) or [()]
@@ -97,24 +106,23 @@ class RayCrew:
         """Put a question to all workers; those that are lost are replaced and asked again."""
         self._drop_late(inbox)
         self.traffic.weigh(question)
-        calls: dict[Any, Member] = {}
+        calls: dict[Reference, Member] = {}
 
         def send(member: Member) -> None:
             inbox.expect(member.owned, member.attempt)
             self.traffic.call(member.index, question.iteration)
-            calls[self._call(member, "answer", question)] = member
+            calls[self._call(member, partial(member.answer, question))] = member
 
         for member in self.members:
             if question.concerns(member.owned):
                 send(member)
         while calls:
-            for member, answer in self._next(calls, interim):
-                if answer is None:
-                    if member in self.members:
-                        send(member)
-                else:
-                    for key, value in answer.reports():
+            for member, found in self._next(calls, interim):
+                if isinstance(found, Answer):
+                    for key, value in found.reports():
                         inbox.take(key, value)
+                elif member in self.members:
+                    send(member)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Build all blocks; every worker takes the next one once it is open and free.
@@ -125,7 +133,7 @@ class RayCrew:
             member.owned = ()
         waiting = list(order.missing)
         blocks: dict[Member, MissingBlock] = {}
-        calls: dict[Any, Member] = {}
+        calls: dict[Reference, Member] = {}
         while waiting or blocks:
             for member in self.members:
                 if member in calls.values():
@@ -134,26 +142,26 @@ class RayCrew:
                     calls[member.opening] = member
                 elif waiting:
                     blocks[member] = waiting.pop(0)
-                    arguments = (order.spec, order.teachers, blocks[member], order.uri)
-                    calls[self._call(member, "build_block", *arguments)] = member
-            for member, answer in self._next(calls, ()):
+                    calls[self._call(member, partial(member.build_block, order, blocks[member]))] = member
+            for member, found in self._next(calls, ()):
                 block = blocks.pop(member, None)
-                if answer is not None:
-                    on_block(answer.value)
+                if isinstance(found, BuiltBlock):
+                    on_block(found)
                 elif block is not None:
                     waiting.insert(0, block)
 
-    def _call(self, member: Member, method: str, *arguments: Any) -> Any:
-        """Call a method of a worker, or wait for its opening first; returns the reference to wait for."""
+    def _call(self, member: Member, call: Callable[[], Reference]) -> Reference:
+        """Call a worker, or wait for its opening first; returns the reference to wait for."""
         if member.opening is not None:
             return member.opening
         member.deadline = time.monotonic() + self._cluster.timeout_seconds
-        return getattr(member.actor, method).remote(*arguments)
+        return call()
 
-    def _next(self, calls: dict[Any, Member], interim: Sequence[Subnetwork]) -> Iterator[tuple[Member, Any]]:
-        """Wait until something happens; yield workers with their answers, None where the call must be repeated."""
-        patience = min(member.deadline for member in calls.values()) - time.monotonic()
-        done, _ = ray.wait(list(calls), num_returns=1, timeout=max(patience, 0))
+    def _next(
+        self, calls: dict[Reference, Member], interim: Sequence[Subnetwork]
+    ) -> Iterator[tuple[Member, Answer | BuiltBlock | None]]:
+        """Wait until something happens; yield workers with what they say, None where the call must be repeated."""
+        done = self._wait(calls)
         now = time.monotonic()
         late = [] if done else [reference for reference, member in calls.items() if member.deadline <= now]
         for reference in [*done, *late]:
@@ -164,7 +172,7 @@ class RayCrew:
                 if reference in late:
                     self._given_up.append(reference)
                     raise TimeoutError(f"no answer from process {member.process or '(not started)'} {member.host}")
-                answer = unpack(ray.get(reference), self.traffic.weigh)
+                reply: Reply = unpack(ray.get(reference), self.traffic.weigh)
             except RayTaskError as error:
                 raise _own_error(error, member.index) from error
             except (RayError, TimeoutError) as error:
@@ -177,13 +185,31 @@ class RayCrew:
                     yield heir, None
                 continue
             if self._clock is not None:
-                self._clock.busy(answer.busy_seconds * self._workload.devices_per_worker)
-            if member.opening is not None:
-                member.opening, (member.host, member.process) = None, answer.value
-                yield member, None
-            else:
-                member.losses = 0
-                yield member, answer
+                self._clock.busy(reply.busy_seconds * self._workload.devices_per_worker)
+            match reply:
+                case Answer():
+                    member.losses = 0
+                    yield member, reply
+                case Timed(value=Place() as place):
+                    member.opening, member.host, member.process = None, place.host, place.process
+                    yield member, None
+                case Timed(value=BuiltBlock() as built):
+                    member.losses = 0
+                    yield member, built
+
+    def _wait(self, calls: dict[Reference, Member]) -> list[Reference]:
+        """Wait for a reply, until the first deadline; returns those that are there, none where it has passed.
+
+        Raises:
+            Stopped: the listener has asked for it.
+        """
+        deadline = min(member.deadline for member in calls.values())
+        while True:
+            stop_where_asked(self._listener)
+            patience = deadline - time.monotonic()
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=min(max(patience, 0), WAIT_SECONDS))
+            if done or patience <= WAIT_SECONDS:
+                return done
 
     def _drop_late(self, inbox: Inbox) -> None:
         """Let the inbox see what replaced workers have said since; it drops and counts it."""
@@ -258,7 +284,7 @@ class RayCrew:
         self.traffic.weigh(arguments)
         self.traffic.weigh(interim)
         member.actor = SearchWorker.options(**options).remote(*arguments)  # type: ignore[attr-defined]
-        member.opening = member.actor.open.remote(tuple(interim))
+        member.open(interim)
         patience = self._cluster.start_timeout_seconds * 2**member.losses  # a machine under load is not pressed further
         member.deadline = time.monotonic() + patience
 

@@ -19,11 +19,11 @@ from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import PhaseKind, content_hash
-from ekgsearch.runtime.progress import Progress
+from ekgsearch.runtime.listener import Advanced
 from ekgsearch.storage.objects import open_store
+from ekgsearch.workers.spec import BuiltBlock
 from ekgsearch.workers.team import BankOrder
 from ekgsearch.workers.training import BankAddress
-from ekgsearch.workers.worker import BuiltBlock
 
 log = logging.getLogger(__name__)
 
@@ -200,15 +200,20 @@ def _build(context: RunContext, order: BankOrder) -> None:
     backend.enlist(len(order.missing))
     with (
         context.charged(PhaseKind.BANK, Bank.name, setup.devices.name(device), backend.num_search_devices) as clock,
-        Progress(f"memory bank of {len(order.teachers)} teachers", order.spec.num_images, "images", log) as progress,
     ):
         team.charge(clock)
+        label, total = f"memory bank of {len(order.teachers)} teachers", order.spec.num_images
+
+        def tell(done: int, *, is_end: bool = False) -> None:
+            context.listener.hear(Advanced(label=label, done=done, total=total, unit="images", is_end=is_end))
 
         def on_block(built: BuiltBlock) -> None:
-            progress.advance(built.images)
+            tell(built.images)
             note_replaced(context, built.block, built.replaced)
 
+        tell(0)
         team.build_bank(order, on_block)
+        tell(0, is_end=True)
     replaced = replaced_in_bank(context)
     if replaced:
         log.warning("memory bank: for %d images another one of their class stands in, theirs is damaged", replaced)

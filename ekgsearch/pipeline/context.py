@@ -14,7 +14,7 @@ from ekgsearch.pipeline.setup import Setup
 from ekgsearch.pipeline.teams import Teams
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.ledger import Clock, Ledger
-from ekgsearch.runtime.listener import Listener
+from ekgsearch.runtime.listener import Listener, stop_where_asked
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.paths import inside
@@ -51,6 +51,14 @@ class RunContext:
     listener: Listener
     store: PhaseStore | None = None
     verifies: bool = False
+
+    def check(self) -> None:
+        """Stop where a listener asks for it.
+
+        Raises:
+            Stopped: one does.
+        """
+        stop_where_asked(self.listener)
 
     @property
     def training_folder(self) -> Path:

@@ -8,14 +8,14 @@ from typing import Any
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.records import PhaseKind
-from ekgsearch.runtime.listener import Advanced, IterationMade, stop_where_asked
+from ekgsearch.runtime.listener import Advanced, IterationMade
 from ekgsearch.search.base import Decision, decision_from_record
 from ekgsearch.search.ekg import EkgSearch, EkgSettings
 from ekgsearch.search.racing import Racing
 from ekgsearch.search.reach import depends_on_budget
 from ekgsearch.sections.search import SearchSection
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.worker import SearchSpec
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Deciding:
             key,
             number,
             producer=self._setup.job.run_name,
-            check=lambda: stop_where_asked(context.listener),
+            check=context.check,
             on_wait=context.teams.release,
         ) as found:
             yield found
@@ -156,7 +156,7 @@ class Deciding:
                 reduction=self._removed / self._full,
             )
         )
-        stop_where_asked(self._context.listener)
+        self._context.check()
 
     def _tell(self, removed: int) -> None:
         shown: dict[str, float | int | str] = {}

@@ -88,7 +88,7 @@ def _correct(context: RunContext, full: nn.Module, final: nn.Module, device: tor
     with Progress("evaluation", 4 * len(setup.test), "images", log) as progress:
 
         def measure(name: str, network: nn.Module) -> None:
-            result = evaluate(network.to(device), setup.test, normalise, World(device))
+            result = evaluate(network.to(device), setup.test, normalise, World(device), check=context.check)
             correct[name] = result.correct
             progress.advance(result.images, **{name: f"{result.top1:.2f}"})
 
@@ -104,6 +104,7 @@ def _latencies(context: RunContext, full: nn.Module, final: nn.Module, device: t
     """How long the full and the final network take for one image and for 64, and how sure their ratio is."""
     latencies: dict[str, float] = {}
     for batch_size in (1, 64):
+        context.check()
         found = compare_latencies(full, final, context.setup.net.input_shape, batch_size, device)
         latencies[f"full_batch{batch_size}_ms"] = found.full_ms
         latencies[f"slim_batch{batch_size}_ms"] = found.slim_ms
@@ -120,4 +121,4 @@ def _recalibrate(context: RunContext, network: nn.Module, device: torch.device) 
     data = TrainData(
         setup.dataset.train, context.workload.normalisation, ids=setup.train_ids, max_damaged=setup.data.max_damaged
     )
-    recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed)
+    recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed, check=context.check)

@@ -76,6 +76,7 @@ class Finetune(Phase):
         spec = TrainingSpec(
             run=setup.job.run_name,
             phase=self.kind,
+            instance=self.name,
             workload=setup.workload(context.start_weights, setup.devices.finetune),
             tasks=(
                 TrainingTask(
@@ -88,7 +89,13 @@ class Finetune(Phase):
         )
         device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
         with context.charged(self.kind, self.name, device, devices) as clock:
-            context.backend.train(spec, folder=context.training_folder, workers=section.workers, clock=clock)
+            context.backend.train(
+                spec,
+                folder=context.training_folder,
+                workers=section.workers,
+                clock=clock,
+                listener=context.listener,
+            )
         trained = outcome_files(context, self.training)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
 

@@ -23,7 +23,14 @@ from ekgsearch.pipeline.tables import write_tables
 from ekgsearch.pipeline.teams import Teams
 from ekgsearch.pipeline.train import driver_threads
 from ekgsearch.runtime.ledger import Ledger
-from ekgsearch.runtime.listener import Listener, Listeners, PhaseBegun, PhaseCommitted, stop_where_asked
+from ekgsearch.runtime.listener import (
+    SILENT,
+    Listener,
+    Listeners,
+    PhaseBegun,
+    PhaseCommitted,
+)
+from ekgsearch.runtime.progress_listener import LogListener, ProgressListener
 from ekgsearch.runtime.torch_state import state_kept
 from ekgsearch.storage.files import remove_partials
 from ekgsearch.storage.journal import Journal
@@ -32,9 +39,6 @@ from ekgsearch.workers.backend import Backend
 log = logging.getLogger(__name__)
 
 _UNDER_WAY = threading.Lock()
-
-SILENT = Listeners()
-"""Hears nothing and never asks for a stop."""
 
 
 def run_job(
@@ -106,6 +110,7 @@ def opened_run(
     folder = job.run_dir
     with _alone(job), state_kept(), driver_threads(job):
         store = _store(job)
+        listener = Listeners([ProgressListener(log), LogListener(log), listener])
         setup = set_up(job, backend.cluster_has_gpus, in_run=True)
         with Journal.open(folder / "journal.jsonl") as journal:
             remove_partials(folder, shared=own_bank(folder))
@@ -164,7 +169,7 @@ def run_phases(context: RunContext, after_each: Callable[[RunContext], None]) ->
     for phase in context.phases:
         phase.check(context)
     for phase in context.phases:
-        stop_where_asked(context.listener)
+        context.check()
         if not phase.needs_workers:
             context.teams.release()
         if _finish(context, phase):

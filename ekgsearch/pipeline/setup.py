@@ -26,7 +26,7 @@ from ekgsearch.records import Costs, content_hash
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
-from ekgsearch.workers.worker import SearchSpec
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.workload import DataRequest, Workload, first_of_each_class
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,6 @@ from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Phase, differences
 from ekgsearch.pipeline.phase_record import PhaseRecord, StoredPhase
 from ekgsearch.pipeline.phase_store import PhaseStore
-from ekgsearch.runtime.listener import stop_where_asked
 from ekgsearch.storage.files import file_sha256
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def obtain(context: RunContext, phase: Phase, begun: Mapping[str, Any]) -> Obtai
         key,
         title=phase.name,
         producer=context.setup.job.run_name,
-        check=lambda: stop_where_asked(context.listener),
+        check=context.check,
         on_wait=context.teams.release,
     ) as stored:
         if stored is not None and not context.verifies:

@@ -19,13 +19,13 @@ from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.pretrain import Pretrain
-from ekgsearch.pipeline.run import SILENT, opened_run, run_phases
+from ekgsearch.pipeline.run import opened_run, run_phases
 from ekgsearch.pipeline.train import outcome_files
 from ekgsearch.pipeline.warmup import Warmup
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
-from ekgsearch.runtime.listener import Listener
+from ekgsearch.runtime.listener import SILENT, Listener
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.ekg import EkgSettings
 from ekgsearch.search.random_walk import random_subnetwork
@@ -166,7 +166,7 @@ class StudyOne(Phase):
         self._fine_tune(context, subnetwork)
         trained = outcome_files(context, self.training)
         network = load_student(context.workload, subnetwork, context.folder / trained.fields["weights"]).to(device)
-        result = evaluate(network, setup.test, context.workload.normalisation, World(device))
+        result = evaluate(network, setup.test, context.workload.normalisation, World(device), check=context.check)
         measured = {
             "index": self._index,
             "criterion": self._criterion,
@@ -207,6 +207,7 @@ class StudyOne(Phase):
         spec = TrainingSpec(
             run=self._job.run_name,
             phase=self.kind,
+            instance=self.name,
             workload=setup.workload(context.start_weights, setup.devices.finetune),
             tasks=(task,),
             bank=None,
@@ -214,7 +215,13 @@ class StudyOne(Phase):
         )
         device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
         with context.charged(self.kind, self.name, device, devices) as clock:
-            context.backend.train(spec, folder=context.training_folder, workers=section.workers, clock=clock)
+            context.backend.train(
+                spec,
+                folder=context.training_folder,
+                workers=section.workers,
+                clock=clock,
+                listener=context.listener,
+            )
 
 
 def _write_table(context: RunContext) -> None:

@@ -4,8 +4,8 @@ from contextlib import ExitStack
 
 from ekgsearch.runtime.listener import Listener
 from ekgsearch.workers.backend import Backend
+from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team
-from ekgsearch.workers.worker import SearchSpec
 from ekgsearch.workers.workload import Workload
 
 
@@ -27,7 +27,10 @@ class Teams:
         """
         if self._open is None or self._open[0] != workload:
             self.release()
-            self._open = workload, self._stack.enter_context(self._backend.team(workload, spec))
+            self._open = (
+                workload,
+                self._stack.enter_context(self._backend.team(workload, spec, listener=self._listener)),
+            )
         return self._open[1]
 
     def release(self) -> None:

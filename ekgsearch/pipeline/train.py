@@ -54,6 +54,7 @@ def train_here(context: RunContext, phase: Phase, task: TrainingTask, weights: P
     spec = TrainingSpec(
         run=setup.job.run_name,
         phase=phase.kind,
+        instance=phase.name,
         workload=setup.workload(weights),
         tasks=(task,),
         bank=None,
@@ -65,7 +66,7 @@ def train_here(context: RunContext, phase: Phase, task: TrainingTask, weights: P
         clock.working(devices),
         torch_threads(spec.threads),
     ):
-        train_all(spec, context.training_folder)
+        train_all(spec, context.training_folder, listener=context.listener)
 
 
 def outcome_files(context: RunContext, training: str) -> Result:

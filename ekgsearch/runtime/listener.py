@@ -127,6 +127,15 @@ class Listeners:
         return next((reason for listener in self._listeners if (reason := listener.stop_reason())), "")
 
 
+SILENT = Listeners()
+"""Hears nothing and never asks to stop."""
+
+
+def stopped(reason: str) -> Stopped:
+    """The clean stop that a listener has asked for."""
+    return Stopped(f"{reason}: what is committed is kept, the same command continues")
+
+
 def stop_where_asked(listener: Listener) -> None:
     """Raise where a listener has a reason to stop.
 
@@ -134,4 +143,4 @@ def stop_where_asked(listener: Listener) -> None:
         Stopped: it has.
     """
     if reason := listener.stop_reason():
-        raise Stopped(f"{reason}: what is committed is kept, the same command continues")
+        raise stopped(reason)

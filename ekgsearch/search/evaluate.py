@@ -47,6 +47,7 @@ class BatchEvaluator:
             subset, or the nominal batch size (quirk `nominal_batch_means`).
         rules: importance criterion and teacher of the score.
         prefix_bytes: memory for what candidates can start from; it changes no result.
+        check: called before each forward pass; raises to stop there.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class BatchEvaluator:
         divisor: int,
         rules: Rules = PUBLISHED,
         prefix_bytes: int = PREFIX_BYTES,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._networks = networks
         self._normalise = normalise
@@ -66,6 +68,7 @@ class BatchEvaluator:
         self._knowledge: dict[int, Tensor] = {}
         self._count = 0
         self._prefix_bytes = prefix_bytes
+        self._check = check
         self._walked: Subnetwork | None = None
         self._walks: dict[int, Walk] = {}
 
@@ -99,6 +102,7 @@ class BatchEvaluator:
         for batch in self._batches:
             images = self._normalise(batch.pixels)
             for count, subnetwork in enumerate(networks, start=self._count):
+                self._check()
                 logits = self._networks.forward(images, subnetwork)
                 mean = logits.double() if count == 0 else self._mean(self._knowledge[batch.index], count, logits)
                 self._knowledge[batch.index] = mean
@@ -143,6 +147,7 @@ class BatchEvaluator:
             prepared = self._networks.prepare(current)
             self._walked, self._walks, free = current, {}, self._prefix_bytes
             for batch in self._batches:
+                self._check()
                 images, loss = self._normalise(batch.pixels), partial(mean_score, batch)
                 by_group, walk = self._networks.scores(images, loss, prepared)
                 scores[batch.index] = {group: values.numpy() for group, values in by_group.items()}
@@ -153,6 +158,7 @@ class BatchEvaluator:
         else:
             found = channel_scores(self._rules, self._networks.masked.graph, current, count)
             for batch in self._batches:
+                self._check()
                 mean_score(batch, self._networks.forward(self._normalise(batch.pixels), current))
                 share = 1.0 if batch.index == 0 else 0.0
                 scores[batch.index] = {group: share * values for group, values in found.items()}
@@ -163,7 +169,7 @@ class BatchEvaluator:
         self, current: Subnetwork, candidates: Sequence[Candidate], batches: Collection[int] | None = None
     ) -> dict[int, list[BatchResult]]:
         """Results of the candidates, in their order, by batch index; on these batches only, None for all."""
-        run = self._networks.candidates(current, candidates)
+        run = self._networks.candidates(current, candidates, self._check)
         walks = self._walks if current == self._walked else {}
         return {
             batch.index: self._results(batch, run(self._normalise(batch.pixels), walks.get(batch.index)))
@@ -177,7 +183,10 @@ class BatchEvaluator:
         for batch in self._batches:
             images = self._normalise(batch.pixels)
             masked, mode = self._networks.masked, self._networks.norm_mode
-            logits = [masked.forward(images, candidate.subnetwork, norm_mode=mode) for candidate in candidates]
+            logits = []
+            for candidate in candidates:
+                self._check()
+                logits.append(masked.forward(images, candidate.subnetwork, norm_mode=mode))
             results[batch.index] = self._results(batch, logits)
         return results
 

@@ -45,9 +45,12 @@ class Networks(Protocol):
         ...
 
     def candidates(
-        self, current: Subnetwork, candidates: Sequence[Candidate]
+        self, current: Subnetwork, candidates: Sequence[Candidate], check: Callable[[], None] = lambda: None
     ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
-        """Prepare candidates; the result maps images, and what `scores` left, to the logits of each, in their order."""
+        """Prepare candidates; the result maps images, and what `scores` left, to the logits of each, in their order.
+
+        It calls `check` before each candidate, which raises to stop there.
+        """
         ...
 
 
@@ -74,10 +77,18 @@ class NaiveNetworks:
         return self.masked.scores(images, loss, prepared, norm_mode=self.norm_mode), None
 
     def candidates(
-        self, current: Subnetwork, candidates: Sequence[Candidate]
+        self, current: Subnetwork, candidates: Sequence[Candidate], check: Callable[[], None] = lambda: None
     ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
         """Run each candidate by itself."""
-        return lambda images, walk: [self.forward(images, candidate.subnetwork) for candidate in candidates]
+
+        def run(images: Tensor, walk: Walk | None) -> list[Tensor]:
+            logits = []
+            for candidate in candidates:
+                check()
+                logits.append(self.forward(images, candidate.subnetwork))
+            return logits
+
+        return run
 
 
 class FastNetworks:
@@ -127,7 +138,7 @@ class FastNetworks:
         return found, None if self._sliced.arithmetic.compile else walk
 
     def candidates(
-        self, current: Subnetwork, candidates: Sequence[Candidate]
+        self, current: Subnetwork, candidates: Sequence[Candidate], check: Callable[[], None] = lambda: None
     ) -> Callable[[Tensor, Walk | None], list[Tensor]]:
         """Prepare the current network and what each candidate changes.
 
@@ -142,7 +153,9 @@ class FastNetworks:
 
         def run(images: Tensor, walk: Walk | None) -> list[Tensor]:
             self._first_batch.check_candidates(images, current, candidates)
-            outputs = self._sliced.branches(images, standing, branches, norm_mode=self.norm_mode, walk=walk)
+            outputs = self._sliced.branches(
+                images, standing, branches, norm_mode=self.norm_mode, walk=walk, check=check
+            )
             return [_single(logits) for logits in outputs]
 
         return run

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.environment import torch_threads
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.listener import SILENT, Listener, stop_where_asked
 from ekgsearch.storage.files import make_folder
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Question
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 from ekgsearch.workers.team import BankOrder, Team
 from ekgsearch.workers.training import TrainingSpec, train_all
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
+from ekgsearch.workers.worker import Worker
 from ekgsearch.workers.workload import Workload
 
 
@@ -34,12 +37,20 @@ class Backend(Protocol):
         """Let further workers join the team, as many as the job asks for and so many blocks of the bank can feed."""
         ...
 
-    def team(self, workload: Workload, spec: SearchSpec) -> AbstractContextManager[Team]:
-        """Start the workers; they stop at the end of the context."""
+    def team(
+        self, workload: Workload, spec: SearchSpec, *, listener: Listener = SILENT
+    ) -> AbstractContextManager[Team]:
+        """Start the workers; they stop at the end of the context, and their work where the listener asks for it."""
         ...
 
-    def train(self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock) -> None:
-        """Train the networks of a spec; their outcomes are written under `folder`. Resumes what a kill left."""
+    def train(
+        self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock, listener: Listener = SILENT
+    ) -> None:
+        """Train the networks of a spec; their outcomes are written under `folder`. Resumes what a kill left.
+
+        Raises:
+            Stopped: the listener has asked for it.
+        """
         ...
 
 
@@ -93,15 +104,18 @@ class InProcessBackend:
         """Nobody joins: the one worker builds all blocks."""
 
     @contextmanager
-    def team(self, workload: Workload, spec: SearchSpec) -> Iterator[Team]:
+    def team(self, workload: Workload, spec: SearchSpec, *, listener: Listener = SILENT) -> Iterator[Team]:
         """Open the one worker; the number of torch threads is restored afterwards."""
         with torch_threads(workload.threads):
-            worker = Worker(workload, spec, [index for index, _ in spec.batches])
+            owned = [index for index, _ in spec.batches]
+            worker = Worker(workload, spec, owned, check=partial(stop_where_asked, listener))
             self._num_devices = workload.devices_per_worker
             yield Team(InProcessCrew(worker, self._num_devices), spec)
 
-    def train(self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock) -> None:
+    def train(
+        self, spec: TrainingSpec, *, folder: Path, workers: int, clock: Clock, listener: Listener = SILENT
+    ) -> None:
         """Train the networks of a spec one after the other in this process."""
         make_folder(folder)
         with clock.working(spec.devices_per_worker), torch_threads(spec.threads):
-            train_all(spec, folder)
+            train_all(spec, folder, listener=listener)

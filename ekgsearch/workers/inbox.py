@@ -3,10 +3,9 @@
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.search.base import BatchResult
+from ekgsearch.search.base import BatchResult, GroupScores
 from ekgsearch.workers.questions import Question, ReportKey, Value
 
 
@@ -95,15 +94,44 @@ class Inbox:
         wanted = self._asked.answers_per_batch if self._asked else 0
         return tuple(sorted(batch for batch, values in self._values.items() if len(values) < wanted))
 
-    def answers(self) -> dict[int, list[Any]]:
-        """The values of every batch in the order of the candidates, batches ascending.
+    def require_all(self) -> None:
+        """Check that the question is answered.
+
+        Raises:
+            WorkerError: the answers on some batches are missing.
+        """
+        if self.missing:
+            raise WorkerError(f"the workers left batches {list(self.missing)} without an answer")
+
+    def results(self) -> dict[int, list[BatchResult]]:
+        """The sums of every batch in the order of the candidates, batches ascending.
 
         Raises:
             WorkerError: some are missing.
         """
-        if self.missing:
-            raise WorkerError(f"the workers left batches {list(self.missing)} without an answer")
-        return {batch: [values[place] for place in sorted(values)] for batch, values in sorted(self._values.items())}
+        return {batch: [_sums(value) for value in values] for batch, values in self._ordered()}
+
+    def scores(self) -> dict[int, GroupScores]:
+        """The channel scores of every batch, batches ascending.
+
+        Raises:
+            WorkerError: some are missing.
+        """
+        return {batch: _channel_scores(value) for batch, (value,) in self._ordered()}
+
+    def _ordered(self) -> list[tuple[int, list[Value]]]:
+        self.require_all()
+        return [(batch, [values[place] for place in sorted(values)]) for batch, values in sorted(self._values.items())]
+
+
+def _sums(value: Value) -> BatchResult:
+    assert isinstance(value, BatchResult), "a question about networks is answered with sums"
+    return value
+
+
+def _channel_scores(value: Value) -> GroupScores:
+    assert isinstance(value, dict), "a question about channels is answered with their scores"
+    return value
 
 
 def _digest(value: Value) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.bank.manifest import BankSpec
@@ -11,8 +11,8 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, sum_over_batches
 from ekgsearch.search.evaluate import evaluations
 from ekgsearch.workers.inbox import Inbox
-from ekgsearch.workers.questions import Question
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec
+from ekgsearch.workers.questions import Begin, Evaluate, Extend, Question, Scores, Settle
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +81,14 @@ class Team:
         """Set the ensemble knowledge to the mean logits of these networks; return the evaluation of the last one."""
         self._interim = []
         self._iteration = len(interim) - 1
-        answers = self._ask("begin", tuple(interim))
+        self._ask(Begin(iteration=self._iteration, interim=tuple(interim)))
         self._interim = list(interim)
-        return evaluations(answers, 1, self._nominal_batch)[0]
+        return evaluations(self._inbox.results(), 1, self._nominal_batch)[0]
 
     def extend(self, networks: Sequence[Subnetwork]) -> None:
         """Average the logits of further networks, at least one, into the ensemble knowledge."""
         self._iteration = len(self._interim) + len(networks) - 1
-        self._ask("extend", tuple(networks))
+        self._ask(Extend(iteration=self._iteration, networks=tuple(networks)))
         self._interim += networks
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
@@ -101,42 +101,37 @@ class Team:
         self._iteration = count
         if count > len(self._interim):
             self._interim.append(current)
-        answers = self._ask("scores", current, count)
-        return sum_over_batches({batch: values[0] for batch, values in answers.items()})
+        self._ask(Scores(iteration=self._iteration, current=current, count=count))
+        return sum_over_batches(self._inbox.scores())
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates in their order."""
-        answers = self._ask("evaluate", current, tuple(candidates), answers_per_batch=len(candidates))
-        return evaluations(answers, len(candidates), self._nominal_batch)
+        self._ask(Evaluate(iteration=self._iteration, current=current, candidates=tuple(candidates)))
+        return evaluations(self._inbox.results(), len(candidates), self._nominal_batch)
 
     def evaluate_on(
         self, current: Subnetwork, candidates: Sequence[Candidate], batches: Sequence[int]
     ) -> dict[int, list[BatchResult]]:
         """Results of candidates on some of the batches, in the order of the candidates, by batch index."""
-        chosen = tuple(batches)
-        return self._ask(
-            "evaluate", current, tuple(candidates), chosen, answers_per_batch=len(candidates), batches=chosen
-        )
+        asked = Evaluate(iteration=self._iteration, current=current, candidates=tuple(candidates), only=tuple(batches))
+        self._ask(asked)
+        return self._inbox.results()
 
     def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """Evaluate candidates that nearly tie by the masked network."""
-        answers = self._ask("settle", tuple(candidates), answers_per_batch=len(candidates))
-        return evaluations(answers, len(candidates), self._nominal_batch)
+        self._ask(Settle(iteration=self._iteration, candidates=tuple(candidates)))
+        return evaluations(self._inbox.results(), len(candidates), self._nominal_batch)
 
     def build_bank(self, order: BankOrder, on_block: Callable[[BuiltBlock], None]) -> None:
         """Build all that is missing; `on_block` is told of each block as it is stored."""
         self._crew.build_bank(order, on_block)
 
-    def _ask(
-        self, name: str, *arguments: Any, answers_per_batch: int = 1, batches: tuple[int, ...] | None = None
-    ) -> dict[int, list[Any]]:
-        question = Question(
-            name=name,
-            iteration=self._iteration,
-            arguments=arguments,
-            answers_per_batch=answers_per_batch,
-            batches=batches,
-        )
+    def _ask(self, question: Question) -> None:
+        """Put a question to the crew; the inbox then holds all answers.
+
+        Raises:
+            WorkerError: some are missing.
+        """
         self._inbox.ask(question)
         self._crew.ask(question, self._inbox, self._interim)
-        return self._inbox.answers()
+        self._inbox.require_all()

@@ -1,11 +1,11 @@
 """Train the networks of a run, one after the other, in however many processes the backend provides."""
 
-import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -21,18 +21,16 @@ from ekgsearch.errors import StorageError
 from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
-from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
+from ekgsearch.finetune.metrics import EpochMetrics, StepReport, TrainResult
 from ekgsearch.finetune.world import World
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import EpochRow
-from ekgsearch.runtime.progress import Progress
+from ekgsearch.runtime.listener import SILENT, Advanced, EpochEnded, Listener, stop_where_asked
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.sealed import read_sealed, sealed
 from ekgsearch.storage.tensors import load_tensors, save_tensors
 from ekgsearch.workers.workload import Workload
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +75,8 @@ class TrainingSpec:
 
     Attributes:
         run: name of the run.
-        phase: phase the work is charged to.
+        phase: kind of phase the work is charged to.
+        instance: which phase of this kind it is.
         workload: the unpruned network with its weights, and the images.
         tasks: the trainings, in order; every one starts from the weights of the workload.
         bank: memory bank, where an objective needs it.
@@ -87,6 +86,7 @@ class TrainingSpec:
 
     run: str
     phase: PhaseKind
+    instance: str
     workload: Workload
     tasks: tuple[TrainingTask, ...]
     bank: BankAddress | None
@@ -169,6 +169,8 @@ def train_all(
     *,
     device: str | None = None,
     port_of: Callable[[TrainingTask], CheckpointPort] | None = None,
+    listener: Listener = SILENT,
+    tells_epochs_before: bool = False,
 ) -> None:
     """Train every network of a spec that has not finished yet.
 
@@ -180,6 +182,11 @@ def train_all(
         folder: for weights and records, the same for all processes.
         device: device of this process; None for the spec's.
         port_of: where the checkpoints of a training go; None for a folder below `folder`.
+        listener: told by rank 0 of steps and epochs; every process asks its own one before each step whether to stop.
+        tells_epochs_before: whether the listener is also told of the epochs before a resume.
+
+    Raises:
+        Stopped: the listener has asked for it.
     """
     torch.set_num_threads(spec.threads)
     EXACT.set_backends()  # a search in this process may have asked for another arithmetic
@@ -197,7 +204,9 @@ def train_all(
             device=world.device,
             resident=spec.bank.resident,
         )
+    check = partial(stop_where_asked, listener)
     for task in pending(spec.tasks, folder):
+        check()
         network = spec.workload.open_network().to(world.device)
         model = _student(network, task, spec.workload)
         data = TrainData(
@@ -210,7 +219,7 @@ def train_all(
             max_damaged=spec.workload.data.max_damaged,
         )
         port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
-        with _progress(spec, task, len(train_images)) as progress:
+        with _Telling(listener if world.rank == 0 else SILENT, spec, task, len(train_images)) as telling:
             result = train(
                 model,
                 data,
@@ -221,8 +230,10 @@ def train_all(
                 classifier=_classifier(network, task.config, spec.workload),
                 checkpoint=port,
                 checkpoint_every_steps=spec.checkpoint_every_steps,
-                on_epoch=partial(_show, progress),
-                on_step=lambda step: progress.advance(step.images),
+                on_epoch=telling.epoch,
+                on_step=telling.step,
+                on_continue=telling.epochs_before if tells_epochs_before else None,
+                check=check,
             )
         if world.rank == 0:
             _write_outcome(folder, spec, task, model, result, 0 if data.test is None else len(data.test))
@@ -249,18 +260,45 @@ def _classifier(network: nn.Module, config: FinetuneConfig, workload: Workload) 
     return classifier(analyse(network, workload.net.input_shape)).path if config.needs_embeddings else None
 
 
-def _progress(spec: TrainingSpec, task: TrainingTask, num_images: int) -> Progress:
-    """Images over all epochs, all processes together; processes but the first do not log it."""
-    images, batch_size = num_images if task.ids is None else len(task.ids), task.config.batch_size
-    total = max(1, images // batch_size) * min(images, batch_size) * task.config.epochs
-    return Progress(f"{spec.phase.value} {task.name} ({task.config.objective})", total, "images", log)
+class _Telling:
+    """Tells a listener of one training: its images over all epochs, all processes together, and its epochs."""
 
+    def __init__(self, listener: Listener, spec: TrainingSpec, task: TrainingTask, num_images: int) -> None:
+        self._listener, self._phase, self._network = listener, spec.instance, task.name
+        self._label = f"{spec.phase.value} {task.name} ({task.config.objective})"
+        images, batch_size = num_images if task.ids is None else len(task.ids), task.config.batch_size
+        self._total = max(1, images // batch_size) * min(images, batch_size) * task.config.epochs
 
-def _show(progress: Progress, metrics: EpochMetrics) -> None:
-    """Put the measurements of an epoch beside the progress."""
-    progress.advance(0, epoch=metrics.epoch, loss=f"{metrics.loss:.4f}")
-    if not math.isnan(metrics.test_top1):
-        progress.advance(0, test_top1=f"{metrics.test_top1:.2f}")
+    def __enter__(self) -> Self:
+        self._advance(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._advance(0, is_end=True)
+
+    def step(self, report: StepReport) -> None:
+        """Tell of a step."""
+        self._advance(report.images)
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Tell of an epoch, whose measurements are then shown next to the progress."""
+        self.epochs_before([metrics])
+        shown: dict[str, float | int | str] = {"epoch": metrics.epoch, "loss": f"{metrics.loss:.4f}"}
+        if not math.isnan(metrics.test_top1):
+            shown["test_top1"] = f"{metrics.test_top1:.2f}"
+        self._advance(0, shown)
+
+    def epochs_before(self, epochs: Sequence[EpochMetrics]) -> None:
+        """Tell of epochs alone."""
+        for metrics in epochs:
+            event = EpochEnded(phase=self._phase, network=self._network, epoch=metrics.epoch, metrics=metrics.to_dict())
+            self._listener.hear(event)
+
+    def _advance(self, done: int, shown: Mapping[str, float | int | str] | None = None, is_end: bool = False) -> None:
+        event = Advanced(
+            label=self._label, done=done, total=self._total, unit="images", shown=shown or {}, is_end=is_end
+        )
+        self._listener.hear(event)
 
 
 def _write_outcome(

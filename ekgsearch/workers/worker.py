@@ -1,9 +1,8 @@
 """One worker of search and memory bank: it opens the network once and owns fixed batches."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,92 +12,31 @@ from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.shards import write_shard
-from ekgsearch.channels.arithmetic import EXACT, Arithmetic
-from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.channels.arithmetic import EXACT
+from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.data.damage import sound_reader
-from ekgsearch.records import NormMode, Subnetwork
-from ekgsearch.search.criteria import PUBLISHED, Rules
-from ekgsearch.search.ekg import TIE_TOLERANCE
-from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
-from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.storage.objects import open_store
-from ekgsearch.workers.questions import Answer, Question, Value
+from ekgsearch.workers.questions import Answer, Begin, Evaluate, Extend, Question, Scores, Settle, Value
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec, Timed
 from ekgsearch.workers.workload import Workload
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[T]):
-    """An answer and the seconds of work it took."""
-
-    value: T
-    busy_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltBlock:
-    """A block of the memory bank that has been stored.
-
-    Attributes:
-        block: block index, from 0.
-        images: images in it.
-        replaced: how many of them stand in for a damaged one of their class.
-    """
-
-    block: int
-    images: int
-    replaced: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchSpec:
-    """Batches of the search subset and how networks are evaluated on them.
-
-    Attributes:
-        run: name of the run, which every report carries.
-        batches: pairs (batch index, image ids); a batch is never split.
-        nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
-        evaluation: "fast", or "naive" for the masked network from the images on.
-        slice_below: share of kept channels from which down a channel group is computed on its kept channels only.
-        rules: importance criterion and teacher of the score.
-        norm_mode: how batch norms are computed.
-        arithmetic: numbers that the fast evaluation computes in.
-        prefix_bytes: memory of one worker for what scoring computed and candidates start from; it changes no result.
-    """
-
-    run: str
-    batches: tuple[tuple[int, tuple[int, ...]], ...]
-    nominal_batch: int | None
-    evaluation: Evaluation = "fast"
-    slice_below: float = SLICE_BELOW
-    rules: Rules = PUBLISHED
-    norm_mode: NormMode = "batch"
-    arithmetic: Arithmetic = EXACT
-    prefix_bytes: int = PREFIX_BYTES
-
-    @property
-    def divisor(self) -> int:
-        """What the summed score is divided by: the images of all batches, or the nominal batch size."""
-        return self.nominal_batch or sum(len(ids) for _, ids in self.batches)
-
-    @property
-    def tie_tolerance(self) -> float:
-        """Share of the lowest score within which rounding could decide; 0 where nothing is left out."""
-        return 0.0 if self.evaluation == "naive" or self.slice_below == 0 else TIE_TOLERANCE
-
-    def networks(self, graph: ChannelGraph) -> Networks:
-        """What runs the sub-networks of a network under this spec."""
-        if self.evaluation == "naive":
-            return NaiveNetworks(graph, self.norm_mode)
-        return FastNetworks(graph, self.slice_below, self.norm_mode, self.arithmetic)
-
-
 class Worker:
     """Evaluates networks on its batches, and builds blocks of the memory bank."""
 
-    def __init__(self, workload: Workload, spec: SearchSpec, owned: Sequence[int], attempt: int = 1) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        spec: SearchSpec,
+        owned: Sequence[int],
+        attempt: int = 1,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open the network and the images.
 
         Args:
@@ -106,9 +44,11 @@ class Worker:
             spec: the batches of the whole search subset.
             owned: indices of the batches that this worker evaluates.
             attempt: how many workers have owned these batches before, plus 1; every report carries it.
+            check: called before each forward pass; raises to stop there.
         """
         self._run = spec.run
         self._attempt = attempt
+        self._check = check
         torch.set_num_threads(workload.threads)
         self._device = torch.device(workload.device)
         train = workload.data.open().train
@@ -129,7 +69,7 @@ class Worker:
         networks = spec.networks(graph)
         self._masked = networks.masked
         self._evaluator = BatchEvaluator(
-            networks, self._normalisation, batches, spec.divisor, spec.rules, spec.prefix_bytes
+            networks, self._normalisation, batches, spec.divisor, spec.rules, spec.prefix_bytes, check
         )
 
     def begin(self, interim: Sequence[Subnetwork]) -> None:
@@ -149,10 +89,19 @@ class Worker:
             busy_seconds=timed.busy_seconds,
         )
 
-    def _values(self, question: Question) -> dict[int, list[Value]]:
+    def _values(self, question: Question) -> Mapping[int, Sequence[Value]]:
         """For each batch the values in the order of the candidates; a single one where there are no candidates."""
-        results = getattr(self._evaluator, question.name)(*question.arguments)
-        return {batch: list(found) if isinstance(found, list) else [found] for batch, found in results.items()}
+        match question:
+            case Begin():
+                return _one_each(self._evaluator.begin(question.interim))
+            case Extend():
+                return _one_each(self._evaluator.extend(question.networks))
+            case Scores():
+                return _one_each(self._evaluator.scores(question.current, question.count))
+            case Evaluate():
+                return self._evaluator.evaluate(question.current, question.candidates, question.batches)
+            case Settle():
+                return self._evaluator.settle(question.candidates)
 
     def build_block(
         self, spec: BankSpec, teachers: Sequence[Subnetwork], missing: MissingBlock, uri: str
@@ -174,6 +123,7 @@ class Worker:
         source = classifier(self._masked.graph).input if has_embeddings else None
 
         def forward(images: Tensor, teacher: Subnetwork) -> Outputs:
+            self._check()
             if source is None:
                 return Outputs(self._masked.forward(images, teacher, norm_mode="batch"))
             weights, masks = self._masked.weights(teacher), self._masked.masks(teacher)
@@ -200,6 +150,11 @@ class Worker:
 
     def _count_replaced(self, count: int) -> None:
         self._num_replaced += count
+
+
+def _one_each(values: Mapping[int, T]) -> dict[int, list[T]]:
+    """The only value of every batch, as a list."""
+    return {batch: [value] for batch, value in values.items()}
 
 
 def _timed(work: Callable[[], T]) -> Timed[T]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.data.datasets import ArrayImages
 from ekgsearch.data.views import Normalisation
-from ekgsearch.errors import EkgError, JobError, NetworkError, ResumeError, StorageError
+from ekgsearch.errors import EkgError, JobError, NetworkError, ResumeError, Stopped, StorageError
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.evaluate import evaluate
@@ -310,3 +310,32 @@ def test_tensors_that_do_not_fit_name_the_folder(config: FinetuneConfig, make_ne
     write_checkpoint(start(make_network(), config, ALONE), {}, {"sums": torch.zeros(1, 2)}, tmp_path)
     with pytest.raises(NetworkError, match=f"{tmp_path} does not fit the network"):
         read_checkpoint(start(nn.Linear(2, 2), config, ALONE), {}, tmp_path, config, ALONE)
+
+
+def test_a_training_that_stops_anywhere_ends_with_the_same_weights(
+    make_network: Callable[[], nn.Module], data: TrainData, config: FinetuneConfig, tmp_path: Path
+) -> None:
+    """Before any step and any forward pass of an evaluation."""
+    config = replace(config, objective="plain")
+    asked: list[int] = []
+
+    def weights(name: str, check: Callable[[], None]) -> dict[str, Tensor]:
+        network = make_network()
+        train(network, data, config, world=ALONE, checkpoint=FolderCheckpoints(tmp_path / name), check=check)
+        return network.state_dict()
+
+    expected = weights("whole", lambda: asked.append(0))
+    num_steps, num_evaluations = 3 * config.epochs, config.epochs
+    assert len(asked) == num_steps + num_evaluations
+    for number in range(len(asked)):
+        asked.clear()
+
+        def stop(last: int = number) -> None:
+            asked.append(0)
+            if len(asked) > last:
+                raise Stopped("now")
+
+        with pytest.raises(Stopped):
+            weights(f"stopped-{number}", stop)
+        found = weights(f"stopped-{number}", lambda: None)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -14,6 +14,7 @@ import pytest
 import ray.train
 from ray import cloudpickle
 from small_search import SmallSearch
+from stopping import Stopper
 
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.errors import DataError, WorkerError
@@ -24,6 +25,7 @@ from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.training import fit
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.ledger import Clock
+from ekgsearch.runtime.listener import Advanced, EpochEnded
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.training import TrainingSpec, TrainingTask
 from ekgsearch.workers.workload import DataRequest
@@ -66,6 +68,7 @@ def spec_of(small: SmallSearch, data: DataRequest) -> TrainingSpec:
     return TrainingSpec(
         run="run",
         phase=PhaseKind.FINETUNE,
+        instance="finetune-slim",
         workload=replace(small.workload, data=data),
         tasks=(TrainingTask(name="slim", config=config, subnetwork=None, ids=None, evaluate=False),),
         bank=None,
@@ -112,7 +115,10 @@ def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(
     (tmp_path / "training").mkdir()
     spec = replace(spec_of(small, data), checkpoint_every_steps=4)
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
-    fit(spec, folder=tmp_path / "training", workers=2, cluster=cluster, clock=Clock())
+    listener = Stopper()
+    fit(spec, folder=tmp_path / "training", workers=2, cluster=cluster, clock=Clock(), listener=listener)
+    assert [event.epoch for event in listener.events if isinstance(event, EpochEnded)] == [1]
+    assert [event.is_end for event in listener.events if isinstance(event, Advanced)].count(True) == 2  # one lost
     assert (tmp_path / "killed.txt").read_text() == "8"
     assert "continuing after epoch 0 and 8 steps of 1 from" in (tmp_path / "log.txt").read_text()
     assert (tmp_path / "training" / "reached.txt").read_text() == "slim 1 0"
@@ -125,7 +131,7 @@ def test_failures_count_in_a_row_without_a_new_checkpoint(
     """Each attempt comes so many steps far and dies; the one after the last ends well."""
     remaining = list(moves)
 
-    def attempt(trainer: object) -> None:
+    def attempt(*_: object) -> None:
         if remaining:
             step = remaining.pop(0)
             if step:

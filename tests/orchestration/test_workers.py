@@ -80,7 +80,7 @@ def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal
             remaining = remaining[: len(remaining) - len(saboteur.hit)]
             idle_hits = sum(pid in [member.process for member in crew.members] for pid in saboteur.hit)
             assert sum(member.attempt - 1 for member in crew.members) >= len(saboteur.hit) - idle_hits
-            assert len(team.inbox.answers()) == len(small.setup.search_spec.batches)
+            assert len(team.inbox.results()) == len(small.setup.search_spec.batches)
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline and worker_processes(os.getpid()):
             time.sleep(0.05)
@@ -243,13 +243,18 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
         manifest = build_bank(small, alone, tmp_path / "alone")
     backend = RayBackend(ClusterSection(search_workers=9, cpus_per_worker=0.5))
     done: dict[str, set[int]] = {"answer": set(), "build_block": set()}
-    call = RayCrew._call
 
-    def watched(crew: RayCrew, member: Member, method: str, *arguments: object) -> object:
-        done[method].add(member.index)
-        return call(crew, member, method, *arguments)
+    def watch(name: str) -> None:
+        call = getattr(Member, name)
 
-    monkeypatch.setattr(RayCrew, "_call", watched)
+        def watched(member: Member, *arguments: object) -> object:
+            done[name].add(member.index)
+            return call(member, *arguments)
+
+        monkeypatch.setattr(Member, name, watched)
+
+    for name in done:
+        watch(name)
     with backend.team(small.workload, small.setup.search_spec) as team:
         crew = team._crew
         assert small.run(team, tmp_path / "before.jsonl") == expected
@@ -260,7 +265,7 @@ def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
         assert (len(crew.members), backend.num_search_devices) == (4, 2)  # for more there is no place
         opening = [member.opening for member in crew.members[2:]]
         ray.wait(opening, num_returns=2, timeout=60)
-        os.kill(ray.get(opening[0]).value[1], KILL)  # a worker without a batch is replaced as any other
+        os.kill(ray.get(opening[0]).value.process, KILL)  # a worker without a batch is replaced as any other
         os.kill(crew.members[0].process, KILL)
         assert build_bank(small, team, tmp_path / "together") == manifest
         assert [member.attempt for member in crew.members] == [2, 1, 2, 1]
@@ -278,7 +283,7 @@ def test_a_team_without_batches_builds_the_bank(
     with backend.team(small.workload, spec) as team:
         crew = team._crew
         assert [member.owned for member in crew.members] == [()]
-        os.kill(ray.get(crew.members[0].opening).value[1], KILL)
+        os.kill(ray.get(crew.members[0].opening).value.process, KILL)
         assert build_bank(small, team, tmp_path / "one") == manifest
         assert [member.attempt for member in crew.members] == [2]
         crew.members[0].opening = "a call that never ends"

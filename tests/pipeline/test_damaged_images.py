@@ -28,8 +28,9 @@ from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 from ekgsearch.workers.team import BankOrder, Team
-from ekgsearch.workers.worker import BuiltBlock, SearchSpec, Worker
+from ekgsearch.workers.worker import Worker
 from ekgsearch.workers.workload import DataRequest, Workload
 
 PLAN = SearchSpec(run="run", batches=((0, (0, 7)),), nominal_batch=None)

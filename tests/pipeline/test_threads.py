@@ -53,7 +53,7 @@ def test_a_run_trains_with_them_and_puts_back_what_was(
     job.run_dir.mkdir()
     seen = []
 
-    def stop(spec: Any, _: Path) -> None:
+    def stop(spec: Any, _: Path, **__: Any) -> None:
         seen.append((spec.threads, torch.get_num_threads()))
         raise KeyboardInterrupt
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,12 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.search.base import BatchResult, Evaluation
+from ekgsearch.records import Subnetwork
+from ekgsearch.search.base import BatchResult, Candidate, Evaluation
 from ekgsearch.search.evaluate import evaluations
 from ekgsearch.workers.inbox import Inbox
-from ekgsearch.workers.questions import Answer, Question, ReportKey
+from ekgsearch.workers.questions import Answer, Evaluate, ReportKey, Scores
 
 RUN = "run"
+
+FULL = Subnetwork.of({"conv1": (0, 1, 2)})
+
+SCORES = Scores(iteration=4, current=FULL, count=4)
+
+
+def about(num_candidates: int = 1, iteration: int = 4, only: tuple[int, ...] | None = None) -> Evaluate:
+    """A question about candidates."""
+    candidates = (Candidate("conv1", FULL.replace("conv1", (0,)), Fraction(1, 3)),) * num_candidates
+    return Evaluate(iteration=iteration, current=FULL, candidates=candidates, only=only)
 
 
 def truth(batch: int, candidate: int) -> BatchResult:
@@ -29,7 +41,7 @@ def key(batch: int, candidate: int = 0, attempt: int = 1, question: str = "evalu
 
 def asked(num_batches: int, num_candidates: int = 1, question: str = "evaluate") -> Inbox:
     inbox = Inbox(RUN, range(num_batches))
-    inbox.ask(Question(name=question, iteration=4, arguments=(), answers_per_batch=num_candidates))
+    inbox.ask(SCORES if question == "scores" else about(num_candidates))
     return inbox
 
 
@@ -87,7 +99,7 @@ def test_any_order_with_duplicates_and_late_attempts_gives_the_same_sums(history
             dropped += 1
     whole = {batch: [truth(batch, place) for place in range(num_candidates)] for batch in range(num_batches)}
     assert inbox.missing == ()
-    assert same(evaluations(inbox.answers(), num_candidates), evaluations(whole, num_candidates))
+    assert same(evaluations(inbox.results(), num_candidates), evaluations(whole, num_candidates))
     assert counted == num_batches * num_candidates
     assert inbox.num_duplicates + inbox.num_late == dropped
 
@@ -112,17 +124,17 @@ def test_two_attempts_that_both_count_must_agree() -> None:
 def test_channel_scores_are_compared_bit_by_bit() -> None:
     inbox = asked(1, question="scores")
     scores = {"conv1": np.array([0.5, math.nan]), "layer1": np.array([0.0])}
-    about = key(0, question="scores")
-    assert inbox.take(about, scores)
-    assert not inbox.take(about, {name: values.copy() for name, values in reversed(scores.items())})
+    of_batch = key(0, question="scores")
+    assert inbox.take(of_batch, scores)
+    assert not inbox.take(of_batch, {name: values.copy() for name, values in reversed(scores.items())})
     with pytest.raises(WorkerError, match="differ"):
-        inbox.take(about, scores | {"layer1": np.array([-0.0])})
+        inbox.take(of_batch, scores | {"layer1": np.array([-0.0])})
 
 
 def test_an_answer_of_an_earlier_iteration_is_recognised_later() -> None:
     inbox = asked(1)
     inbox.take(key(0), truth(0, 0))
-    inbox.ask(Question(name="scores", iteration=5, arguments=()))
+    inbox.ask(Scores(iteration=5, current=FULL, count=5))
     assert not inbox.take(key(0), truth(0, 0))
     assert inbox.num_duplicates == 1
     with pytest.raises(WorkerError, match="iteration 4"):
@@ -131,7 +143,7 @@ def test_an_answer_of_an_earlier_iteration_is_recognised_later() -> None:
 
 
 @pytest.mark.parametrize(
-    "about",
+    "stray",
     [
         key(0)._replace(run="another"),
         key(7),
@@ -141,21 +153,21 @@ def test_an_answer_of_an_earlier_iteration_is_recognised_later() -> None:
         key(0, question="scores"),
     ],
 )
-def test_a_report_that_nobody_asked_for_stops_the_run(about: ReportKey) -> None:
-    with pytest.raises(WorkerError, match=f"iteration {about.iteration}, question {about.question}"):
-        asked(1, 2).take(about, truth(0, 0))
+def test_a_report_that_nobody_asked_for_stops_the_run(stray: ReportKey) -> None:
+    with pytest.raises(WorkerError, match=f"iteration {stray.iteration}, question {stray.question}"):
+        asked(1, 2).take(stray, truth(0, 0))
 
 
 def test_a_question_about_some_batches_waits_for_those_and_remembers_the_others() -> None:
     inbox = Inbox(RUN, range(3))
 
     def ask(*batches: int) -> None:
-        inbox.ask(Question(name="evaluate", iteration=4, arguments=(), batches=batches))
+        inbox.ask(about(only=batches))
 
     ask(1)
     assert inbox.missing == (1,)
     inbox.take(key(1), truth(1, 0))
-    assert inbox.answers() == {1: [truth(1, 0)]}
+    assert inbox.results() == {1: [truth(1, 0)]}
     ask(0, 2)
     assert not inbox.take(key(1), truth(1, 0)), "an equal duplicate of the round before"
     with pytest.raises(WorkerError, match="differ"):
@@ -163,12 +175,12 @@ def test_a_question_about_some_batches_waits_for_those_and_remembers_the_others(
     inbox.take(key(0), truth(0, 0))
     assert inbox.missing == (2,)
     inbox.take(key(2), truth(2, 0))
-    assert sorted(inbox.answers()) == [0, 2]
+    assert sorted(inbox.results()) == [0, 2]
     ask(1)
     assert inbox.take(key(1), truth(1, 2)), "asked again, an earlier answer is forgotten"
-    inbox.ask(Question(name="settle", iteration=4, arguments=(), batches=(0,)))
+    inbox.ask(about(iteration=5, only=(0,)))
     with pytest.raises(WorkerError, match="nobody has asked"):
-        inbox.take(key(1, question="settle"), truth(1, 0))
+        inbox.take(key(1, iteration=5), truth(1, 0))
 
 
 def test_missing_batches_are_named_instead_of_summed() -> None:
@@ -176,9 +188,18 @@ def test_missing_batches_are_named_instead_of_summed() -> None:
     answer = Answer(
         run=RUN, iteration=4, question="evaluate", attempt=1, values={1: [truth(1, 0), truth(1, 1)]}, busy_seconds=0
     )
-    for about, value in answer.reports():
-        inbox.take(about, value)
+    for place, value in answer.reports():
+        inbox.take(place, value)
     inbox.take(key(2, 1), truth(2, 1))
     assert inbox.missing == (0, 2)
     with pytest.raises(WorkerError, match=r"\[0, 2\]"):
-        inbox.answers()
+        inbox.results()
+
+
+@pytest.mark.parametrize("question", [SCORES, about(3), about(2, only=(1,))])
+def test_a_question_says_whom_it_concerns_and_how_much_it_is_answered(question: Scores | Evaluate) -> None:
+    inbox = Inbox(RUN, range(2))
+    inbox.ask(question)
+    assert inbox.missing == ((1,) if question.batches else (0, 1))
+    assert question.concerns([0]) == (question.batches is None)
+    assert question.answers_per_batch == (len(question.candidates) if isinstance(question, Evaluate) else 1)

@@ -25,7 +25,8 @@ from ekgsearch.records import Subnetwork, canonical_json
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
-from ekgsearch.workers.worker import SearchSpec, Worker
+from ekgsearch.workers.spec import SearchSpec
+from ekgsearch.workers.worker import Worker
 from ekgsearch.workers.workload import DataRequest, Workload
 
 

@@ -1,0 +1,80 @@
+"""Jobs of a worker, and records of what it has done."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ekgsearch.channels.arithmetic import EXACT, Arithmetic
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.records import NormMode
+from ekgsearch.search.criteria import PUBLISHED, Rules
+from ekgsearch.search.ekg import TIE_TOLERANCE
+from ekgsearch.search.evaluate import PREFIX_BYTES
+from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Timed(Generic[T]):
+    """An answer and the seconds of work it took."""
+
+    value: T
+    busy_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltBlock:
+    """A block of the memory bank that has been stored.
+
+    Attributes:
+        block: block index, from 0.
+        images: images in it.
+        replaced: how many of them stand in for a damaged one of their class.
+    """
+
+    block: int
+    images: int
+    replaced: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpec:
+    """Batches of the search subset and how networks are evaluated on them.
+
+    Attributes:
+        run: name of the run, which every report carries.
+        batches: pairs (batch index, image ids); a batch is never split.
+        nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
+        evaluation: "fast", or "naive" for the masked network from the images on.
+        slice_below: share of kept channels from which down a channel group is computed on its kept channels only.
+        rules: importance criterion and teacher of the score.
+        norm_mode: how batch norms are computed.
+        arithmetic: numbers that the fast evaluation computes in.
+        prefix_bytes: memory of one worker for what scoring computed and candidates start from; it changes no result.
+    """
+
+    run: str
+    batches: tuple[tuple[int, tuple[int, ...]], ...]
+    nominal_batch: int | None
+    evaluation: Evaluation = "fast"
+    slice_below: float = SLICE_BELOW
+    rules: Rules = PUBLISHED
+    norm_mode: NormMode = "batch"
+    arithmetic: Arithmetic = EXACT
+    prefix_bytes: int = PREFIX_BYTES
+
+    @property
+    def divisor(self) -> int:
+        """What the summed score is divided by: the images of all batches, or the nominal batch size."""
+        return self.nominal_batch or sum(len(ids) for _, ids in self.batches)
+
+    @property
+    def tie_tolerance(self) -> float:
+        """Share of the lowest score within which rounding could decide; 0 where nothing is left out."""
+        return 0.0 if self.evaluation == "naive" or self.slice_below == 0 else TIE_TOLERANCE
+
+    def networks(self, graph: ChannelGraph) -> Networks:
+        """What runs the sub-networks of a network under this spec."""
+        if self.evaluation == "naive":
+            return NaiveNetworks(graph, self.norm_mode)
+        return FastNetworks(graph, self.slice_below, self.norm_mode, self.arithmetic)
