@@ -53,6 +53,11 @@ def cli() -> None:
     metavar="N",
     help="At the end, or on a finished run, decide N random iterations again by the exact tier and compare.",
 )
+@click.option(
+    "--verify-phases",
+    is_flag=True,
+    help="Compute the phases that the store in phases.uri has again, and stop where the result is another one.",
+)
 @_verbose_option
 def run(
     job: Path,
@@ -60,6 +65,7 @@ def run(
     address: str | None,
     resume: bool,
     num_audited: int | None,
+    verify_phases: bool,
     verbose: bool,
 ) -> None:
     """Run JOB to its end; the same command continues a run that was stopped.
@@ -69,6 +75,7 @@ def run(
       ekgsearch run jobs/quickstart.yaml
       ekgsearch run jobs/quickstart.yaml --set seed=2 --set output=results/seed2
       ekgsearch run jobs/quickstart.yaml --set search.precision=bf16 --audit 10
+      ekgsearch run jobs/quickstart.yaml --set phases.uri=results/phases --set output=results/again
       ekgsearch run jobs/ekg_resnet56_cifar10.yaml --address auto
     """
     from ekgsearch.jobfile import load_job
@@ -77,10 +84,12 @@ def run(
     from ekgsearch.report.html import write_report
     from ekgsearch.report.tables import load_run
     from ekgsearch.report.terminal import audit_text, summary_text
+    from ekgsearch.signals import ended_by_sigterm
 
     settings = [*overrides, *([f"cluster.address={json.dumps(address)}"] if address else [])]
-    audited_run = partial(run_job, num_audited=num_audited or 0)
-    run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose, run=audited_run)
+    asked_run = partial(run_job, num_audited=num_audited or 0, verify_phases=verify_phases)
+    with ended_by_sigterm():
+        run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose, run=asked_run)
     report = write_report([run_dir])
     tables = load_run(run_dir)
     click.echo(plain_text(summary_text(tables)))
@@ -223,9 +232,11 @@ def study(job: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) ->
     from ekgsearch.orchestration.launch import launch
     from ekgsearch.pipeline.study import StudyJob, run_study
     from ekgsearch.report.study import write_study
+    from ekgsearch.signals import ended_by_sigterm
 
     checked = load_model(job, StudyJob, overrides)
-    run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
+    with ended_by_sigterm():
+        run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
     figure, text = write_study(run_dir / "tables" / "study.parquet", checked.study.condition)
     click.echo(f"{text}\n{plain_line(f'figure: {figure}')}")
 

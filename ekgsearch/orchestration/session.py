@@ -2,7 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ekgsearch.errors import WorkerError
@@ -51,7 +53,16 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
     Raises:
         WorkerError: the cluster cannot be reached or refuses the token.
     """
-    prepare_environment(cluster)
+    with _environment_kept(), _handlers_kept() as put_back:
+        prepare_environment(cluster)
+        with _connected(cluster, num_cpus):
+            put_back()  # Ray has put a handler of its own in the place of that for SIGTERM, which aborts
+            yield
+
+
+@contextmanager
+def _connected(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
+    """Connect, or start a session, in a prepared environment."""
     address = cluster.session_address
     if address:
         require_head(address)
@@ -88,6 +99,34 @@ def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Leave the variables of the environment as they are."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[Callable[[], None]]:
+    """Yield what puts the signal handlers back, which happens in the end as well; other threads cannot change any."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def put_back() -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    try:
+        yield put_back
+    finally:
+        put_back()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +41,13 @@ class Latency:
 
 @torch.no_grad()
 def compare_latencies(
-    full: nn.Module, slim: nn.Module, input_shape: tuple[int, int, int], batch_size: int, device: torch.device
+    full: nn.Module,
+    slim: nn.Module,
+    input_shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+    *,
+    check: Callable[[], None] = lambda: None,
 ) -> Latency:
     """Time passes of two networks in turns: full, slim, full.
 
@@ -51,6 +57,7 @@ def compare_latencies(
         input_shape: (channels, height, width) of one image.
         batch_size: images of one pass.
         device: where to measure.
+        check: called before each round; raises to stop there.
     """
     images = torch.rand(batch_size, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
     networks = [network.to(device).eval() for network in (full, slim, full)]
@@ -58,6 +65,7 @@ def compare_latencies(
     repeats = max(1, math.ceil(PASS_SECONDS / shortest))
     rounds = []
     for _ in range(ROUNDS):
+        check()
         before, between, after = (_seconds(network, images, repeats) for network in networks)
         rounds.append((before, between, after))
     return summarise(rounds)

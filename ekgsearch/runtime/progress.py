@@ -5,6 +5,7 @@ import logging
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -97,6 +98,34 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
         ) from error
     file.setFormatter(_Plain("%(asctime)s %(levelname)-7s %(name)s  %(message)s"))
     logger.addHandler(file)
+
+
+@contextlib.contextmanager
+def logging_to(run_dir: Path, verbose: bool = False) -> Iterator[None]:
+    """Configure logging for a block, see `configure_logging`; afterwards it is as before.
+
+    Args:
+        run_dir: run directory, in which ``log.txt`` is extended.
+        verbose: whether details (level DEBUG) are shown.
+
+    Raises:
+        StorageError: the log file cannot be opened.
+    """
+    logger = logging.getLogger(_ROOT)
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    for handler in handlers:
+        logger.removeHandler(handler)
+    try:
+        configure_logging(run_dir, verbose)
+        yield
+    finally:
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        for handler in handlers:
+            logger.addHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 class Progress:
