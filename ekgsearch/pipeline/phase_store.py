@@ -50,22 +50,25 @@ class PhaseStore:
     Every method raises `StorageError` where the store cannot be reached.
     """
 
-    def __init__(self, store: ObjectStore, *, pace: Pace | None = None) -> None:
+    def __init__(self, store: ObjectStore, *, owner: str = "", pace: Pace | None = None) -> None:
         """Use a store whose `creates_once` is true.
 
         Args:
             store: where the objects are.
+            owner: identity of which one process lives at most; it goes on at once with what it had claimed before.
             pace: times of the claims.
         """
         self._store = store
+        self._owner = owner
         self._pace = pace or Pace()
 
     @classmethod
-    def open(cls, uri: str, *, pace: Pace | None = None) -> Self:
+    def open(cls, uri: str, *, owner: str = "", pace: Pace | None = None) -> Self:
         """Open the phase store at an address.
 
         Args:
             uri: a folder (relative ones are taken as they are) or the address of a bucket, see `open_store`.
+            owner: see `__init__`.
             pace: times of the claims.
 
         Raises:
@@ -78,7 +81,7 @@ class PhaseStore:
                 "so two runs could adopt different results; use a folder on a file system with hard links, or an "
                 "s3:// or gs:// bucket whose server keeps to If-None-Match, or leave phases.uri out"
             )
-        return cls(store, pace=pace)
+        return cls(store, owner=owner, pace=pace)
 
     @property
     def uri(self) -> str:
@@ -173,7 +176,7 @@ class PhaseStore:
             title=f"the phase {title!r}",
             is_done=lambda: read_if_there(self._store, name) is not None,
         )
-        with claimed(work, producer, check=check, on_wait=on_wait, pace=self._pace) as is_mine:
+        with claimed(work, producer, check=check, on_wait=on_wait, owner=self._owner, pace=self._pace) as is_mine:
             yield None if is_mine else parse_record(key, self._store.get(name), self.uri)
 
     @contextlib.contextmanager
@@ -206,7 +209,7 @@ class PhaseStore:
             title=f"decision {number} of a search",
             is_done=lambda: read_if_there(self._store, name) is not None,
         )
-        with claimed(work, producer, check=check, on_wait=on_wait, pace=self._pace) as is_mine:
+        with claimed(work, producer, check=check, on_wait=on_wait, owner=self._owner, pace=self._pace) as is_mine:
             yield None if is_mine else self.decision(key, number)
 
     def decision(self, key: str, number: int) -> tuple[dict[str, Any], str] | None:

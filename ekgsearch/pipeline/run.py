@@ -1,6 +1,7 @@
 """A run: its phases one after the other; a finished one is a line of the journal and is not done again."""
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.pipeline.tables import write_tables
 from ekgsearch.pipeline.teams import Teams
 from ekgsearch.pipeline.train import driver_threads
+from ekgsearch.records import content_hash
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.runtime.listener import (
     SILENT,
@@ -142,7 +144,8 @@ def _store(job: Job) -> PhaseStore | None:
     uri = job.phases.uri
     if uri is None:
         return None
-    return PhaseStore.open(uri if "://" in uri else str(expand_path(uri, "phases.uri").absolute()))
+    owner = content_hash([socket.gethostname(), str(job.run_dir)])[:16]  # whose journal one driver holds
+    return PhaseStore.open(uri if "://" in uri else str(expand_path(uri, "phases.uri").absolute()), owner=owner)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def claimed(
     *,
     check: Callable[[], None] = _never,
     on_wait: Callable[[], None] = _never,
+    owner: str = "",
     pace: Pace = _DEFAULT_PACE,
     clock: Clock = _MONOTONIC,
 ) -> Iterator[bool]:
@@ -124,6 +125,7 @@ def claimed(
         holder: name of this run, which others read in their logs.
         check: called at least once a second while waiting; what it raises ends the wait.
         on_wait: called once when waiting for another process begins, such as to let go what that one may need.
+        owner: identity of which one process lives at most: what an earlier one of it has claimed is free at once.
         pace: times of the protocol.
         clock: time and threads.
 
@@ -133,7 +135,7 @@ def claimed(
     Raises:
         StorageError: the store has failed for a whole lease.
     """
-    token = f"{secrets.token_hex(16)} {holder}"
+    token = f"{secrets.token_hex(16)}:{owner} {holder}"
     number = _Waiter(work, token, check, on_wait, pace, clock).wait()
     if number:
         with _beating(work, number, token, pace, clock):
@@ -235,7 +237,12 @@ class _Waiter:
         return self.work.is_done()
 
     def _is_free(self) -> bool:
-        return self.number == 0 or self._has_ended() or self.unchanged_seconds >= self.pace.lease_seconds
+        is_quiet = self.unchanged_seconds >= self.pace.lease_seconds
+        return self.number == 0 or self._has_ended() or is_quiet or self._is_from_an_earlier_process()
+
+    def _is_from_an_earlier_process(self) -> bool:
+        theirs, ours = (text.partition(" ")[0].partition(":")[2] for text in (self.claim, self.token))
+        return theirs == ours != ""
 
     def _has_ended(self) -> bool:
         return self.beat is not None and self.beat.endswith(f"\n{_ENDED}".encode())
@@ -247,7 +254,7 @@ class _Waiter:
         # read back: a server that looks first and writes then (OpenStack Swift) tells several that they have won
         if not self._interruptible(lambda: store.create(key, token) and store.get(key) == token):
             return None
-        if self.number and not self._has_ended():
+        if self.number and not self._has_ended() and not self._is_from_an_earlier_process():
             words = "%s: the run %r has shown no sign of life for %.0f s; this run takes its place"
             _log.warning(words, self.work.title, self._holder(), self.unchanged_seconds)
         return number

@@ -521,3 +521,22 @@ def test_failures_with_a_success_in_between_do_not_add_up(piece: Piece) -> None:
 
     with claimed(dataclasses.replace(piece.work, is_done=is_done), "b", pace=QUICK) as is_mine:
         assert not is_mine
+
+
+def test_a_process_that_comes_back_goes_on_at_once_with_what_it_had_claimed(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    work = Work(store=store, prefix="work/", title="work", is_done=lambda: store.exists(RESULT))
+    store.create(work.claim_key(1), b"0123:run-a first")  # by a process that was killed before its first beat
+    start = time.monotonic()
+    with claimed(work, "first", owner="run-a", pace=Pace()) as is_mine:
+        assert is_mine
+    assert time.monotonic() - start < 5, "a lease lasts 30 s"
+    assert store.get(work.claim_key(2)).partition(b":")[2] == b"run-a first"
+    quick = Pace(lease_seconds=1.0, beat_seconds=0.2, poll_seconds=0.1)
+    for owner in ("run-b", ""):
+        other = Work(store=store, prefix=f"other{owner}/", title="work", is_done=lambda: False)
+        store.create(other.claim_key(1), b"0123:run-a first")
+        start = time.monotonic()
+        with claimed(other, "second", owner=owner, pace=quick) as is_mine:
+            assert is_mine
+        assert time.monotonic() - start >= 1.0, "another run's claim is free after a lease only"
