@@ -41,7 +41,7 @@ def paper_run(setup: Setup, folder: Path, journal: Journal) -> RunContext:
 
 def begin(context: RunContext, phase: Phase) -> str:
     """Begin a phase; returns its key."""
-    inputs = phase.inputs(context)
+    inputs = phase.identity(context)
     context.journal.append("begin", phase=phase.name, key=inputs.key, inputs=inputs.to_dict())
     return inputs.key
 

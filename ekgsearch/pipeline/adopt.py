@@ -94,7 +94,7 @@ def _differences(context: RunContext, source: Source, phases: Sequence[Phase]) -
         begun = there.begun(phase.name)
         if begun is None or there.committed(phase.name) is None:
             return [f"it has no finished phase {phase.name}"]
-        found = differences(begun["inputs"], phase.inputs(there).to_dict(), ARITHMETIC)
+        found = differences(begun["inputs"], phase.identity(there).to_dict(), ARITHMETIC)
         if found:
             return found
     return []

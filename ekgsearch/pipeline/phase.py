@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,7 @@ class Inputs:
         choices: values of other places that matter here, such as a seed.
         device: kind of device that computes, "cpu" or "cuda"; empty where nothing is computed.
         threads: torch threads that compute; 0 where nothing is computed.
+        phase: instance of the phase, since its files are named after it; `Phase.identity` fills it in.
     """
 
     semantics: int
@@ -41,6 +42,7 @@ class Inputs:
     choices: Mapping[str, Any] = field(default_factory=dict)
     device: str = ""
     threads: int = 0
+    phase: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value, with the version of torch where something is computed; the journal has it."""
@@ -92,6 +94,10 @@ class Phase(ABC):
     @abstractmethod
     def run(self, context: "RunContext") -> Result:
         """Compute it, or go on with what a stopped attempt has left."""
+
+    def identity(self, context: "RunContext") -> Inputs:
+        """What its result depends on, with its own name: what its key is the hash of."""
+        return replace(self.inputs(context), phase=self.name)
 
     def check(self, context: "RunContext") -> None:  # noqa: B027 (most have nothing to find out)
         """Find out, before any work of the run, what would stop this phase."""

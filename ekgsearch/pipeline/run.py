@@ -201,7 +201,7 @@ def _begin(context: RunContext, phase: Phase) -> Mapping[str, Any]:
     """Say in the journal, once, what the result of a phase depends on; returns the line."""
     line = context.begun(phase.name)
     if line is None:
-        inputs = phase.inputs(context)
+        inputs = phase.identity(context)
         line = context.journal.append("begin", phase=phase.name, key=inputs.key, inputs=inputs.to_dict())
     context.listener.hear(PhaseBegun(phase=phase.name, key=line["key"]))
     return line

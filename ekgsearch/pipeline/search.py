@@ -49,8 +49,8 @@ class Search(Phase):
         if context.store is None:
             deciding.compute()
         else:
-            common, own = (search_inputs(context, with_budget=with_budget).key for with_budget in (False, True))
-            deciding.share(context.store, common, own)
+            common = search_inputs(context, with_budget=False).key
+            deciding.share(context.store, common, own=self.identity(context).key)
         return write_found(context, made[-1].subnetwork)
 
 

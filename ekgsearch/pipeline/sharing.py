@@ -42,7 +42,7 @@ def obtain(context: RunContext, phase: Phase, begun: Mapping[str, Any]) -> Obtai
         StorageError: the store is damaged, or `RunContext.verifies` and the result is another one this time.
     """
     store, key = context.store, str(begun["key"])
-    if store is None or not phase.is_shared(context) or phase.inputs(context).key != key:
+    if store is None or not phase.is_shared(context) or phase.identity(context).key != key:
         return _computed(context, phase)[0]
     with store.claimed(
         key,

@@ -84,7 +84,7 @@ def to_do_again(context: RunContext) -> tuple[list[str], list[str]]:
         if again:
             again.append(phase.name)
             continue
-        line, now = context.begun(phase.name), phase.inputs(context).to_dict()
+        line, now = context.begun(phase.name), phase.identity(context).to_dict()
         assert line is not None
         reasons += differences(line["inputs"], now)
         if differences(line["inputs"], now, BY_VERSION):
