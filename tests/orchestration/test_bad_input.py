@@ -124,33 +124,35 @@ def test_a_full_disk_while_the_bank_is_written_loses_nothing(
 ) -> None:
     bank = tmp_path / "bank"
     bank.mkdir()
+    fields = (f"bank.uri={bank}", "bank.batch_size=480", "bank.dtype=float32")  # blocks of many pages of the disk
+    settings = [part for field in fields for part in ("--set", field)]
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", bank], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("this machine does not let tests mount a file system")
     try:
-        too_small = ekgsearch("run", job_file, "--set", f"bank.uri={bank}")
+        too_small = ekgsearch("run", job_file, *settings)
         refused(too_small, str(bank), "free")
         subprocess.run(["mount", "-o", "remount,size=400k", bank], check=True)
         (bank / "ballast").write_bytes(b"x" * 100_000)
         process = subprocess.Popen(
-            command("run", job_file, "--set", f"bank.uri={bank}"), env=environment(), stderr=subprocess.PIPE, text=True
+            command("run", job_file, *settings), env=environment(), stderr=subprocess.PIPE, text=True
         )
         journal = job_file.parent / "run" / "journal.jsonl"
         while process.poll() is None and not (journal.exists() and b'"kind":"iteration"' in journal.read_bytes()):
             time.sleep(0.02)
-        (bank / "ballast").write_bytes(b"x" * (shutil.disk_usage(bank).free + 100_000 - 20_000))
+        (bank / "ballast").write_bytes(b"x" * (shutil.disk_usage(bank).free + 100_000 - 90_000))
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 2, errors
         assert "Traceback" not in errors
         assert str(bank) in errors
         before = journal.read_bytes()
         (bank / "ballast").unlink()
-        whole_bank, page = 1437 * 3 * 10 * 2, os.sysconf("SC_PAGE_SIZE")
+        whole_bank, page = 1437 * 3 * 10 * 4, os.sysconf("SC_PAGE_SIZE")
         room = (whole_bank - 1) // page * page  # too little for all of it, enough for what is missing
         (bank / "ballast").write_bytes(b"x" * (shutil.disk_usage(bank).free - room))
-        finished = ekgsearch("run", job_file, "--set", f"bank.uri={bank}")
+        finished = ekgsearch("run", job_file, *settings)
         assert finished.returncode == 0, finished.stderr
         assert journal.read_bytes().startswith(before)
     finally:
