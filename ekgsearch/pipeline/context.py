@@ -1,7 +1,7 @@
 """A run in progress: resolved once, passed down to every phase."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,7 @@ class RunContext:
         """The channel groups of the network with the weights that the search starts from."""
         return analyse(self.workload.open_network(), self.setup.net.input_shape)
 
-    @contextmanager
-    def charged(self, kind: PhaseKind, phase: str, device: str, num_devices: int) -> Iterator[Clock]:
+    def charged(self, kind: PhaseKind, phase: str, device: str, num_devices: int) -> AbstractContextManager[Clock]:
         """Charge a block of work to a phase.
 
         Args:
@@ -143,5 +142,4 @@ class RunContext:
             device: kind of device held, as the tables write it.
             num_devices: devices held (CPU: cores).
         """
-        with self.ledger.attempt(kind, device, num_devices, instance=phase) as clock:
-            yield clock
+        return self.ledger.attempt(kind, device, num_devices, instance=phase)

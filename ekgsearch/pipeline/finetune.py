@@ -10,12 +10,12 @@ from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
-from ekgsearch.pipeline.train import outcome_files, training_config
+from ekgsearch.pipeline.train import train_by_backend, training_config
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.tensors import save_tensors
-from ekgsearch.workers.training import Outcome, TrainingSpec, TrainingTask, load_student
+from ekgsearch.workers.training import Outcome, TrainingTask, load_student
 
 SEMANTICS = 1
 
@@ -71,32 +71,11 @@ class Finetune(Phase):
 
     def run(self, context: RunContext) -> Result:
         """Train, in however many processes the job asks for."""
-        setup, section, subnetwork = context.setup, context.setup.job.finetune, self._subnetwork(context)
-        config = finetune_config(context, self._objective)
-        spec = TrainingSpec(
-            run=setup.job.run_name,
-            phase=self.kind,
-            instance=self.name,
-            workload=setup.workload(context.start_weights, setup.devices.finetune),
-            tasks=(
-                TrainingTask(
-                    name=self.training, config=config, subnetwork=subnetwork, ids=setup.train_id_list, evaluate=True
-                ),
-            ),
-            bank=bank_address(context) if self._objective in BANK_OBJECTIVES else None,
-            threads=setup.job.cluster.threads_per_worker,
-            checkpoint_every_steps=section.checkpoint_every_steps,
-        )
-        device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
-        with context.charged(self.kind, self.name, device, devices) as clock:
-            context.backend.train(
-                spec,
-                folder=context.training_folder,
-                workers=section.workers,
-                clock=clock,
-                listener=context.listener,
-            )
-        trained = outcome_files(context, self.training)
+        subnetwork, config = self._subnetwork(context), finetune_config(context, self._objective)
+        ids = context.setup.train_id_list
+        task = TrainingTask(name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=True)
+        bank = bank_address(context) if self._objective in BANK_OBJECTIVES else None
+        trained = train_by_backend(context, self, task, bank)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
 
     def _subnetwork(self, context: RunContext) -> Subnetwork:

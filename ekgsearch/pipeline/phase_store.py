@@ -170,12 +170,7 @@ class PhaseStore:
             yield stored
             return
         name = record_key(key)
-        work = Work(
-            store=self._store,
-            prefix=phase_prefix(key),
-            title=f"the phase {title!r}",
-            is_done=lambda: read_if_there(self._store, name) is not None,
-        )
+        work = self._work(key, f"the phase {title!r}", name)
         with claimed(work, producer, check=check, on_wait=on_wait, owner=self._owner, pace=self._pace) as is_mine:
             yield None if is_mine else parse_record(key, self._store.get(name), self.uri)
 
@@ -202,13 +197,7 @@ class PhaseStore:
             The decision and the run that made it; None where this run is to decide, and others wait for what it stores
             until the block ends.
         """
-        name = decision_key(key, number)
-        work = Work(
-            store=self._store,
-            prefix=phase_prefix(key),
-            title=f"decision {number} of a search",
-            is_done=lambda: read_if_there(self._store, name) is not None,
-        )
+        work = self._work(key, f"decision {number} of a search", decision_key(key, number))
         with claimed(work, producer, check=check, on_wait=on_wait, owner=self._owner, pace=self._pace) as is_mine:
             yield None if is_mine else self.decision(key, number)
 
@@ -247,6 +236,15 @@ class PhaseStore:
         """
         self._store.create(name, data)
         return self._store.get(name)
+
+    def _work(self, key: str, title: str, result: str) -> Work:
+        """The work that ends when the store has an object."""
+        return Work(
+            store=self._store,
+            prefix=phase_prefix(key),
+            title=title,
+            is_done=lambda: read_if_there(self._store, result) is not None,
+        )
 
     def _keep_file(self, path: Path) -> StoredFile:
         """Store a file under its hash, also where it is already: what is there may be damaged."""

@@ -20,7 +20,7 @@ from ekgsearch.pipeline.landscape import Landscape, measure_landscape
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.pretrain import Pretrain
 from ekgsearch.pipeline.run import opened_run, run_phases
-from ekgsearch.pipeline.train import outcome_files
+from ekgsearch.pipeline.train import train_by_backend
 from ekgsearch.pipeline.warmup import Warmup
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import StudyRow
@@ -34,7 +34,7 @@ from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.backend import Backend
-from ekgsearch.workers.training import TrainingSpec, TrainingTask, load_student
+from ekgsearch.workers.training import TrainingTask, load_student
 
 SEMANTICS = 1
 
@@ -163,8 +163,9 @@ class StudyOne(Phase):
             clock.working(devices),
         ):
             found = self._landscape(context, graph, subnetwork)
-        self._fine_tune(context, subnetwork)
-        trained = outcome_files(context, self.training)
+        config, ids = finetune_config(context, "plain"), setup.train_id_list
+        task = TrainingTask(name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=False)
+        trained = train_by_backend(context, self, task)
         network = load_student(context.workload, subnetwork, context.folder / trained.fields["weights"]).to(device)
         result = evaluate(network, setup.test, context.workload.normalisation, World(device), check=context.check)
         measured = {
@@ -196,32 +197,6 @@ class StudyOne(Phase):
             iterations=job.study.lanczos_iterations,
             seed=sub_seed(job.seed, "lanczos"),
         )
-
-    def _fine_tune(self, context: RunContext, subnetwork: Subnetwork) -> None:
-        """Train it by cross-entropy alone."""
-        setup, section = context.setup, self._job.finetune
-        config = finetune_config(context, "plain")
-        task = TrainingTask(
-            name=self.training, config=config, subnetwork=subnetwork, ids=setup.train_id_list, evaluate=False
-        )
-        spec = TrainingSpec(
-            run=self._job.run_name,
-            phase=self.kind,
-            instance=self.name,
-            workload=setup.workload(context.start_weights, setup.devices.finetune),
-            tasks=(task,),
-            bank=None,
-            threads=self._job.cluster.threads_per_worker,
-        )
-        device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
-        with context.charged(self.kind, self.name, device, devices) as clock:
-            context.backend.train(
-                spec,
-                folder=context.training_folder,
-                workers=section.workers,
-                clock=clock,
-                listener=context.listener,
-            )
 
 
 def _write_table(context: RunContext) -> None:
