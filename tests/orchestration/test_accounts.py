@@ -95,7 +95,7 @@ class Failed(ray.train.TrainingFailedError):
 def fit_with(attempts: list[Exception | None], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What is charged where each attempt leaves two records of work and ends so."""
 
-    def attempt(_trainer: object) -> None:
+    def attempt(*_: object) -> None:
         number = len(attempts)
         (folder / "busy-0.txt").write_text(f"{number}.0")
         (folder / "busy-1.txt").write_text(f"{number}.5")

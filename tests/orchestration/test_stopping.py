@@ -16,7 +16,7 @@ from ekgsearch.errors import Stopped
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.session import ray_session
-from ekgsearch.records import Phase
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.listener import Advanced, EpochEnded, Listener
 from ekgsearch.sections.cluster import ClusterSection
@@ -100,7 +100,8 @@ def spec_of(small: SmallSearch, data: DataRequest | None = None) -> TrainingSpec
     config = FinetuneConfig(objective="plain", epochs=EPOCHS, batch_size=64, milestones=())
     return TrainingSpec(
         run="run",
-        phase=Phase.FINETUNE,
+        phase=PhaseKind.FINETUNE,
+        instance="finetune-slim",
         workload=small.workload if data is None else replace(small.workload, data=data),
         tasks=(TrainingTask(name="slim", config=config, subnetwork=None, ids=None, evaluate=True),),
         bank=None,
