@@ -3,6 +3,7 @@
 The run is on paper: files follow from keys, so that a change shows in every later phase that reads what it changes.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ekgsearch.fields import Mark, Place, places
 from ekgsearch.jobfile import load_job
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
-from ekgsearch.pipeline.setup import set_up
+from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.study import StudyJob
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
@@ -175,14 +176,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def keys_of(folder: Path, *settings: str) -> dict[str, str]:
-    """Keys of all phases of a job on paper."""
+OPENED_ALIKE = ("pretrain.", "bank.", "finetune.")
+"""Sections that nothing depends on which is opened or checked before the first phase."""
+
+
+def keys_of(folder: Path, *settings: str, opened: Setup | None = None) -> dict[str, str]:
+    """Keys of all phases of a job on paper, opened afresh or as another one was."""
     given = dict(setting.split("=", 1) for setting in (*BASE, *settings))
     if "search.budget" in given:
         given["search.reduction"] = "null"
     run = folder / "paper"
     run.mkdir(exist_ok=True)
-    setup = set_up(load_job(folder / "job.yaml", [f"{name}={value}" for name, value in given.items()]))
+    job = load_job(folder / "job.yaml", [f"{name}={value}" for name, value in given.items()])
+    setup = set_up(job) if opened is None else replace(opened, job=job)
     (run / "journal.jsonl").unlink(missing_ok=True)
     with Journal.open(run / "journal.jsonl") as journal:
         context = paper_run(setup, run, journal)
@@ -192,6 +198,11 @@ def keys_of(folder: Path, *settings: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def base(folder: Path) -> dict[str, str]:
     return keys_of(folder)
+
+
+@pytest.fixture(scope="module")
+def opened(folder: Path) -> Setup:
+    return set_up(load_job(folder / "job.yaml", BASE))
 
 
 def dotted(place: Place) -> str:
@@ -210,24 +221,26 @@ def test_every_field_is_in_one_of_the_tables_as_its_mark_says() -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_field_changes_the_keys_of_the_phases_that_depend_on_it(
-    name: str, folder: Path, base: dict[str, str]
+    name: str, folder: Path, base: dict[str, str], opened: Setup
 ) -> None:
     value, expected = EXPECTED[name]
-    found = changed_by(folder, base, name, value)
-    assert found == expected
+    assert changed_by(folder, base, name, value, opened) == expected
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_a_field_that_changes_no_result_changes_no_key(name: str, folder: Path, base: dict[str, str]) -> None:
-    assert changed_by(folder, base, name, ELSEWHERE[name]) == ""
+def test_a_field_that_changes_no_result_changes_no_key(
+    name: str, folder: Path, base: dict[str, str], opened: Setup
+) -> None:
+    assert changed_by(folder, base, name, ELSEWHERE[name], opened) == ""
 
 
-def changed_by(folder: Path, base: dict[str, str], name: str, value: str) -> str:
+def changed_by(folder: Path, base: dict[str, str], name: str, value: str, opened: Setup) -> str:
     given = {"weights": folder / "weights.safetensors", "pictures": folder / "pictures"}
     if name == "data.name":
         picture_folder(folder / "pictures", train=80)
     others = [setting.format(**given) for setting in OWN_BASE.get(name, ())]
     before = keys_of(folder, *others) if others else base
-    now = keys_of(folder, *others, f"{name}={value.format(**given)}")
+    like_base = opened if name.startswith(OPENED_ALIKE) else None
+    now = keys_of(folder, *others, f"{name}={value.format(**given)}", opened=like_base)
     letters = zip(ALL, PHASES, strict=True)
     return "".join(letter for letter, phase in letters if phase in now and now[phase] != before[phase])

@@ -70,6 +70,7 @@ def in_thread(job: Job) -> None:
     finished.result()
 
 
+@pytest.mark.slow
 def test_runs_in_a_thread_leave_the_process_as_it_was_and_give_the_bits_of_processes_of_their_own(
     tmp_path: Path,
 ) -> None:

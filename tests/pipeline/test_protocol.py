@@ -6,6 +6,7 @@ They run through the same loop, journal, store and ledger as those of EKG, which
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import JOB
 
@@ -117,6 +118,7 @@ def ran(folder: Path, name: str, seeds: tuple[int, int]) -> tuple[Job, list[dict
     return job, read_journal(job.run_dir / "journal.jsonl")
 
 
+@pytest.mark.slow
 def test_other_methods_fit_the_protocol_and_share_what_is_equal(tmp_path: Path) -> None:
     first, lines = ran(tmp_path, "first", (5, 6))
     keys = {line["phase"]: line["key"] for line in lines if line["kind"] == "begin"}

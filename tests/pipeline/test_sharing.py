@@ -137,6 +137,7 @@ def _alter(record: Path) -> None:
     record.write_bytes(sealed(value))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_after_any_line_goes_on_with_the_store(job_file: Path, tmp_path: Path) -> None:
     plain = ("finetune.objective=plain", "search.reduction=0.1")
     first, _ = ran(job_file, "first", *plain)
