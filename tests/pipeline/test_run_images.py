@@ -40,7 +40,7 @@ class Stopped(Exception):  # noqa: N818
 class StoppedBeforeTheSearch(InProcessBackend):
     """Is killed before there are workers."""
 
-    def team(self, *_: object) -> None:  # type: ignore[override]
+    def team(self, *_: object, **__: object) -> None:  # type: ignore[override]
         raise Stopped
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_in_its_fine_tuning_goes_on_when_pictures_were_da
             raise Stopped
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "_show", stop)
+        patched.setattr(training._Telling, "epoch", stop)
         with pytest.raises(Stopped):
             run_job(job, InProcessBackend())
     (root / "train" / "cat" / "01.jpg").unlink()
