@@ -1,6 +1,8 @@
 """The memory bank of a run: its address, its room on the disks, and how it is filled."""
 
 import logging
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.listener import Advanced
+from ekgsearch.search.base import Decision
 from ekgsearch.storage.objects import open_store
 from ekgsearch.workers.spec import BuiltBlock
 from ekgsearch.workers.team import BankOrder
@@ -170,6 +173,22 @@ def _fill(context: RunContext) -> Result:
             len(chosen),
         )
     spec, uri = bank_address(context).spec, bank_uri(context)
+    if context.verifies and is_stored(open_store(uri), spec):
+        with tempfile.TemporaryDirectory(prefix="ekgsearch-bank-") as folder:
+            return _filled(context, spec, folder, made, chosen)
+    return _filled(context, spec, uri, made, chosen)
+
+
+def _filled(context: RunContext, spec: BankSpec, uri: str, made: Sequence[Decision], chosen: Sequence[int]) -> Result:
+    """Build the blocks that a store lacks, and complete the bank.
+
+    Args:
+        context: the run.
+        spec: what the bank is made of.
+        uri: where it is built; elsewhere than the run's own bank where that one is to be verified.
+        made: decisions of the search.
+        chosen: those whose sub-networks are the teachers.
+    """
     store = open_store(uri)
     missing = missing_blocks(store, spec, verify=True)
     lacking = {position for block in missing for position in block.columns}

@@ -51,7 +51,7 @@ def obtain(context: RunContext, phase: Phase, begun: Mapping[str, Any]) -> Obtai
         check=context.check,
         on_wait=context.teams.release,
     ) as stored:
-        if stored is not None and not context.verifies:
+        if stored is not None and not context.verifies and phase.is_there(context):
             return _copied(context, phase, store, stored)
         mine, extras = _computed(context, phase)
         if stored is not None:
