@@ -2,14 +2,21 @@
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from pydantic import BaseModel
 
 from ekgsearch import __version__
 from ekgsearch.runtime.plain import plain_line, plain_text
+
+if TYPE_CHECKING:
+    from ekgsearch.experiment import Job
+
+    Kind = TypeVar("Kind", bound=Job)
 
 EXIT_BREAKS = 1
 
@@ -21,6 +28,11 @@ _resume_option = click.option(
     "--resume",
     is_flag=True,
     help="Continue although the machine or a version differs, or a field on which no phase depends that has begun.",
+)
+_smoke_option = click.option(
+    "--smoke",
+    is_flag=True,
+    help="See in a minute whether it runs: in small, in this process. The output has another name, with .smoke.",
 )
 _verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show details.")
 
@@ -34,6 +46,7 @@ def cli() -> None:
     Examples:
       ekgsearch validate jobs/quickstart.yaml
       ekgsearch groups jobs/quickstart.yaml
+      ekgsearch run jobs/quickstart.yaml --smoke
       ekgsearch run jobs/quickstart.yaml
       ekgsearch run jobs/quickstart.yaml --set search.reduction=0.6 --set output=results/at60
       ekgsearch report results/quickstart results/at60 --out comparison.html
@@ -58,6 +71,7 @@ def cli() -> None:
     is_flag=True,
     help="Compute the phases that the store in phases.uri has again, and stop where the result is another one.",
 )
+@_smoke_option
 @_verbose_option
 def run(
     job: Path,
@@ -66,9 +80,14 @@ def run(
     resume: bool,
     num_audited: int | None,
     verify_phases: bool,
+    smoke: bool,
     verbose: bool,
 ) -> None:
     """Run JOB to its end; the same command continues a run that was stopped.
+
+    With --smoke all of its phases run in small and from the beginning: images of at most 64 pixels, four of each of ten
+    classes, one iteration with three candidates, two steps of every training. Images that are missing are replaced by
+    generated ones, and nothing is downloaded.
 
     \b
     Examples:
@@ -77,6 +96,7 @@ def run(
       ekgsearch run jobs/quickstart.yaml --set search.precision=bf16 --audit 10
       ekgsearch run jobs/quickstart.yaml --set phases.uri=results/phases --set output=results/again
       ekgsearch run jobs/ekg_resnet56_cifar10.yaml --address auto
+      ekgsearch run jobs/ekg_resnet50_imagenet.yaml --smoke --set finetune.objective=byol
     """
     from ekgsearch.jobfile import load_job
     from ekgsearch.orchestration.launch import launch
@@ -88,8 +108,13 @@ def run(
 
     settings = [*overrides, *([f"cluster.address={json.dumps(address)}"] if address else [])]
     asked_run = partial(run_job, num_audited=num_audited or 0, verify_phases=verify_phases)
+    checked = load_job(job, settings)
     with ended_by_sigterm():
-        run_dir = launch(load_job(job, settings), continue_anyway=resume, verbose=verbose, run=asked_run)
+        if smoke:
+            _refuse_with_smoke(resume=resume, address=address, verify_phases=verify_phases)
+            run_dir = _launch_smoke(checked, asked_run, verbose)[1]
+        else:
+            run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=asked_run)
     report = write_report([run_dir])
     tables = load_run(run_dir)
     click.echo(plain_text(summary_text(tables)))
@@ -198,20 +223,28 @@ def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None
 @cli.command()
 @click.argument("benchmark", type=click.Path(path_type=Path))
 @_set_option
+@_smoke_option
 @_verbose_option
-def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
+def bench(benchmark: Path, overrides: tuple[str, ...], smoke: bool, verbose: bool) -> None:
     """Run the BENCHMARK that a YAML file describes: add rows to a parquet file as they come, print one table.
+
+    With --smoke its numbers mean nothing: one pair of everything, small. Where the machine lacks what it is about, such
+    as a GPU, that is said, and the exit status is 0.
 
     \b
     Examples:
       ekgsearch bench jobs/bench_search.yaml
       ekgsearch bench jobs/bench_search.yaml --set pairs=9 --set output=results/bench.parquet
+      ekgsearch bench jobs/bench_search.yaml --smoke
     """
-    from ekgsearch.bench.base import run_bench, table
+    from ekgsearch.bench.base import load_bench, run_bench, table
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
-    title, measurements, output = run_bench(benchmark, overrides)
+    if smoke and (lacking := load_bench(benchmark, overrides)[1].lacking):
+        click.echo(f"{benchmark}: skipped, since {lacking}")
+        return
+    title, measurements, output = run_bench(benchmark, overrides, smoke=smoke)
     click.echo(f"{title}\n\n{table(measurements)}\n\nrows added to {output}")
 
 
@@ -219,14 +252,18 @@ def bench(benchmark: Path, overrides: tuple[str, ...], verbose: bool) -> None:
 @_job_argument
 @_set_option
 @_resume_option
+@_smoke_option
 @_verbose_option
-def study(job: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) -> None:
+def study(job: Path, overrides: tuple[str, ...], resume: bool, smoke: bool, verbose: bool) -> None:
     """Run the study of random sub-networks that JOB describes; the same command continues it.
+
+    With --smoke it has three sub-networks, and is as small as a run is with it.
 
     \b
     Examples:
       ekgsearch study jobs/study_landscape_digits.yaml
       ekgsearch study jobs/study_landscape_resnet56.yaml --set study.condition=relative
+      ekgsearch study jobs/study_landscape_resnet56.yaml --smoke
     """
     from ekgsearch.jobfile import load_model
     from ekgsearch.orchestration.launch import launch
@@ -236,7 +273,11 @@ def study(job: Path, overrides: tuple[str, ...], resume: bool, verbose: bool) ->
 
     checked = load_model(job, StudyJob, overrides)
     with ended_by_sigterm():
-        run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
+        if smoke:
+            _refuse_with_smoke(resume=resume)
+            checked, run_dir = _launch_smoke(checked, run_study, verbose)
+        else:
+            run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
     figure, text = write_study(run_dir / "tables" / "study.parquet", checked.study.condition)
     click.echo(f"{text}\n{plain_line(f'figure: {figure}')}")
 
@@ -306,3 +347,27 @@ def schema(tables: bool) -> None:
         from ekgsearch.experiment import job_schema
 
         click.echo(json.dumps(job_schema(), indent=2))
+
+
+def _refuse_with_smoke(**options: object) -> None:
+    """Refuse the options that mean nothing where a run is small, begins at the beginning and stays in this process."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise click.UsageError(f"--smoke begins at the beginning, in this process; leave {' and '.join(given)} out")
+
+
+def _launch_smoke(job: "Kind", run: Callable[..., object], verbose: bool) -> "tuple[Kind, Path]":
+    """Run the smoke form of a job or a study; returns it, and its run directory."""
+    from ekgsearch.orchestration.launch import launch
+    from ekgsearch.pipeline.smoke import remove_earlier, smoke_of
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    smoke = smoke_of(job)
+    remove_earlier(smoke.checked)
+
+    def run_and_tell(*arguments: object, **options: object) -> None:
+        smoke.tell()
+        run(*arguments, **options)
+
+    run_dir = launch(smoke.checked, continue_anyway=False, verbose=verbose, run=run_and_tell, in_process=True)
+    return smoke.checked, run_dir

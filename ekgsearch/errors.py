@@ -19,6 +19,10 @@ class DataError(EkgError):
     """Images or labels are missing, damaged or not what the job says."""
 
 
+class MissingDataError(DataError):
+    """There are no images where the job says, and none can be fetched; those that are there may still be damaged."""
+
+
 class NetworkError(EkgError):
     """A network, its weights or its traced graph cannot be used as asked."""
 

@@ -58,6 +58,9 @@ SECTIONS: dict[str, dict[str, Bounds]] = {
         "max_bad_images": whole(0),
         "train_images": whole(1),
         "test_images": whole(1),
+        "classes": whole(1, 65_536),
+        "max_classes": whole(1),
+        "max_images_per_class": whole(1),
         "loader_threads": whole(1, 1024),
         "max_damaged": real(0, 1),
     },
@@ -78,6 +81,7 @@ SECTIONS: dict[str, dict[str, Bounds]] = {
         "batch_size": whole(1),
         "slice_below": real(0, 1),
         "racing": SHARE,
+        "max_candidates": whole(1),
     },
     "bank": {"teachers": whole(1), "batch_size": whole(1)},
     "finetune": {

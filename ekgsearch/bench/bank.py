@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,12 @@ class Settings(BenchSettings):
     folder: Annotated[Text | None, Mark.PATH] = Field(
         None, description="where the files are put for the time being; null: the system's place"
     )
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """A bank of a few rows, on the disk alone."""
+        few = {"images": 64, "classes": 10, "teachers": 2, "batch_size": 16, "batches": 2, "pairs": 1}
+        small: dict[str, Any] = {name: min(getattr(self, name), most) for name, most in few.items()}
+        return {**small, "uri": None, "folder": None}, ()
 
 
 def run(settings: Settings) -> Iterator[Measurement]:

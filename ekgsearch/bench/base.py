@@ -1,8 +1,9 @@
 """What every benchmark shares: its settings, interleaved pairs, one table on screen and rows in parquet.
 
 A benchmark is a module `ekgsearch/bench/NAME.py` with a docstring that says what it compares and why that is fair, a
-class `Settings(BenchSettings)`, and a function `run(settings) -> Iterable[Measurement]`; `jobs/bench_NAME.yaml` names
-it. A long one yields its measurements as it makes them: each is stored at once, so that a killed benchmark loses one.
+class `Settings(BenchSettings)`, which says what it is in small, and a function
+`run(settings) -> Iterable[Measurement]`; `jobs/bench_NAME.yaml` names it. A long one yields its measurements as it
+makes them: each is stored at once, so that a killed benchmark loses one.
 """
 
 import importlib
@@ -14,13 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
+import torch
 from pydantic import Field
 
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Text
-from ekgsearch.jobfile import Fields, load_fields
+from ekgsearch.jobfile import Fields, load_fields, load_job
+from ekgsearch.pipeline.smoke import MOST_PIXELS, SUFFIX, Smoke, smoke_of
 from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.storage.files import write_error
@@ -37,6 +40,26 @@ class BenchSettings(Section):
     output: Annotated[Text, Mark.PATH] = Field(
         "../results/bench.parquet", description="parquet file that the rows are added to"
     )
+
+    @property
+    def lacking(self) -> str:
+        """In words, what this machine lacks for the benchmark; empty where it lacks nothing."""
+        return ""
+
+    def smoke(self) -> Smoke[Self]:
+        """The same in small: one pair of everything, rows in a file of their own.
+
+        Raises:
+            EkgError: what the benchmark names is there and damaged.
+        """
+        changes, notes = self.in_small()
+        output = Path(self.output)
+        changes = {**changes, "output": str(output.with_name(output.stem + SUFFIX + output.suffix))}
+        return Smoke(type(self).model_validate(self.model_dump() | changes), notes)
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Fields of the smoke form that differ, and notes on what is missing."""
+        return {}, ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +150,36 @@ def ratio(case: str, quantity: str, numerator: Sequence[float], denominator: Seq
     return Measurement.of(case, quantity, "x", [a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Measurement], Path]:
+def gpu_lacking(device: str) -> str:
+    """What `BenchSettings.lacking` says of a kind of device."""
+    is_lacking = device == "cuda" and not torch.cuda.is_available()
+    return "it needs a GPU, and torch finds no CUDA device on this machine" if is_lacking else ""
+
+
+def pixels_in_small(size: int) -> int:
+    """Side of the images of a benchmark in small."""
+    return min(size, MOST_PIXELS)
+
+
+def job_in_small(path: str, overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The field `overrides` of a benchmark that turns its job into the job's smoke form, and the notes of that.
+
+    Args:
+        path: the job that the benchmark names.
+        overrides: fields of it that the benchmark replaces.
+    """
+    smoke = smoke_of(load_job(Path(path), overrides))
+    fields = smoke.checked.model_dump(mode="json")
+    return {"overrides": tuple(f"{name}={json.dumps(value)}" for name, value in fields.items())}, smoke.notes
+
+
+def run_bench(path: Path, overrides: Sequence[str] = (), *, smoke: bool = False) -> tuple[str, list[Measurement], Path]:
     """Run the benchmark that a YAML file describes; log and store each measurement as it comes.
 
     Args:
         path: the YAML file.
         overrides: ``field=value`` settings that replace fields.
+        smoke: run its smoke form, whose rows replace those of an earlier one.
 
     Returns:
         What the benchmark compares, its measurements, and the parquet file they were added to.
@@ -142,6 +189,11 @@ def run_bench(path: Path, overrides: Sequence[str] = ()) -> tuple[str, list[Meas
         StorageError: the parquet file cannot be written, or holds something else.
     """
     module, settings = load_bench(path, overrides)
+    if smoke:
+        small = settings.smoke()
+        small.tell()
+        settings = small.checked
+        Path(settings.output).unlink(missing_ok=True)
     output = Path(settings.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

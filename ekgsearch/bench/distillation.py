@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as distributed
@@ -35,7 +35,7 @@ from ekgsearch.bank.commit import commit
 from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
 from ekgsearch.bank.rows import BankRows
-from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, gpu_lacking, pixels_in_small, ratio
 from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
@@ -79,6 +79,17 @@ class Settings(BenchSettings):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="arithmetic of both sides")
     device: Literal["cpu", "cuda"] = Field("cpu", description="device")
     processes: int = Field(1, ge=1, le=2, description="processes that share every batch; 2 only on the CPU")
+
+    @property
+    def lacking(self) -> str:
+        """The GPU, where it is about one."""
+        return gpu_lacking(self.device)
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Two small steps on each side of one pair."""
+        few = {"teachers": 2, "batch_size": 8, "steps": 2, "pairs": 1}
+        small = {name: min(getattr(self, name), most) for name, most in few.items()}
+        return {**small, "image_size": pixels_in_small(self.image_size)}, ()
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":

@@ -13,8 +13,10 @@ first batch is there, since every epoch waits for its first and real ones are lo
 
 import itertools
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,14 +25,17 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, gpu_lacking, pixels_in_small, ratio
 from ekgsearch.channels.arithmetic import EXACT
+from ekgsearch.data import dali
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.folder import IMAGENET_MEAN, IMAGENET_STD, folder_images
+from ekgsearch.data.generated import open_generated
 from ekgsearch.data.index import index_images
+from ekgsearch.data.limit import Limit
 from ekgsearch.data.loader import LoadedBatch, Loader, LoaderName, LoaderSettings, open_loader
 from ekgsearch.data.views import Augmentation, Normalisation
-from ekgsearch.errors import DataError
+from ekgsearch.errors import DataError, JobError
 from ekgsearch.experiment import expand_path
 from ekgsearch.fields import Mark, Pixels, Positive, Text, Threads
 from ekgsearch.nets.spec import NetSpec
@@ -49,9 +54,12 @@ _PRINCIPAL_AXES = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5
 class Settings(BenchSettings):
     """What is loaded."""
 
-    folder: Annotated[Text, Mark.PATH] = Field(
-        description="folder with one folder of pictures per class; $VARIABLES are expanded"
+    folder: Annotated[Text | None, Mark.PATH] = Field(
+        None,
+        description="folder with one folder of pictures per class, $VARIABLES are expanded; null: JPEG files of "
+        "gradients and noise that are made for the time being",
     )
+    max_classes: Positive | None = Field(None, description="verify only the first so many of these folders; null: all")
     images: Positive = Field(1000, description="pictures of one epoch, spread over the folder")
     image_size: Pixels = Field(224, description="side of a view, pixels")
     batch_size: Positive = Field(64, description="pictures of one batch")
@@ -61,6 +69,22 @@ class Settings(BenchSettings):
     net: NetName | None = Field(
         None, description="network that is also trained on two views, e.g. resnet50; null: none"
     )
+
+    @property
+    def lacking(self) -> str:
+        """The GPU, where the views go to one, or DALI."""
+        if found := gpu_lacking(self.device):
+            return found
+        reason = dali.why_not(_device(self))
+        return f"it needs DALI: {reason}" if reason else ""
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """A few small pictures in one pair; files that are made where the folder is missing."""
+        few = {"images": 16, "batch_size": 4, "threads": 1, "pairs": 1}
+        small: dict[str, Any] = {name: min(getattr(self, name), most) for name, most in few.items()}
+        small |= {"image_size": pixels_in_small(self.image_size), "max_classes": min(self.max_classes or 16, 16)}
+        missing = _missing(self.folder)
+        return (small | {"folder": None}, (f"{missing}; generated files take its place",)) if missing else (small, ())
 
     @model_validator(mode="after")
     def _has_network(self) -> "Settings":
@@ -78,11 +102,12 @@ def run(settings: Settings) -> Iterator[Measurement]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        images = _open(settings)
-        for case in _CASES:
-            yield from _case(settings, images, *case)
-        if settings.net is not None:
-            yield from _supply(settings, images, settings.net)
+        with tempfile.TemporaryDirectory(prefix="ekgsearch-bench-") as made:
+            images = _open(settings, Path(made))
+            for case in _CASES:
+                yield from _case(settings, images, *case)
+            if settings.net is not None:
+                yield from _supply(settings, images, settings.net)
     finally:
         torch.set_num_threads(threads)
 
@@ -93,14 +118,38 @@ def cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _open(settings: Settings) -> EncodedImages:
-    folder = expand_path(settings.folder, "folder")
-    index = index_images(folder, num_threads=settings.threads)
-    index.check_bad(0)
+def _missing(folder: str | None) -> str:
+    """In words, that the folder is not there; empty where it is, or none is named."""
+    try:
+        is_there = folder is None or expand_path(folder, "folder").is_dir()
+    except JobError as error:
+        return str(error)
+    return "" if is_there else f"folder = {folder}: there is no such folder"
+
+
+def _open(settings: Settings, made: Path) -> EncodedImages:
+    """Open the pictures that are loaded; those that nobody has are made in a folder."""
+    limit = Limit(settings.max_classes)
+    if settings.folder is None:
+        _make_files(made, settings)
+    folder = made if settings.folder is None else expand_path(settings.folder, "folder")
+    index = index_images(folder, num_threads=settings.threads, limit=limit)
+    index.check_bad(0, limit)
     images = folder_images(index, settings.image_size, num_threads=settings.threads)
     if len(images) < settings.images:
         raise DataError(f"{folder}: expected {settings.images} pictures, found {len(images)}; lower `images`")
     return images.take(torch.arange(settings.images) * len(images) // settings.images)
+
+
+def _make_files(folder: Path, settings: Settings) -> None:
+    """Write as many generated pictures as JPEG files as are loaded, or a few more, in folders of classes."""
+    classes = settings.max_classes or 10
+    dataset = open_generated(classes, settings.image_size, limit=Limit(images=-(-settings.images // classes)))
+    pixels = dataset.train.read(torch.arange(len(dataset.train))).permute(0, 2, 3, 1).numpy()
+    for number, (label, picture) in enumerate(zip(dataset.train.labels.tolist(), pixels, strict=True)):
+        path = folder / f"class{label:05d}" / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path, quality=90)
 
 
 def _case(

@@ -12,20 +12,21 @@ search of any batch size executes.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ekgsearch.bench.base import BenchSettings, Measurement
+from ekgsearch.bench.base import BenchSettings, Measurement, pixels_in_small
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.operations import Kind
 from ekgsearch.fields import MOST, Pixels, Positive, Seed, Share
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.smoke import LEAST_REDUCTION
 from ekgsearch.records import Subnetwork
 from ekgsearch.search.base import (
     Candidate,
@@ -71,6 +72,15 @@ class Settings(BenchSettings):
         if error := network_error(NetSpec(self.net, self.num_classes, (3, self.image_size, self.image_size))):
             raise ValueError(f"net: {error}")
         return self
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """One iteration on two batches of small images."""
+        return {
+            "image_size": pixels_in_small(self.image_size),
+            "images": min(self.images, 4),
+            "batch_size": min(self.batch_size, 2),
+            "reductions": (LEAST_REDUCTION,),
+        }, ()
 
 
 def run(settings: Settings) -> list[Measurement]:

@@ -10,6 +10,7 @@ The wait is the wall time of the questions of an iteration less the work of the 
 queues and, on a machine with other work, the delays of both sides alike. Wall times need a quiet machine.
 """
 
+import importlib.util
 import multiprocessing
 import os
 import tempfile
@@ -18,11 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, job_in_small, ratio
 from ekgsearch.errors import EkgError, JobError
 from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
@@ -53,6 +54,16 @@ class Settings(BenchSettings):
     overrides: tuple[str, ...] = Field((), description="fields of this job to replace, each field=value")
     workers: int = Field(2, ge=1, le=4096, description="search workers of either side")
     pairs: Positive = Field(6, description="iterations measured on either side")
+
+    @property
+    def lacking(self) -> str:
+        """Ray, which it is about."""
+        return "" if importlib.util.find_spec("ray") else "it needs Ray, and there is none in this environment"
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """One iteration of the job's smoke form; Ray starts with one worker, since nothing else is measured."""
+        changes, notes = job_in_small(self.job, self.overrides)
+        return {**changes, "workers": 1, "pairs": 1}, notes
 
 
 class PipeCrew:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, gpu_lacking, job_in_small, ratio
 from ekgsearch.bench.ceilings import ceilings, convolution_bytes
 from ekgsearch.bench.macs import draw_norms
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
@@ -79,6 +79,18 @@ class Settings(BenchSettings):
         description="iterations that are repeated; the search ends after the last of them",
     )
     pairs: Positive = Field(5, description="interleaved pairs per iteration and case")
+
+    @property
+    def lacking(self) -> str:
+        """The GPU, where the job or a case is about one."""
+        is_about_tf32 = {"tf32", "naive tf32"} & {self.baseline, *self.cases}
+        device = "cuda" if is_about_tf32 else load_job(Path(self.job), self.overrides).cluster.device
+        return gpu_lacking(device)
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The only iteration of the job's smoke form, searched here from the job's weights, in one pair."""
+        changes, notes = job_in_small(self.job, self.overrides)
+        return {**changes, "weights": None, "journal": None, "iterations": (1,), "pairs": 1}, notes
 
     @model_validator(mode="after")
     def _is_not_idle(self) -> "Settings":

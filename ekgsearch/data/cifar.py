@@ -13,7 +13,7 @@ from ekgsearch.data.decode import open_picture
 from ekgsearch.data.images import ArrayImages, Dataset
 from ekgsearch.data.shards import check_complete, find_shards, picture_columns, stored_bytes, unreadable
 from ekgsearch.data.unpickle import read_arrays
-from ekgsearch.errors import DataError
+from ekgsearch.errors import DataError, MissingDataError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
         download: whether the network may be used.
 
     Raises:
-        DataError: the data is nowhere and cannot be fetched, is incomplete or damaged.
+        MissingDataError: the data is nowhere and cannot be fetched.
+        DataError: it is incomplete or damaged.
     """
     if root is None:
         root = cache_folder() / "datasets"
@@ -51,7 +52,7 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
         except OSError as error:
             raise DataError(f"{name}: {root} cannot be made ({error.strerror}); name a folder in the job") from error
     elif not root.is_dir():
-        raise DataError(
+        raise MissingDataError(
             f"{name}: expected a folder of data at {root}, found none; "
             "set data.root in the job, or EKGSEARCH_DATA, to the folder that holds the data set"
         )
@@ -60,7 +61,7 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
         _download(name, root)
         images = _find(name, root)
     if images is None:
-        raise DataError(
+        raise MissingDataError(
             f"{name}: neither train-*.parquet and test-*.parquet in {root} or {root / name} nor the batches in "
             f"{root / _BATCHES_FOLDER[name]} were found; put the data there, or allow the download"
         )
@@ -165,7 +166,7 @@ def _download(name: str, root: Path) -> None:
     try:
         download_and_extract_archive(source.url, str(root), filename=source.filename, md5=source.tgz_md5)
     except (OSError, RuntimeError) as error:
-        raise DataError(
+        raise MissingDataError(
             f"{name} is not in {root} and could not be downloaded from {source.url}: {error}; "
             f"put parquet files or {_BATCHES_FOLDER[name]} there"
         ) from error

@@ -5,24 +5,24 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from ekgsearch.data.cifar import open_cifar
 from ekgsearch.data.digits import DEFAULT_SIZE as DIGITS_SIZE
 from ekgsearch.data.digits import open_digits
 from ekgsearch.data.folder import open_image_folder
+from ekgsearch.data.generated import DEFAULT_CLASSES, open_generated
+from ekgsearch.data.generated import DEFAULT_SIZE as GENERATED_SIZE
 from ekgsearch.data.images import ArrayImages, Dataset, ImageSet
 from ekgsearch.data.index import class_folders
+from ekgsearch.data.limit import ALL, Limit
 from ekgsearch.data.parquet import count_classes, open_parquet
 from ekgsearch.errors import DataError
 
 __all__ = ["NAMES", "ArrayImages", "Dataset", "DatasetName", "ImageSet", "describe_dataset", "open_dataset"]
 
-DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder", "parquet"]
+DatasetName = Literal["digits", "cifar10", "cifar100", "image_folder", "parquet", "generated"]
 """Names that `open_dataset` knows."""
 
-NAMES: tuple[DatasetName, ...] = ("digits", "cifar10", "cifar100", "image_folder", "parquet")
+NAMES: tuple[DatasetName, ...] = ("digits", "cifar10", "cifar100", "image_folder", "parquet", "generated")
 """The same names, in the order in which errors list them."""
 
 _PICTURE_SIZE = 224
@@ -34,8 +34,9 @@ def open_dataset(
     *,
     image_size: int | None = None,
     channels: int | None = None,
+    classes: int | None = None,
     download: bool = True,
-    limit: tuple[int, int] | None = None,
+    limit: Limit = ALL,
     max_bad: int = 0,
     num_threads: int | None = None,
     index_file: Path | None = None,
@@ -43,15 +44,18 @@ def open_dataset(
     """Open a data set; nothing is ever written into its folder, except a download.
 
     Args:
-        name: digits (comes with scikit-learn), cifar10, cifar100, image_folder (root/{train,val}/<class>/*.jpg) or
-            parquet (root/{train,val}*.parquet with columns image and label, see `open_parquet`).
-        root: folder of the data; digits needs none, for CIFAR None means a folder in the user's cache.
-        image_size: height and width in pixels; None means 16 for digits, 32 for CIFAR (the only choice there), 224
-            for image_folder and parquet.
+        name: digits (comes with scikit-learn), cifar10, cifar100, image_folder (root/{train,val}/<class>/*.jpg),
+            parquet (root/{train,val}*.parquet with columns image and label, see `open_parquet`) or generated (made
+            here, see `open_generated`).
+        root: folder of the data; digits and generated need none, for CIFAR None means a folder in the user's cache.
+        image_size: height and width in pixels; None means 16 for digits, 32 for CIFAR (the only choice there) and
+            generated, 224 for image_folder and parquet.
         channels: channels of an image, None means 3: digits come in 1 or 3, CIFAR in 3, pictures of image_folder and
             parquet are converted to 1 (grey), 3 (RGB) or 4 (RGBA).
+        classes: number of classes of generated; None means 10. The others have their own.
         download: whether CIFAR may be fetched when it is not there.
-        limit: images per class that are kept of the training and of the test set, the first ones; None keeps all.
+        limit: which images of the training and of the test set are kept; the number of classes stays. Of an
+            image_folder the others are not verified either.
         max_bad: unusable pictures that are left out of the training set of image_folder and parquet; their test sets
             allow none.
         num_threads: pictures of image_folder and parquet decoded at once; None means one per core, at most 16.
@@ -59,7 +63,8 @@ def open_dataset(
             `open_image_folder`.
 
     Raises:
-        DataError: an unknown name, missing, incomplete or damaged data.
+        MissingDataError: the data is not there.
+        DataError: an unknown name, incomplete or damaged data.
         StorageError: the index file is missing, damaged or of another folder.
     """
     depth = 3 if channels is None else channels
@@ -68,6 +73,8 @@ def open_dataset(
     elif name in ("cifar10", "cifar100"):
         _check_cifar(name, image_size, depth)
         dataset = open_cifar(name, root, download=download)
+    elif name == "generated":
+        dataset = open_generated(classes, image_size, channels=depth, limit=limit)
     elif name in ("image_folder", "parquet"):
         if root is None:
             raise DataError(f"{name}: expected the folder that holds train and val, found none; name it in the job")
@@ -75,17 +82,28 @@ def open_dataset(
         threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
         if name == "image_folder":
             dataset = open_image_folder(
-                root, size, channels=depth, max_bad=max_bad, num_threads=threads, index_file=index_file
+                root,
+                size,
+                channels=depth,
+                max_bad=max_bad,
+                num_threads=threads,
+                index_file=index_file,
+                limit=limit,
             )
         else:
             dataset = open_parquet(root, size, channels=depth, max_bad=max_bad, num_threads=threads)
     else:
         raise DataError(f"data set must be one of {', '.join(NAMES)}; found '{name}'")
-    return dataset if limit is None else _limited(dataset, limit)
+    return _limited(dataset, limit)
 
 
 def describe_dataset(
-    name: str, root: Path | None = None, *, image_size: int | None = None, channels: int | None = None
+    name: str,
+    root: Path | None = None,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
 ) -> tuple[int, tuple[int, int, int]]:
     """Say what can be said of a data set without decoding a picture.
 
@@ -94,6 +112,7 @@ def describe_dataset(
         root: folder of the data; digits and CIFAR are not looked at.
         image_size: height and width in pixels; None means the data set's own.
         channels: channels of an image; None means 3.
+        classes: number of classes of generated; None means 10.
 
     Returns:
         Number of classes, and the shape (channels, height, width) of an image.
@@ -101,12 +120,15 @@ def describe_dataset(
     Raises:
         DataError: an unknown name, or the folder is missing or does not tell its classes.
     """
-    size = image_size or {"digits": DIGITS_SIZE, "cifar10": 32, "cifar100": 32}.get(name, _PICTURE_SIZE)
+    own = {"digits": DIGITS_SIZE, "cifar10": 32, "cifar100": 32, "generated": GENERATED_SIZE}
+    size = image_size or own.get(name, _PICTURE_SIZE)
     depth = 3 if channels is None else channels
     shape = (depth, size, size)
     match name:
         case "digits":
             return 10, shape
+        case "generated":
+            return classes or DEFAULT_CLASSES, shape
         case "cifar10" | "cifar100":
             _check_cifar(name, image_size, depth)
             return int(name.removeprefix("cifar")), shape
@@ -127,21 +149,8 @@ def _check_cifar(name: str, image_size: int | None, channels: int) -> None:
         raise DataError(f"{name}: images have 3 channels, found data.channels {channels}; leave it out")
 
 
-def _limited(dataset: Dataset, limit: tuple[int, int]) -> Dataset:
-    if min(limit) < 1:
-        raise DataError(f"limit must name at least one image per class of each set, found {limit}")
-    train, test = (
-        images.take(_first_of_each_class(images.labels, count))
-        for images, count in zip((dataset.train, dataset.test), limit, strict=True)
-    )
+def _limited(dataset: Dataset, limit: Limit) -> Dataset:
+    if limit == ALL:
+        return dataset
+    train, test = (images.take(limit.ids(images.labels)) for images in (dataset.train, dataset.test))
     return dataclasses.replace(dataset, train=train, test=test)
-
-
-def _first_of_each_class(labels: Tensor, count: int) -> Tensor:
-    """Ids, ascending, of the first images of each class."""
-    order = torch.argsort(labels, stable=True)
-    sizes = torch.bincount(labels)
-    starts = torch.cumsum(sizes, 0) - sizes
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(labels)) - starts[labels[order]]
-    return torch.nonzero(rank < count).flatten()

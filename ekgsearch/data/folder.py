@@ -8,7 +8,8 @@ from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index import ImageIndex, IndexedImage, check_same_classes, index_images
 from ekgsearch.data.index_file import load_indexes
-from ekgsearch.errors import DataError, StorageError
+from ekgsearch.data.limit import ALL, Limit
+from ekgsearch.errors import DataError, MissingDataError, StorageError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -60,6 +61,7 @@ def open_image_folder(
     max_bad: int = 0,
     num_threads: int,
     index_file: Path | None = None,
+    limit: Limit = ALL,
 ) -> Dataset:
     """Open pictures laid out as root/{train, val or test}/<class>/<file>.
 
@@ -71,18 +73,20 @@ def open_image_folder(
         num_threads: pictures decoded at once.
         index_file: what `save_indexes` wrote of both splits; the pictures that it lists are opened, unverified, in
             place of those that the folder has now. None verifies the folder.
+        limit: which pictures of either split are verified and opened; of an index file it is taken for granted.
 
     Raises:
-        DataError: folders are missing or differ between the splits, or too many files are unusable.
+        MissingDataError: there is no folder of a split.
+        DataError: folders differ between the splits, or too many files are unusable.
         StorageError: the index file is missing, damaged or of another folder.
     """
     mean, std = picture_statistics(channels)
     folders = _split_folders(root)
     if index_file is None:
         check_same_classes(*folders)
-        indexes = tuple(index_images(folder, num_threads=num_threads) for folder in folders)
+        indexes = tuple(index_images(folder, num_threads=num_threads, limit=limit) for folder in folders)
         for index, allowed in zip(indexes, (max_bad, 0), strict=True):
-            index.check_bad(allowed)
+            index.check_bad(allowed, limit)
     else:
         indexes = load_indexes(index_file)
         if tuple(index.folder for index in indexes) != folders:
@@ -104,5 +108,5 @@ def _split_folders(root: Path) -> tuple[Path, Path]:
     test = next((root / name for name in ("val", "test") if (root / name).is_dir()), root / "val")
     for folder in (train, test):
         if not folder.is_dir():
-            raise DataError(f"expected folders train and val (or test) in {root}, found no {folder.name}")
+            raise MissingDataError(f"expected folders train and val (or test) in {root}, found no {folder.name}")
     return train, test

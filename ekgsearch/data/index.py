@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ekgsearch.data.cache import cached_json, locked, source_key
 from ekgsearch.data.decode import MAX_BYTES, examine
+from ekgsearch.data.limit import ALL, Limit
 from ekgsearch.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,12 @@ class ImageIndex:
     images: tuple[IndexedImage, ...]
     bad: tuple[BadFile, ...]
 
-    def check_bad(self, max_bad: int) -> None:
+    def check_bad(self, max_bad: int, limit: Limit = ALL) -> None:
         """Accept a number of bad files with a warning.
+
+        Args:
+            max_bad: how many.
+            limit: which files were verified.
 
         Raises:
             DataError: there are more; the first ones are named with their reasons. Or a class has no sound picture.
@@ -83,7 +88,8 @@ class ImageIndex:
         if len(self.bad) > max_bad:
             raise DataError(f"{message}; at most {max_bad} are allowed here: mend or remove them")
         sound = {image.label for image in self.images}
-        if empty := [name for label, name in enumerate(self.class_names) if label not in sound]:
+        wanted = self.class_names[: limit.classes]
+        if empty := [name for label, name in enumerate(wanted) if label not in sound]:
             raise DataError(
                 f"{message}, and no usable one is left of the class {_named(empty)}; "
                 "mend its pictures, or remove the class from every split"
@@ -91,18 +97,24 @@ class ImageIndex:
         logger.warning("%s; they are left out", message)
 
 
-def index_images(folder: Path, *, num_threads: int) -> ImageIndex:
+def index_images(folder: Path, *, num_threads: int, limit: Limit = ALL) -> ImageIndex:
     """Verify the pictures of a split folder, which holds one folder per class; remembered until a file changes.
 
     Hidden files (and the `._*` files of macOS) are skipped. Of the processes of a machine that need the same folder at
     once, one verifies and the others wait.
 
+    Args:
+        folder: the split folder.
+        num_threads: pictures decoded at once.
+        limit: which files are verified; the others are not in the index, their classes are.
+
     Raises:
         DataError: there are no class folders, one is empty or has folders inside, or a name is not UTF-8.
     """
     class_names = class_folders(folder)
-    paths = [path for name in class_names for path in _class_files(folder / name)]
-    logger.info("%s: %d files in %d classes", folder, len(paths), len(class_names))
+    chosen = class_names[: limit.classes]
+    paths = [path for name in chosen for path in _class_files(folder / name)[: limit.images]]
+    logger.info("%s: %d files in %d classes", folder, len(paths), len(chosen))
     key = source_key("image-index", paths)
     with locked(key, f"verifying the pictures of {folder}", required=False):
         checks = cached_json(key, lambda: _check_all(paths, num_threads))

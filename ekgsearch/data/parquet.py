@@ -20,7 +20,7 @@ from ekgsearch.data.folder import picture_statistics
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index import LOG_SECONDS, BadFile, ImageIndex, IndexedImage, check_picture
 from ekgsearch.data.shards import check_complete, find_shards, picture_columns, stored_bytes, unreadable
-from ekgsearch.errors import DataError
+from ekgsearch.errors import DataError, MissingDataError
 from ekgsearch.storage.files import PARTIAL_SUFFIX, free_bytes, sync_folder, write_error
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ def open_parquet(root: Path, image_size: int, *, channels: int = 3, max_bad: int
         num_threads: pictures decoded at once.
 
     Raises:
-        DataError: files, columns or classes are missing, files of two sets are mixed, a column is of a wrong kind, or
+        MissingDataError: there are no files of a set.
+        DataError: columns or classes are missing, files of two sets are mixed, a column is of a wrong kind, or
             too many rows are unusable, which a row without a label is.
     """
     mean, std = picture_statistics(channels)
@@ -132,7 +133,7 @@ def _open_split(
 
 def _find(root: Path, names: Sequence[str]) -> list[Path]:
     if not root.is_dir():
-        raise DataError(f"parquet: expected a folder of data at {root}, found none; set data.root to it")
+        raise MissingDataError(f"parquet: expected a folder of data at {root}, found none; set data.root to it")
     for name in names:
         next_to, inside = find_shards(root, f"{name}*.parquet"), find_shards(root / name, "*.parquet")
         # The pattern of val finds validation, too.
@@ -144,7 +145,9 @@ def _find(root: Path, names: Sequence[str]) -> list[Path]:
             check_complete(next_to or inside)
             return next_to or inside
     known = " or ".join(f"{name}*.parquet" for name in names)
-    raise DataError(f"parquet: expected {known} in {root}, or a folder of parquet files of that name, found none")
+    raise MissingDataError(
+        f"parquet: expected {known} in {root}, or a folder of parquet files of that name, found none"
+    )
 
 
 def _copy(paths: Sequence[Path], columns: Mapping[Path, tuple[str, str]], pack: Path, num_threads: int) -> list[Any]:

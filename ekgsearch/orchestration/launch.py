@@ -24,6 +24,7 @@ def launch(
     verbose: bool = False,
     listener: Listener = SILENT,
     run: Callable[..., object] = run_job,
+    in_process: bool = False,
 ) -> Path:
     """Run a job, on Ray where it asks for workers, and return its run directory.
 
@@ -36,6 +37,7 @@ def launch(
         verbose: log details.
         listener: told of what happens; may ask for a clean stop.
         run: what runs the job, with the arguments of `run_job`.
+        in_process: compute in this process also where $RAY_ADDRESS names a cluster; the job asks for no workers.
 
     Raises:
         EkgError: whatever stops a run; see `run_job`.
@@ -46,7 +48,8 @@ def launch(
     except OSError as error:
         raise StorageError(f"output = {job.output}: the run directory cannot be made: {error}") from error
     with logging_to(run_dir, verbose):
-        if job.cluster.search_workers == 0 and job.finetune.workers == 1 and not job.cluster.session_address:
+        has_workers = job.cluster.search_workers > 0 or job.finetune.workers > 1
+        if in_process or not (has_workers or job.cluster.session_address):
             run(job, InProcessBackend(), listener=listener, continue_anyway=continue_anyway)
             return run_dir
         cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cores_per_worker)

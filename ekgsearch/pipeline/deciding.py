@@ -24,8 +24,13 @@ PHASE = "search"
 
 def ekg_settings(section: SearchSection, spec: SearchSpec) -> EkgSettings:
     """Choices of a search whose candidates are evaluated under a spec."""
-    quirks = frozenset(section.quirks)
-    return EkgSettings(step=section.step, trim=section.trim, quirks=quirks, tie_tolerance=spec.tie_tolerance)
+    return EkgSettings(
+        step=section.step,
+        trim=section.trim,
+        quirks=frozenset(section.quirks),
+        max_candidates=section.max_candidates,
+        tie_tolerance=spec.tie_tolerance,
+    )
 
 
 class Deciding:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ekgsearch.data.datasets import Dataset, describe_dataset
 from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index_file import save_indexes
+from ekgsearch.data.limit import Limit
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.workers.workload import DataRequest
@@ -63,7 +64,13 @@ def classes_and_shape(job: Job) -> tuple[int, tuple[int, int, int]]:
         DataError: the folder of pictures, or what tells their classes, is missing.
     """
     request = data_request(job)
-    return describe_dataset(request.name, request.root, image_size=request.image_size, channels=request.channels)
+    return describe_dataset(
+        request.name,
+        request.root,
+        image_size=request.image_size,
+        channels=request.channels,
+        classes=request.classes,
+    )
 
 
 def keep_index(images: OpenedImages) -> None:
@@ -81,13 +88,15 @@ def data_request(job: Job) -> DataRequest:
     root: Path | None = None
     if job.data.root is not None:
         root = expand_path(job.data.root, "data.root")
-    elif job.data.name != "digits" and DATA_VARIABLE in os.environ:
+    elif job.data.name not in ("digits", "generated") and DATA_VARIABLE in os.environ:
         root = Path(os.environ[DATA_VARIABLE])
     return DataRequest(
         name=job.data.name,
         root=None if root is None else root.absolute(),
         image_size=job.data.image_size,
         channels=job.data.channels,
+        classes=job.data.classes,
+        limit=Limit(job.data.max_classes, job.data.max_images_per_class),
         download=job.data.download,
         max_bad=job.data.max_bad_images,
         loader=job.data.loader,

@@ -40,6 +40,8 @@ class EkgSettings:
         step: r, share of a private channel group that one iteration removes, in (0, 1).
         trim: share of the channel groups trimmed at each end before Otsu's threshold, in [0, 0.5).
         quirks: what is done as in the reference program; none by default.
+        max_candidates: candidates that one iteration evaluates at most, those of the shortlist whose channels to
+            remove have the lowest summed scores; None for the whole shortlist.
         tie_tolerance: candidates whose score is within this share of the lowest are evaluated again by the masked
             network before one is chosen, so that rounding of a fast evaluator decides nothing; 0 where the evaluator
             is the masked network or gives its bits.
@@ -48,6 +50,7 @@ class EkgSettings:
     step: float = 0.2
     trim: float = 0.2
     quirks: frozenset[Quirk] = frozenset()
+    max_candidates: int | None = None
     tie_tolerance: float = 0.0
 
 
@@ -108,7 +111,8 @@ class EkgSearch:
         _require_numbers(scores, current.iteration + 1)
         standing = self._ranked_anew(current.subnetwork, scores)
         proposals = self._proposals(standing, rates, scores)
-        threshold, candidates = self._shortlist(standing, proposals, scores, rates)
+        doomed = self._summed_scores(standing, proposals, scores, rates)
+        threshold, candidates = self._shortlist(proposals, doomed)
         if "unchanged_candidates" not in self._settings.quirks:
             candidates = self._that_lower_the_cost(current, candidates)
         if not candidates:
@@ -120,6 +124,7 @@ class EkgSearch:
                 f"{self._budget.measured(current.macs, current.params):,} {self._budget.unit} against a budget of "
                 f"{self._budget.limit:,.0f}; raise the budget"
             )
+        candidates = self._cheapest(candidates, doomed)
         evaluations = self._evaluator.evaluate(standing, candidates)
         near = self._near_ties(evaluations)
         if near:
@@ -200,10 +205,10 @@ class EkgSearch:
             candidate = wider
         return candidate
 
-    def _shortlist(
+    def _summed_scores(
         self, current: Subnetwork, proposals: list[Candidate], scores: GroupScores, rates: Mapping[str, Fraction]
-    ) -> tuple[float | None, list[Candidate]]:
-        """Threshold and the proposals whose channels to remove have a summed score at or below it."""
+    ) -> dict[str, float]:
+        """Summed score of the channels that each proposal removes, by channel group."""
         doomed = {}
         for proposal in proposals:
             name = proposal.group
@@ -213,10 +218,21 @@ class EkgSearch:
             else:
                 removed = set(current[name]) - set(proposal.subnetwork[name])
                 doomed[name] = math.fsum(scores[name][channel] for channel in removed)
+        return doomed
+
+    def _shortlist(
+        self, proposals: list[Candidate], doomed: Mapping[str, float]
+    ) -> tuple[float | None, list[Candidate]]:
+        """Threshold and the proposals whose channels to remove have a summed score at or below it."""
         threshold = trimmed_otsu(list(doomed.values()), self._settings.trim)
         if threshold is None:
             return None, proposals
         return threshold, [proposal for proposal in proposals if doomed[proposal.group] <= threshold]
+
+    def _cheapest(self, candidates: list[Candidate], doomed: Mapping[str, float]) -> list[Candidate]:
+        """As many candidates as are evaluated at most, in their order."""
+        ranked = sorted(range(len(candidates)), key=lambda position: doomed[candidates[position].group])
+        return [candidates[position] for position in sorted(ranked[: self._settings.max_candidates])]
 
     def _that_lower_the_cost(self, current: Decision, candidates: list[Candidate]) -> list[Candidate]:
         before = self._budget.measured(current.macs, current.params)

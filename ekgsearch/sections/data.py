@@ -1,16 +1,18 @@
 """Sections of a job: the network and the images."""
 
 import difflib
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ekgsearch.data import generated
 from ekgsearch.data.datasets import DatasetName
 from ekgsearch.errors import NetworkError
-from ekgsearch.fields import Count, Mark, Pixels, Positive, Section, Text, Threads
+from ekgsearch.fields import Count, Mark, Pixels, Positive, Section, Text, Threads, Width
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.zoo import NAMES, check
 
@@ -41,8 +43,11 @@ KNOWN_IMAGES = {
 }
 """The data sets whose images are always the same; those of the others are counted when they are opened."""
 
-_PICTURE_SIZE = 224
-_ANY_CLASSES = 1000
+_GENERATED_SIZES = (1, 4096)
+
+PICTURE_SIZE = 224
+ANY_CLASSES = 1000
+"""Side in pixels and number of classes of pictures of which nothing is known, as ImageNet has them."""
 
 
 def _known_network(name: str) -> str:
@@ -85,12 +90,25 @@ class DataSection(Section):
         description="folder of the data set; null: $EKGSEARCH_DATA, else the user's cache. $VARIABLES are expanded",
     )
     image_size: Pixels | None = Field(
-        None, description="side of the square images in pixels; null: the data set's own (digits 16, pictures 224)"
+        None,
+        description="side of the square images in pixels; null: the data set's own (digits 16, generated 32, "
+        "pictures 224)",
     )
     channels: Literal[1, 3, 4] | None = Field(
         None,
         description="channels of an image: digits 1 or 3, cifar 3, pictures are converted to 1 (grey), 3 (RGB) or 4 "
-        "(RGBA); DALI decodes those of 3; null: 3",
+        "(RGBA), as those that are generated have them; DALI decodes those of 3; null: 3",
+    )
+    classes: Width | None = Field(None, description="generated: number of classes; null: 10")
+    max_classes: Positive | None = Field(
+        None,
+        description="open only the images of the first so many classes, e.g. for a trial; the network keeps the "
+        "outputs of all. null: all",
+    )
+    max_images_per_class: Positive | None = Field(
+        None,
+        description="open only the first so many training and test images of each class; of an image_folder no others "
+        "are verified. null: all",
     )
     download: Annotated[bool, Mark.NO_RESULT] = Field(
         True, description="fetch a missing data set where the network allows"
@@ -126,12 +144,22 @@ class DataSection(Section):
     @property
     def known(self) -> KnownImages | None:
         """What is known of the data set before it is opened; None for image_folder and parquet."""
-        return KNOWN_IMAGES.get(self.name)
+        found = KNOWN_IMAGES.get(self.name)
+        if self.name == "generated":
+            classes, per_class = self.classes or generated.DEFAULT_CLASSES, generated.TRAIN_PER_CLASS
+            found = KnownImages(classes, classes * per_class, per_class, generated.DEFAULT_SIZE, _GENERATED_SIZES)
+        if found is None:
+            return None
+        most = self.max_images_per_class or math.inf
+        opened = min(found.train, (self.max_classes or found.classes) * most)  # of uneven classes at most so many
+        return replace(found, train=int(opened), per_class=int(min(found.per_class, most)))
 
     def contradictions(self) -> Iterator[str]:
         """What the fields of this section ask for and the data set cannot have; one line each."""
         if self.name in ("image_folder", "parquet") and self.root is None:
             yield f"data.root is null: data.name {self.name} needs the folder that holds train and val"
+        if self.name != "generated" and self.classes is not None:
+            yield f"data.classes = {self.classes}: {self.name} has its own number of classes; leave it out"
         known = self.known
         if known is None:
             return
@@ -152,8 +180,8 @@ def network_contradictions(net: NetSection, data: DataSection, padding: Padding)
         padding: where neither the job nor a sidecar says one.
     """
     known = data.known
-    size = data.image_size or (known.size if known else _PICTURE_SIZE)
-    classes = known.classes if known else _ANY_CLASSES
+    size = data.image_size or (known.size if known else PICTURE_SIZE)
+    classes = known.classes if known else ANY_CLASSES
     asked = net.padding or ("torch" if net.weights else padding)  # weights may have a sidecar that says another one
     if error := network_error(NetSpec(net.name, classes, (3, size, size), net.shortcut or "projection", asked)):
         yield f"net.name = {net.name} on data.name = {data.name}: {error}"

@@ -19,6 +19,7 @@ OF_CANDIDATES = (
     "channels_last",
     "compile",
     "racing",
+    "max_candidates",
 )
 """Fields that decide which channels are scored how, and how candidates are evaluated."""
 
@@ -60,6 +61,11 @@ class SearchSection(Section):
         None,
         description="drop candidates that cannot win any more before they have seen all batches; the probability with "
         "which one decision may lose the best candidate, e.g. 0.05. null: every candidate sees all images (exact)",
+    )
+    max_candidates: Positive | None = Field(
+        None,
+        description="evaluate at most so many candidates of an iteration, those of the shortlist whose channels to "
+        "remove have the lowest summed scores; null: the whole shortlist, as EKG does",
     )
 
     @property

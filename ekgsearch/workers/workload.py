@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ekgsearch.data.datasets import Dataset, ImageSet, open_dataset
+from ekgsearch.data.limit import ALL, Limit
 from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Normalisation
 from ekgsearch.errors import DataError, JobError, StorageError
@@ -29,6 +30,8 @@ class DataRequest:
         root: its folder, readable from every node; None for data that come with a library.
         image_size: side of the images in pixels; None for the data set's own.
         channels: channels of an image; None for 3.
+        classes: number of classes of generated pictures; None for 10.
+        limit: which images are opened.
         download: fetch missing files where the network allows.
         max_bad: damaged training pictures that are left out before giving up.
         loader: who makes the views of training images.
@@ -45,6 +48,8 @@ class DataRequest:
     root: Path | None
     image_size: int | None = None
     channels: int | None = None
+    classes: int | None = None
+    limit: Limit = ALL
     download: bool = False
     max_bad: int = 0
     loader: LoaderName = "auto"
@@ -109,6 +114,8 @@ class DataRequest:
             self.root,
             image_size=self.image_size,
             channels=self.channels,
+            classes=self.classes,
+            limit=self.limit,
             download=self.download,
             max_bad=self.max_bad,
             num_threads=self.num_threads,

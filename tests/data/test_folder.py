@@ -13,7 +13,10 @@ from PIL import Image
 from ekgsearch.data import index
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.decode import MAX_PIXELS, open_picture, square_pixels
+from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index import index_images
+from ekgsearch.data.index_file import save_indexes
+from ekgsearch.data.limit import Limit
 from ekgsearch.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -276,14 +279,29 @@ def test_the_content_hash_follows_pictures_labels_and_size(root: Path) -> None:
     assert one.content_hash != open_dataset("image_folder", root, image_size=24).train.content_hash
     assert one.content_hash != one.take(torch.tensor([0, 1, 3])).content_hash
     assert one.take(torch.tensor([3, 0])).labels.tolist() == [1, 0]
-    limited = open_dataset("image_folder", root, image_size=16, limit=(1, 2))
+    limited = open_dataset("image_folder", root, image_size=16, limit=Limit(images=1))
     assert limited.train.labels.tolist() == [0, 1]
 
 
 def test_real_pictures_are_all_sound(data_dir: Path) -> None:
-    dataset = open_dataset("image_folder", data_dir / "imagenette-subset", image_size=64, limit=(4, 2))
+    dataset = open_dataset("image_folder", data_dir / "imagenette-subset", image_size=64, limit=Limit(images=4))
     assert dataset.num_classes == 10
     assert dataset.train.labels.bincount().tolist() == [4] * 10
     pixels = dataset.train.read(torch.arange(40)).double()
     assert 60 < pixels.mean() < 190
     assert pixels.std() > 30
+
+
+def test_only_the_pictures_of_a_limit_are_verified(root: Path, tmp_path: Path) -> None:
+    limit = Limit(classes=1, images=2)
+    (root / "train" / "cat" / "2.jpg").write_bytes(b"damaged")
+    (root / "val" / "dog" / "0.jpg").write_bytes(b"damaged")
+    part = open_dataset("image_folder", root, image_size=16, limit=limit)
+    assert (part.num_classes, part.train.labels.tolist(), part.test.labels.tolist()) == (2, [0, 0], [0, 0])
+    save_indexes(tmp_path / "index.parquet", indexes_of(part))
+    indexed = open_dataset("image_folder", root, image_size=16, limit=limit, index_file=tmp_path / "index.parquet")
+    assert (indexed.content_hash, indexed.num_classes) == (part.content_hash, 2)
+    (root / "train" / "cat" / "1.jpg").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"1 files are no usable pictures \(cat/1\.jpg"):
+        open_dataset("image_folder", root, image_size=16, limit=limit)
+    assert len(open_dataset("image_folder", root, image_size=16, limit=limit, max_bad=1).train) == 1

@@ -160,6 +160,27 @@ def test_the_first_shortlist_holds_the_groups_whose_next_channels_matter_least_i
     assert [outcome.group for outcome in made[1].candidates] == expected
 
 
+def test_of_a_shortlist_those_are_evaluated_whose_channels_matter_least(
+    graph: ChannelGraph, batches: list[SearchBatch], made: list[Decision]
+) -> None:
+    settings = dataclasses.replace(SETTINGS, max_candidates=2)
+    search = EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph), settings)
+    decision = list(itertools.islice(search.run(), 2))[1]
+    evaluator = batch_evaluator(NaiveNetworks(graph), batches)
+    evaluator.begin([graph.full()])
+    scores = sum_over_batches(evaluator.scores(graph.full(), 1))
+    sums = {
+        outcome.group: float(
+            np.sort(scores[outcome.group])[: graph.full().num_kept[outcome.group] - outcome.num_kept].sum()
+        )
+        for outcome in made[1].candidates
+    }
+    assert len(sums) > 2
+    expected = sorted(sorted(sums, key=sums.__getitem__)[:2], key=list(sums).index)
+    assert [outcome.group for outcome in decision.candidates] == expected
+    assert decision.threshold == made[1].threshold
+
+
 @pytest.mark.parametrize(("unit", "reduction"), [("params", 0.6), ("macs", 0.93)])
 def test_other_budgets_are_met_as_well(
     graph: ChannelGraph, batches: list[SearchBatch], unit: str, reduction: float

@@ -1,0 +1,223 @@
+"""The smoke form of a job: all of its phases, each as small as it can be, to see in seconds whether they run."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import ValidationError
+
+from ekgsearch.data.datasets import Dataset
+from ekgsearch.errors import JobError, MissingDataError, StorageError
+from ekgsearch.experiment import Job, expand_path
+from ekgsearch.nets.weights import read_sidecar, sidecar_path
+from ekgsearch.pipeline.images import data_request
+from ekgsearch.pipeline.network import weights_path
+from ekgsearch.pipeline.study import StudyJob
+from ekgsearch.runtime.progress import LOG_FILE
+from ekgsearch.sections.data import ANY_CLASSES, PICTURE_SIZE, DataSection
+
+log = logging.getLogger(__name__)
+
+Checked = TypeVar("Checked")
+Kind = TypeVar("Kind", bound=Job)
+
+SUFFIX = ".smoke"
+"""Ends the name of whatever a smoke run writes, which lies next to what the real one writes."""
+
+MOST_PIXELS = 64
+MOST_CLASSES = 10
+IMAGES_PER_CLASS = 2
+"""Of the search subset, and of the warm-up subset: so few that data of any size have them."""
+
+STEPS = 2
+"""Steps of every training, and batches of the memory bank."""
+
+SEARCH_BATCH = 4
+"""Images of a search batch: few enough that ten classes make as many batches as racing needs."""
+
+MOST_CANDIDATES = 3
+
+LEAST_REDUCTION = 1e-6
+"""Share of the cost that the first cut exceeds, whatever it is: fewer operations than a single channel has."""
+
+_UNKNOWN_REDUCTION = 0.3
+"""In place of a budget: a number of operations means nothing at another size of the images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Smoke(Generic[Checked]):
+    """What is run in place of a job, a study or a benchmark.
+
+    Attributes:
+        checked: its smoke form.
+        notes: what was missing, and what takes its place; one line each.
+    """
+
+    checked: Checked
+    notes: tuple[str, ...]
+
+    def tell(self) -> None:
+        """Log the notes."""
+        for note in self.notes:
+            log.warning("smoke: %s", note)
+
+
+def smoke_of(job: Kind) -> Smoke[Kind]:
+    """The smoke form of a job or of a study: checked like any other, and run by the same pipeline.
+
+    It has a tiny part of the images, of at most 64 pixels, makes one iteration of the search with at most three
+    candidates and two steps of every training, in the process that runs it. Images that are missing are replaced by
+    generated ones, missing weights by fresh ones; nothing is downloaded. It writes next to the run directory.
+
+    Raises:
+        JobError: what the job says cannot be had in small; one line per contradiction.
+        DataError, NetworkError: data or weights are there and damaged.
+    """
+    weights, weight_notes = _weights(job)
+    data, dataset, data_notes = _images(job, weights)
+    search, search_notes = _search(job)
+    changes: dict[str, Mapping[str, Any]] = {
+        "net": {"weights": weights},
+        "data": data,
+        **_trainings(job, dataset),
+        "search": search,
+        "phases": {"uri": None},
+        "cluster": {"search_workers": 0, "address": None, "device": "auto"},
+    }
+    if isinstance(job, StudyJob):
+        changes["study"] = {
+            "subnetworks": 3,
+            "by_l1": min(job.study.by_l1, 1),
+            "points": 2,
+            "lanczos_iterations": min(job.study.lanczos_iterations, STEPS),
+        }
+    fields = job.model_dump()
+    run_dir = job.run_dir
+    fields |= {"output": str(run_dir.with_name(run_dir.name + SUFFIX)), "search_run": None}
+    fields |= {section: fields[section] | changed for section, changed in changes.items()}
+    try:
+        checked = type(job).model_validate(fields)
+    except ValidationError as error:
+        lines = [detail["msg"].removeprefix("Value error, ") for detail in error.errors(include_url=False)]
+        raise JobError(*(f"in small: {line}" for text in lines for line in text.splitlines())) from error
+    return Smoke(checked, (*weight_notes, *data_notes, *search_notes))
+
+
+def remove_earlier(job: Job) -> None:
+    """Remove the run directory that an earlier smoke run has left, so that every one begins at the beginning.
+
+    Args:
+        job: a smoke form.
+
+    Raises:
+        StorageError: there is something else in its place, or it cannot be removed.
+    """
+    folder = job.run_dir
+    if not folder.exists():
+        return
+    if not (folder / LOG_FILE).is_file():
+        raise StorageError(f"{folder}: expected what an earlier smoke run has left, found no {LOG_FILE}; move it away")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: what an earlier smoke run has left cannot be removed: {error}") from error
+
+
+def _weights(job: Job) -> tuple[str | None, list[str]]:
+    """The weights of a job where they are there."""
+    text = job.net.weights
+    if text is None:
+        return None, []
+    try:
+        path = expand_path(text, "net.weights")
+        missing = "" if path.is_file() else f"net.weights = {text}: there is no file {path}"
+    except JobError as error:
+        missing = str(error)
+    return (None, [f"{missing}; the network starts with fresh weights"]) if missing else (text, [])
+
+
+def _images(job: Job, weights: str | None) -> tuple[dict[str, Any], Dataset, list[str]]:
+    """Fields of the images that are used, these images, and what is to be said of them."""
+    section, known = job.data, job.data.known
+    size = min(section.image_size or (known.size if known else PICTURE_SIZE), MOST_PIXELS)
+    small: dict[str, Any] = {
+        "image_size": size,
+        "max_classes": min(section.max_classes or MOST_CLASSES, MOST_CLASSES),
+        "max_images_per_class": min(section.max_images_per_class or 2 * IMAGES_PER_CLASS, 2 * IMAGES_PER_CLASS),
+        "train_images": None,
+        "test_images": None,
+        "download": False,
+    }
+    notes = []
+    try:
+        dataset = _opened(job, small)
+    except (JobError, MissingDataError) as error:  # a JobError is a variable that is not set
+        classes = known.classes if known else _classes(job, weights)
+        small |= {"name": "generated", "root": None, "classes": classes}
+        dataset = _opened(job, small)
+        shape = "x".join(map(str, dataset.image_shape))
+        notes.append(f"{error}; generated pictures ({shape}, {classes} classes) take their place")
+    images = len(dataset.train) - len(dataset.train) % STEPS
+    return {**small, "train_images": images, "test_images": min(section.test_images or 20, 20)}, dataset, notes
+
+
+def _opened(job: Job, changes: Mapping[str, Any]) -> Dataset:
+    section = DataSection.model_validate(job.data.model_dump() | changes)
+    return data_request(job.model_copy(update={"data": section})).open()
+
+
+def _classes(job: Job, weights: str | None) -> int:
+    """Number of classes of pictures that are missing: that of the weights where these say it."""
+    if weights is None or not sidecar_path(weights_path(job.net)).is_file():
+        return ANY_CLASSES
+    return read_sidecar(weights_path(job.net)).net.num_classes
+
+
+def _trainings(job: Job, dataset: Dataset) -> dict[str, dict[str, Any]]:
+    """Sections of all trainings and of the memory bank: one epoch of two steps each."""
+    pictures = job.data.name in ("image_folder", "parquet")
+    cropped = {"crop": "resized"} if pictures else {}  # generated ones are cut like those that they stand for
+    finetune, warmup = job.finetune, job.warmup
+    batch = len(dataset.train) // STEPS
+    subset = min(warmup.images_per_class, IMAGES_PER_CLASS) * len(set(dataset.train.labels.tolist()))
+    accumulate = min(finetune.accumulate, 2) if batch % 2 == 0 else 1
+    crops = {name: cropped if getattr(job, name).crop == "auto" else {} for name in ("pretrain", "finetune")}
+    return {
+        "pretrain": {"epochs": 1, "batch_size": batch, **crops["pretrain"]},
+        "warmup": {
+            "images_per_class": min(warmup.images_per_class, IMAGES_PER_CLASS),
+            "batch_size": -(-subset // STEPS),
+            "epochs": min(warmup.epochs, 1),
+        },
+        "bank": {"teachers": 1, "batch_size": batch, "uri": None, "cache": None},
+        "finetune": {
+            "epochs": min(finetune.epochs, 1),
+            "batch_size": batch,
+            "accumulate": accumulate,
+            "average_last": min(finetune.average_last, 1),
+            "recalibrate_images": min(finetune.recalibrate_images, batch),
+            "checkpoint_every_steps": min(finetune.checkpoint_every_steps, 1),
+            "workers": 1,
+            **crops["finetune"],
+        },
+    }
+
+
+def _search(job: Job) -> tuple[dict[str, Any], list[str]]:
+    """Fields of the search: one iteration, where there are iterations."""
+    section = job.search
+    changes: dict[str, Any] = {
+        "images_per_class": min(section.images_per_class, IMAGES_PER_CLASS),
+        "batch_size": min(section.batch_size, SEARCH_BATCH),
+        "reduction": section.reduction or _UNKNOWN_REDUCTION,
+        "budget": None,
+    }
+    if section.evaluates_candidates and not isinstance(job, StudyJob):
+        changes["reduction"] = LEAST_REDUCTION
+        changes["max_candidates"] = min(section.max_candidates or MOST_CANDIDATES, MOST_CANDIDATES)
+    if section.precision == "tf32" and not torch.cuda.is_available():
+        return changes | {"precision": "fp32"}, ["search.precision = tf32 needs a GPU, and there is none; fp32 is used"]
+    return changes, []
