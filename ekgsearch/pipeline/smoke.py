@@ -164,7 +164,7 @@ def _images(job: Job, weights: str | None) -> tuple[dict[str, Any], Dataset, lis
     return {**small, "train_images": images, "test_images": min(section.test_images or 20, 20)}, dataset, notes
 
 
-def _opened(job: Job, changes: Mapping[str, Any]) -> Dataset:
+def _opened(job: Job, changes: dict[str, Any]) -> Dataset:
     section = DataSection.model_validate(job.data.model_dump() | changes)
     return data_request(job.model_copy(update={"data": section})).open()
 

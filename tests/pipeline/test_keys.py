@@ -46,6 +46,9 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "data.name": ("image_folder", ALL),
     "data.image_size": ("12", ALL),
     "data.channels": ("1", ALL),
+    "data.classes": ("9", ALL),
+    "data.max_classes": ("9", ALL),
+    "data.max_images_per_class": ("100", ALL),
     "data.train_images": ("1399", ALL),
     "data.test_images": ("299", ALL),
     "data.loader": ("torch", ""),
@@ -82,6 +85,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.channels_last": ("true", SEARCHED),
     "search.compile": ("true", SEARCHED),
     "search.racing": ("0.05", SEARCHED),
+    "search.max_candidates": ("2", SEARCHED),
     "bank.teachers": ("2", "bfe"),
     "bank.dtype": ("float32", "bfe"),
     "bank.embeddings": ("true", "bfe"),
@@ -160,7 +164,12 @@ ELSEWHERE: dict[str, str] = {
 }
 """For every field that changes no result: another value."""
 
+ALL_IMAGES = ("data.train_images=null", "data.test_images=null")
+
 OWN_BASE: dict[str, tuple[str, ...]] = {
+    "data.classes": ("data.name=generated", *ALL_IMAGES),
+    "data.max_classes": ALL_IMAGES,
+    "data.max_images_per_class": ALL_IMAGES,
     "data.name": ("data.root={pictures}", "data.train_images=null", "data.test_images=null", "net.name=resnet20"),
     "search.method": ("finetune.objective=single",),
 }

@@ -215,7 +215,7 @@ def test_a_smoke_run_goes_through_all_phases_in_one_process(tmp_path: Path) -> N
     real = tmp_path / "run"
     real.mkdir()
     (real / "journal.jsonl").write_text("the real run\n")
-    settings = [f"output={real}", "data.name=cifar10", "finetune.baselines=[plain]"]
+    settings = [f"output={real}", "data.name=cifar10", "finetune.baselines=[plain]", "cluster.threads=1"]
     arguments = [
         "run",
         ROOT / "jobs" / "quickstart.yaml",
