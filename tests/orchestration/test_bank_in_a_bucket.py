@@ -50,7 +50,7 @@ def test_what_is_wrong_with_a_bucket_is_said_before_any_work(
         assert finished.returncode == 2, finished.stderr
         assert text in finished.stderr
         assert "Traceback" not in finished.stderr
-        assert '"pretrain"' not in (job_file.parent / "run" / "journal.jsonl").read_text()
+        assert '"kind":"begin"' not in (job_file.parent / "run" / "journal.jsonl").read_text()
 
     refused(s3_server.store_uri.replace("us-east-1", "mars"), "the region is wrong: expected 'us-east-1', found 'mars'")
     refused(s3_uri(s3_server.target, "no-bucket/runs"), "has no bucket 'no-bucket'")

@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_relabelled_as_another_job(reference: Path, ekgsea
         refused = ekgsearch("run", reference.parent / "job.yaml", *settings, *flag)
         assert refused.returncode == 2
         assert 'belongs to another run: finetune.objective was "ekg", is "plain"; seed was 1, is 7' in refused.stderr
-        again = "would have to be done again: pretrain, warmup, search, bank, finetune, evaluate. Put it back"
+        again = "would have to be done again: pretrain, warmup, search, finetune-slim, evaluate. Put it back"
         assert again in refused.stderr
         assert "Traceback" not in refused.stderr
     assert journal_bytes(reference) == before
@@ -259,7 +259,7 @@ def test_two_drivers_on_one_run_directory_are_refused(job_file: Path, ekgsearch:
 
 def test_the_journal_has_no_time_stamps_or_host_names(reference: Path) -> None:
     assert socket.gethostname() not in journal_bytes(reference).decode()
-    known = {"run", "pretrain", "warmup", "iteration", "search", "bank", "finetune", "evaluate", "done"}
+    known = {"run", "begin", "pretrain", "warmup", "iteration", "search", "bank", "finetune", "evaluate", "done"}
     lines = read_journal(reference / "journal.jsonl")
     assert {line["kind"] for line in lines} == known
     words = {word for line in lines for name in line for word in name.split("_")}

@@ -142,7 +142,8 @@ def test_the_evaluation_recalibrates_on_what_stands_in(workload: Workload, root:
     (root / "train" / "dog" / "03.jpg").unlink()
     setup = SimpleNamespace(dataset=dataset, train_ids=None, data=workload.data, job=SimpleNamespace(seed=1))
     found, expected = workload.open_network(), workload.open_network()
-    _recalibrate(SimpleNamespace(setup=setup, workload=workload), found, torch.device("cpu"))  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(setup=setup, workload=workload, check=lambda: None)
+    _recalibrate(context, found, torch.device("cpu"))
     images = dataset.train.read(torch.tensor([0, 2, 2, 3, 4, 5, 6, 4]))
     recalibrate(expected, [workload.normalisation(images)])
     torch.testing.assert_close(found.bn1.running_mean, expected.bn1.running_mean)

@@ -84,8 +84,8 @@ def test_walking_again_changes_no_bit(
     class Noting(FastNetworks):
         """Notes whether candidates start from what scoring computed."""
 
-        def candidates(self, current: Subnetwork, candidates: Sequence[Candidate]) -> Callable[..., list[torch.Tensor]]:
-            run = super().candidates(current, candidates)
+        def candidates(self, *arguments: Any) -> Callable[..., list[torch.Tensor]]:
+            run = super().candidates(*arguments)
 
             def noting(images: torch.Tensor, walk: Walk | None) -> list[torch.Tensor]:
                 walks.append(walk is not None)
