@@ -155,6 +155,7 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
             "batch_size": whole(1),
             "threads": whole(1, 1024),
             "pairs": whole(1),
+            "max_classes": whole(1),
         },
     ),
     macs.Settings: (

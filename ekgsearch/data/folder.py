@@ -6,7 +6,7 @@ from pathlib import Path
 from ekgsearch.data.decode import MODES
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.images import Dataset
-from ekgsearch.data.index import ImageIndex, IndexedImage, check_same_classes, index_images
+from ekgsearch.data.index import ImageIndex, IndexedImage, check_same_classes, class_folders, index_images
 from ekgsearch.data.index_file import load_indexes
 from ekgsearch.data.limit import ALL, Limit
 from ekgsearch.errors import DataError, MissingDataError, StorageError
@@ -93,7 +93,9 @@ def open_image_folder(
             listed = " and ".join(str(index.folder) for index in indexes) or "no folder"
             raise StorageError(f"{index_file} lists the pictures of {listed}, expected those of {root}")
     train, test = (folder_images(index, image_size, num_threads=num_threads, channels=channels) for index in indexes)
-    return Dataset("image_folder", train, test, len(indexes[0].class_names), train.image_shape, mean, std)
+    # An index names the classes of its pictures alone, and those of a part of the classes are not all.
+    names = class_folders(folders[0]) if limit.classes is not None else indexes[0].class_names
+    return Dataset("image_folder", train, test, len(names), train.image_shape, mean, std)
 
 
 def indexes_of(dataset: Dataset) -> tuple[ImageIndex, ...]:

@@ -58,7 +58,7 @@ def test_training_waits_for_all_but_the_first_of_many_batches(job: Path, monkeyp
     monkeypatch.setattr(loader, "_loader", lambda settings, images, *_: Waiting(images))
     settings = load_bench(job)[1]
     assert isinstance(settings, loader.Settings)
-    [_, waits] = loader._supply(settings, loader._open(settings), "resnet18")
+    [_, waits] = loader._supply(settings, loader._open(settings, job.parent), "resnet18")
     assert 0 < waits.low <= waits.high < 1e-3
     assert not torch.backends.cudnn.allow_tf32, "the kernels are those of a training"
 
