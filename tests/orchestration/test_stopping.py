@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -183,7 +183,13 @@ def test_a_training_on_ray_stops_and_leaves_no_process(session: None, small: Sma
     folder = tmp_path / "stopped"
 
     opening = tmp_path / "opening.txt"
-    sleepy = spec_of(small, SleepyData(**asdict(small.workload.data), opening=opening))
+    sleepy = spec_of(
+        small,
+        SleepyData(
+            **{item.name: getattr(small.workload.data, item.name) for item in fields(small.workload.data)},
+            opening=opening,
+        ),
+    )
 
     class WhileOpening(Stopper):
         """Asks for a stop once a process does not look for one."""

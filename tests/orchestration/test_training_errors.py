@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +79,12 @@ def spec_of(small: SmallSearch, data: DataRequest) -> TrainingSpec:
 def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
     """Train in two processes with one restart."""
     small, clock = SmallSearch.make(folder), Clock()
-    data = FaultyData(**asdict(small.workload.data), folder=folder, ranks=ranks, error=error)
+    data = FaultyData(
+        **{item.name: getattr(small.workload.data, item.name) for item in fields(small.workload.data)},
+        folder=folder,
+        ranks=ranks,
+        error=error,
+    )
     spec = spec_of(small, data)
     (folder / "training").mkdir()
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
@@ -111,7 +116,9 @@ class KillsAfterACheckpoint(DataRequest):
 
 def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(session: None, tmp_path: Path) -> None:
     small = SmallSearch.make(tmp_path)
-    data = KillsAfterACheckpoint(**asdict(small.workload.data), folder=tmp_path)
+    data = KillsAfterACheckpoint(
+        **{item.name: getattr(small.workload.data, item.name) for item in fields(small.workload.data)}, folder=tmp_path
+    )
     (tmp_path / "training").mkdir()
     spec = replace(spec_of(small, data), checkpoint_every_steps=4)
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)
