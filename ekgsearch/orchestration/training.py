@@ -21,7 +21,7 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.listener import SILENT, Listener, stop_where_asked, stopped
 from ekgsearch.runtime.progress import configure_logging
 from ekgsearch.sections.cluster import ClusterSection
-from ekgsearch.storage.files import write_atomically
+from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.workers.training import TrainingSpec, pending, train_all
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def fit(
     """
     if not pending(spec.tasks, folder):
         return
+    make_folder(folder)  # a stop may be asked for before Ray Train makes it
     failures, reached = 0, _reached(folder)
     events = EventReader(folder, listener, _epochs_of(reached))
     while True:

@@ -112,7 +112,6 @@ def spec_of(small: SmallSearch, data: DataRequest | None = None) -> TrainingSpec
 
 def train(backend: Backend, spec: TrainingSpec, folder: Path, listener: Listener, workers: int = 1) -> bytes:
     """Train, or continue; returns the bytes of the trained weights."""
-    folder.mkdir(exist_ok=True)
     backend.train(spec, folder=folder, workers=workers, clock=Clock(), listener=listener)
     return weights_path(folder, "slim").read_bytes()
 
@@ -200,6 +199,7 @@ def test_a_training_on_ray_stops_and_leaves_no_process(session: None, small: Sma
             return super().stop_reason()
 
     parts = [
+        (spec, Stopper(after_questions=2)),  # the processes are not there yet
         (sleepy, WhileOpening()),
         (spec, Stopper(lambda event: isinstance(event, Advanced) and event.done > 0)),
         (spec, Stopper(lambda event: isinstance(event, EpochEnded) and event.epoch == 2)),
