@@ -1,14 +1,16 @@
 """What does not go together in a job is refused before anything is opened."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ekgsearch.data.datasets import open_dataset
+from ekgsearch.data.limit import Limit
 from ekgsearch.errors import JobError
 from ekgsearch.jobfile import load_job
-from ekgsearch.sections.data import KNOWN_IMAGES
+from ekgsearch.sections.data import KNOWN_IMAGES, DataSection
 from ekgsearch.storage.secrets import redact
 
 GOOD = """\
@@ -229,3 +231,31 @@ def test_what_is_known_of_a_data_set_is_what_it_has(name: str, request: pytest.F
     assert known.train == len(dataset.train)
     assert known.per_class == torch.bincount(dataset.train.labels).min()
     assert dataset.image_shape == (3, known.size, known.size)
+
+
+@pytest.mark.parametrize(
+    ("section", "train", "per_class"),
+    [
+        ({}, 1437, 139),
+        ({"max_images_per_class": 7, "max_classes": 3}, 21, 7),
+        ({"name": "generated", "classes": 4}, 1280, 320),
+        ({"name": "generated", "classes": 4, "max_images_per_class": 5, "max_classes": 9}, 20, 5),
+    ],
+)
+def test_what_is_known_of_a_part_of_a_data_set_is_what_it_has(
+    section: dict[str, Any], train: int, per_class: int
+) -> None:
+    data = DataSection.model_validate(section)
+    limit = Limit(data.max_classes, data.max_images_per_class)
+    dataset, known = open_dataset(data.name, classes=data.classes, limit=limit), data.known
+    assert known is not None
+    assert (known.train, known.per_class) == (train, per_class)
+    assert len(dataset.train) == train
+    assert torch.bincount(dataset.train.labels).min() == per_class
+    assert (known.classes, known.size) == (dataset.num_classes, dataset.image_shape[1])
+
+
+def test_only_generated_pictures_take_a_number_of_classes() -> None:
+    assert list(DataSection(name="digits", classes=4).contradictions()) == [
+        "data.classes = 4: digits has its own number of classes; leave it out"
+    ]

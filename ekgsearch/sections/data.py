@@ -151,7 +151,8 @@ class DataSection(Section):
         if found is None:
             return None
         most = self.max_images_per_class or math.inf
-        opened = min(found.train, (self.max_classes or found.classes) * most)  # of uneven classes at most so many
+        classes = min(self.max_classes or found.classes, found.classes)
+        opened = min(found.train, classes * most)  # of uneven classes at most so many
         return replace(found, train=int(opened), per_class=int(min(found.per_class, most)))
 
     def contradictions(self) -> Iterator[str]:
