@@ -1,4 +1,4 @@
-"""What a memory bank is made of, and which stored columns make it complete."""
+"""Identity of a memory bank, and the stored columns that make it complete."""
 
 import json
 from dataclasses import asdict, dataclass, fields

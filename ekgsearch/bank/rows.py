@@ -1,4 +1,4 @@
-"""How the outputs of all teachers for one image lie in one row of bytes."""
+"""Format of a row of bytes: the outputs of all teachers for one image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether the disks have room for what a memory bank still lacks, before any work."""
+"""Check that the disks have room for the part of a memory bank that is missing, before any work."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: its settings, interleaved pairs, one table on screen and rows in parquet.
+"""The frame of every benchmark: its settings, interleaved pairs, one table on screen and rows in parquet.
 
 A benchmark is a module `ekgsearch/bench/NAME.py` with a docstring that says what it compares and why that is fair, a
 class `Settings(BenchSettings)`, which says what it is in small, and a function

@@ -1,4 +1,4 @@
-"""What Ray costs a search: whole iterations by Ray workers against the same workers in plain processes.
+"""Cost of Ray in a search: whole iterations by Ray workers against the same workers in plain processes.
 
 Compared: the same iterations of the same search, in turn (ABAB), by search workers on Ray and by the worker of the
 in-process backend in as many processes of its own that a pipe joins to the driver. Both sides have the same batches per

@@ -83,7 +83,7 @@ class FileListener:
 
 
 class EventReader:
-    """The driver's end of the files: it passes on every event once, in order, whatever is done again.
+    """The driver's end of the files: it passes on every event once, in order, also where epochs are done again.
 
     An attempt begins by telling all epochs that are kept; those that were told before are left out here. So no epoch is
     lost whose process died between keeping it and telling of it.

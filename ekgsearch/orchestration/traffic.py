@@ -1,4 +1,4 @@
-"""What passes between the driver and its workers: messages, and the size of the largest."""
+"""Messages between the driver and its workers, and the size of the largest."""
 
 from collections import Counter
 

@@ -1,7 +1,7 @@
 """Adoption of another run's search: same network, images and rules, another fine-tuning."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import expand_path
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.lines import content
 from ekgsearch.pipeline.phase import ARITHMETIC, Phase, differences
 from ekgsearch.records import PhaseKind
 from ekgsearch.storage.files import file_sha256, make_folder, read_bytes, write_atomically
@@ -18,8 +19,6 @@ from ekgsearch.storage.paths import inside
 log = logging.getLogger(__name__)
 
 ADOPTED = frozenset({PhaseKind.PRETRAIN, PhaseKind.WARMUP, PhaseKind.SEARCH})
-
-_CHAIN = ("seq", "kind", "prev", "hash")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def adopt_where_asked(context: RunContext) -> None:
     """Take over decisions and weights of the run that `search_run` names, unless the search has finished here.
 
     The journal says so in a line of its own, and the ledger whom the search is charged to. Versions of this program and
-    of torch, threads and kinds of device may differ; whatever else the search depends on may not.
+    of torch, threads and kinds of device may differ; nothing else that the search depends on may.
 
     Raises:
         JobError: the other run has no finished search, or its search was another one.
@@ -103,8 +102,8 @@ def _differences(context: RunContext, source: Source, phases: Sequence[Phase]) -
 def _copy(context: RunContext, source: Source, phases: Sequence[Phase]) -> None:
     """Copy lines and files, as far as they are not here yet."""
     adopted = [("adopted", {"run": source.name, "phases": [phase.name for phase in phases]})]
-    wanted = [*adopted, *((line["kind"], _content(line)) for line in source.lines_of(phases))]
-    present = [(line["kind"], _content(line)) for line in context.journal.lines if line["kind"] not in ("run", "job")]
+    wanted = [*adopted, *((line["kind"], content(line)) for line in source.lines_of(phases))]
+    present = [(line["kind"], content(line)) for line in context.journal.lines if line["kind"] not in ("run", "job")]
     if present != wanted[: len(present)]:
         raise ResumeError(
             f"{context.folder} has decisions that are not those of search_run = {context.setup.job.search_run}; choose "
@@ -117,10 +116,6 @@ def _copy(context: RunContext, source: Source, phases: Sequence[Phase]) -> None:
             _copy_file(source.folder, context.folder, name, sha256)
         context.journal.append(kind, **fields)
     log.info("adopted the search of %s: %d journal lines", source.folder, len(wanted) - 1)
-
-
-def _content(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name not in _CHAIN}
 
 
 def _copy_file(source: Path, run_dir: Path, name: str, sha256: str) -> None:

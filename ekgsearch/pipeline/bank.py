@@ -217,9 +217,8 @@ def _build(context: RunContext, order: BankOrder) -> None:
     spec = replace(setup.search_spec, batches=())
     team = context.teams.get(setup.workload(context.start_weights, device), spec)
     backend.enlist(len(order.missing))
-    with (
-        context.charged(PhaseKind.BANK, Bank.name, setup.devices.name(device), backend.num_search_devices) as clock,
-    ):
+    name, devices = setup.devices.name(device), backend.num_search_devices
+    with context.charged(PhaseKind.BANK, Bank.name, name, devices) as clock:
         team.charge(clock)
         label, total = f"memory bank of {len(order.teachers)} teachers", order.spec.num_images
 

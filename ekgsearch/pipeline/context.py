@@ -116,7 +116,7 @@ class RunContext:
     def weights_sha256(self, phase: str) -> str:
         """SHA-256 of the weights that a phase has committed."""
         line = self.committed(phase)
-        assert line is not None, f"phase {phase} comes before whatever needs its weights"
+        assert line is not None, f"phase {phase} comes before those that need its weights"
         return str(line["files"][line["weights"]])
 
     @property

@@ -1,10 +1,11 @@
 """Decisions of a search: computed by the search workers, or taken from a phase store."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from ekgsearch.errors import StorageError
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.records import PhaseKind
@@ -70,9 +71,14 @@ class Deciding:
             store: where runs share phases.
             common: key of the decisions that do not depend on the budget.
             own: key of those that do.
+
+        Raises:
+            StorageError: the store has another decision than one that this run has made, or, where the run verifies,
+                than one that it makes again.
         """
+        self._store_made(store, common, own)
         while not self._is_over:
-            key = own if self._depends_on_budget else common
+            key = own if self._depends_on_budget(self.made) else common
             number = len(self.made)
             found = None if self._context.verifies else store.decision(key, number)
             if found is not None:
@@ -87,18 +93,35 @@ class Deciding:
                 else:
                     self._compute_and_store(store, key)
 
+    def _store_made(self, store: PhaseStore, common: str, own: str) -> None:
+        """Store what this run has decided before: what follows in the store belongs to the same decisions."""
+        for number, decision in enumerate(self.made):
+            key = own if self._depends_on_budget(self.made[:number]) else common
+            self._keep(store, key, decision, is_made=True)
+
+    def _keep(self, store: PhaseStore, key: str, decision: Decision, *, is_made: bool) -> tuple[dict[str, Any], str]:
+        """Store a decision unless one is stored; returns the one that is, and the run that made it."""
+        number, own = decision.iteration, decision.to_record()
+        record, producer = store.keep_decision(key, number, own, self._setup.job.run_name)
+        if record != own and (is_made or self._context.verifies):
+            raise StorageError(
+                f"decision {number} of the search is another one in {store.uri}, made by {producer!r}, than here "
+                f"({record['group']!r} there, {decision.group!r} here): this run began before it shared phases, or its "
+                "machine rounds otherwise; leave phases.uri out, or start another run (--set output=...)"
+            )
+        return record, producer
+
     def _compute_and_store(self, store: PhaseStore, key: str) -> None:
         """Decide for as long as the store has nothing under the key, and decisions belong to it."""
-        run = self._setup.job.run_name
-        is_common = not self._depends_on_budget
+        is_common = not self._depends_on_budget(self.made)
         with ExitStack() as work:
             for decision in self._computing(work):
-                record, producer = store.keep_decision(key, len(self.made), decision.to_record(), run)
+                record, producer = self._keep(store, key, decision, is_made=False)
                 if record != decision.to_record():
                     self._adopt(record, producer)
                     return
                 self._take(decision)
-                if is_common and self._depends_on_budget:
+                if is_common and self._depends_on_budget(self.made):
                     return
 
     @contextmanager
@@ -193,6 +216,5 @@ class Deciding:
     def _is_over(self) -> bool:
         return bool(self.made) and self._setup.budget.is_met(self.made[-1].macs, self.made[-1].params)
 
-    @property
-    def _depends_on_budget(self) -> bool:
-        return depends_on_budget(self._setup.graph, self._setup.budget, self._settings, self.made)
+    def _depends_on_budget(self, made: Sequence[Decision]) -> bool:
+        return depends_on_budget(self._setup.graph, self._setup.budget, self._settings, made)

@@ -1,4 +1,4 @@
-"""Which kind of device does which part of a run: that of this process, or that of workers on a cluster."""
+"""Kinds of devices for the parts of a run: those of this process, or those of workers on a cluster."""
 
 import logging
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the images of a job are opened, and how a run that is continued opens the same ones again."""
+"""The images of a job: open them, and open the same ones again where a run is continued."""
 
 import dataclasses
 import os
@@ -9,6 +9,7 @@ from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index_file import save_indexes
 from ekgsearch.data.limit import Limit
 from ekgsearch.experiment import Job, expand_path
+from ekgsearch.pipeline.lines import newest_statement
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.workers.workload import DataRequest
 
@@ -110,4 +111,5 @@ def _opened_with(run_dir: Path) -> str | None:
     """`Dataset.content_hash` of the images that a run was opened with; None where it was never opened."""
     path = run_dir / "journal.jsonl"
     lines = read_journal(path) if path.exists() else []
-    return next((line["data"] for line in reversed(lines) if line["kind"] in ("run", "job")), None)
+    stated = newest_statement(lines)
+    return stated["data"] if stated else None

@@ -1,4 +1,4 @@
-"""Latencies as they were measured on this machine, kept beside the journal."""
+"""Latencies as they were measured on this machine, kept next to the journal."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run says about memory before its search starts."""
+"""Statement of a run about memory, before its search starts."""
 
 import logging
 import os

@@ -1,6 +1,5 @@
 """Records of the phase store: what they hold, the keys they are under, and how damage shows."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -8,9 +7,10 @@ from typing import Any
 
 from ekgsearch.errors import StorageError
 from ekgsearch.records import content_hash
-from ekgsearch.storage.sealed import sealed
+from ekgsearch.storage.sealed import sealed, unsealed
 
 _FILES = "files"
+_REMEDY = "remove this object, and the next run that needs it computes it again"
 _KEY = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,199}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -181,21 +181,13 @@ def parse_decision(key: str, number: int, data: bytes, place: str) -> tuple[dict
 def _unsealed(name: str, data: bytes, place: str) -> Any:
     """Take a value out of what `sealed` gave, and verify it."""
     try:
-        stored = json.loads(data)
-        value, expected = stored["value"], stored["sha256"]
-        found = content_hash(value)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _damage(name, place, f"expected a JSON value with its checksum, found {error!r}") from error
-    if found != expected:
-        raise _damage(name, place, f"expected SHA-256 {expected}, found {found}")
-    return value
+        return unsealed(data, f"{name!r} in the phase store {place}")
+    except StorageError as error:
+        raise StorageError(f"{error}; {_REMEDY}") from error
 
 
 def _damage(name: str, place: str, reason: str) -> StorageError:
-    return StorageError(
-        f"{name!r} in the phase store {place} is damaged: {reason}; remove this object, and the next run that needs "
-        "it computes it again"
-    )
+    return StorageError(f"{name!r} in the phase store {place} is damaged: {reason}; {_REMEDY}")
 
 
 def _is_content(value: Any) -> bool:

@@ -46,11 +46,11 @@ class Search(Phase):
         if made:
             log.info("continuing the search after iteration %d", made[-1].iteration)
         deciding = Deciding(context, made)
-        if context.store is None:
+        begun, own = context.begun(self.name), self.identity(context).key
+        if context.store is not None and begun is not None and begun["key"] == own:
+            deciding.share(context.store, search_inputs(context, with_budget=False).key, own)
+        else:  # also where another version goes on than the one that began
             deciding.compute()
-        else:
-            common = search_inputs(context, with_budget=False).key
-            deciding.share(context.store, common, own=self.identity(context).key)
         return write_found(context, made[-1].subnetwork)
 
 

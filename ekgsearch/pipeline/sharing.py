@@ -7,6 +7,7 @@ from typing import Any
 
 from ekgsearch.errors import StorageError
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.lines import content
 from ekgsearch.pipeline.phase import Phase, differences
 from ekgsearch.pipeline.phase_record import PhaseRecord, StoredPhase
 from ekgsearch.pipeline.phase_store import PhaseStore
@@ -98,11 +99,7 @@ def _copied(context: RunContext, phase: Phase, store: PhaseStore, stored: Stored
 def _lines_since_begin(context: RunContext, phase: Phase) -> list[Any]:
     """Kind and fields of every line that a phase has written since it began."""
     place = next(index for index, line in enumerate(context.made) if line == context.begun(phase.name))
-    return [
-        [line["kind"], {name: value for name, value in line.items() if name not in ("seq", "kind", "prev", "hash")}]
-        for line in context.made[place + 1 :]
-        if line["kind"] in phase.lines
-    ]
+    return [[line["kind"], content(line)] for line in context.made[place + 1 :] if line["kind"] in phase.lines]
 
 
 def _compare(stored: StoredPhase, mine: Obtained) -> None:

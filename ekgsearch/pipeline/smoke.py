@@ -25,7 +25,7 @@ Checked = TypeVar("Checked")
 Kind = TypeVar("Kind", bound=Job)
 
 SUFFIX = ".smoke"
-"""Ends the name of whatever a smoke run writes, which lies next to what the real one writes."""
+"""End of the names of all that a smoke run writes, next to what the real one writes."""
 
 MOST_PIXELS = 64
 MOST_CLASSES = 10
@@ -41,7 +41,7 @@ SEARCH_BATCH = 4
 MOST_CANDIDATES = 3
 
 LEAST_REDUCTION = 1e-6
-"""Share of the cost that the first cut exceeds, whatever it is: fewer operations than a single channel has."""
+"""Share of the cost that any first cut exceeds: fewer operations than a single channel has."""
 
 _UNKNOWN_REDUCTION = 0.3
 """In place of a budget: a number of operations means nothing at another size of the images."""

@@ -11,7 +11,8 @@ from ekgsearch.experiment import Job
 from ekgsearch.jobfile import fields_text, load_model
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.images import keep_index
-from ekgsearch.pipeline.phase import differences
+from ekgsearch.pipeline.lines import newest_statement
+from ekgsearch.pipeline.phase import ARITHMETIC, differences
 from ekgsearch.records import PhaseKind, canonical_json
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.storage.files import write_atomically
@@ -65,11 +66,6 @@ def start_or_check(context: RunContext, continue_anyway: bool) -> None:
     keep_index(context.setup.images)
 
 
-def newest_statement(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The journal line that says what a run is by now; None where it has not begun."""
-    return next((line for line in reversed(lines) if line["kind"] in ("run", "job")), None)
-
-
 def to_do_again(context: RunContext) -> tuple[list[str], list[str]]:
     """Compare the phases that have begun with what they would depend on now.
 
@@ -78,6 +74,7 @@ def to_do_again(context: RunContext) -> tuple[list[str], list[str]]:
         words, everything in which phases differ, by version alone as well.
     """
     begun = [phase for phase in context.phases if context.begun(phase.name)]
+    adopted = {name for line in context.lines("adopted") for name in line["phases"]}
     again: list[str] = []
     reasons: list[str] = []
     for phase in begun:
@@ -86,8 +83,8 @@ def to_do_again(context: RunContext) -> tuple[list[str], list[str]]:
             continue
         line, now = context.begun(phase.name), phase.identity(context).to_dict()
         assert line is not None
-        reasons += differences(line["inputs"], now)
-        if differences(line["inputs"], now, BY_VERSION):
+        reasons += differences(line["inputs"], now, ARITHMETIC if phase.name in adopted else ())
+        if differences(line["inputs"], now, ARITHMETIC if phase.name in adopted else BY_VERSION):
             again.append(phase.name)
     return again, reasons
 

@@ -1,4 +1,4 @@
-"""What the tables of a run say, in sentences and small sums."""
+"""Facts in the tables of a run, as sentences and small sums."""
 
 from collections.abc import Iterable, Sequence
 

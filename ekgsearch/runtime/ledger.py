@@ -1,4 +1,4 @@
-"""Where the device-hours go: what every attempt at every phase has cost, also when it was killed."""
+"""Device-hours: the cost of every attempt at every phase, also of one that was killed."""
 
 import dataclasses
 import logging

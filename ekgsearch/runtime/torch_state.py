@@ -1,4 +1,4 @@
-"""What a run changes in its process and puts back: random generators, threads, and back ends of torch."""
+"""State of a process that a run changes and puts back: random generators, threads, back ends of torch."""
 
 import random
 from collections.abc import Iterator

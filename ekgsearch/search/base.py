@@ -1,4 +1,4 @@
-"""What a search decides, and what it asks of whoever evaluates its candidates."""
+"""Decisions of a search, and its questions to the evaluator of its candidates."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

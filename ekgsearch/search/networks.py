@@ -1,4 +1,4 @@
-"""How the sub-networks of a search are run on a batch: one by one as masked networks, or fast."""
+"""Run the sub-networks of a search on a batch: one by one as masked networks, or fast."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol

@@ -1,4 +1,4 @@
-"""Writing an object only where there is none, decided by the server: what Arrow (26) cannot ask for and obstore can."""
+"""Writes of an object only where there is none, decided by the server: Arrow (26) cannot ask for them, obstore can."""
 
 import contextlib
 import logging
@@ -37,7 +37,7 @@ def warn_of_looking_first(uri: str, reason: str) -> None:
 class ConditionalWriter:
     """One conditional request (`If-None-Match: *`) per object, of which a server lets exactly one through per key.
 
-    The client is the optional package obstore. It finds credentials in the environment and in the machine's role, but
+    The client is the package obstore. It finds credentials in the environment and in the machine's role, but
     not in profiles.
     """
 

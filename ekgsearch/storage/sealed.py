@@ -23,12 +23,25 @@ def read_sealed(path: Path) -> Any:
     Raises:
         StorageError: the file is missing, cannot be read or is damaged.
     """
+    return unsealed(read_bytes(path), str(path))
+
+
+def unsealed(data: bytes, place: str) -> Any:
+    """Take the value out of what `sealed` gave.
+
+    Args:
+        data: the bytes.
+        place: where they are from, for the message.
+
+    Raises:
+        StorageError: they are damaged.
+    """
     try:
-        stored = json.loads(read_bytes(path))
+        stored = json.loads(data)
         value, expected = stored["value"], stored["sha256"]
         found = content_hash(value)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StorageError(f"{path} is damaged: expected a JSON value with its checksum, found {error!r}") from error
+        raise StorageError(f"{place} is damaged: expected a JSON value with its checksum, found {error!r}") from error
     if found != expected:
-        raise StorageError(f"{path} is damaged: expected SHA-256 {expected}, found {found}")
+        raise StorageError(f"{place} is damaged: expected SHA-256 {expected}, found {found}")
     return value

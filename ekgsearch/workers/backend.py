@@ -1,4 +1,4 @@
-"""Where the heavy phases run: the protocol, and the implementation that needs nothing but this process."""
+"""Backends of the heavy phases: the protocol, and the implementation that needs this process alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager

@@ -1,4 +1,4 @@
-"""What a process needs to open the network and the images of a run: a small value that travels to any worker."""
+"""The network and the images that a process opens: a small value that travels to any worker."""
 
 import logging
 from dataclasses import dataclass

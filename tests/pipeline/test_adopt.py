@@ -14,6 +14,7 @@ from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline.adopt import adopt_where_asked
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.setup import set_up
+from ekgsearch.pipeline.statement import to_do_again
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal, read_journal
 
@@ -151,6 +152,7 @@ def test_a_search_is_adopted_whatever_computed_it_and_whatever_follows(setting: 
     with opened(file, f"search_run={source}", setting) as context:
         adopt_where_asked(context)
         assert context.committed("search")
+        assert to_do_again(context) == ([], []), "and it goes on when it is continued"
 
 
 def test_a_search_without_an_end_is_not_adopted(source: Path, file: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs that share phases through a store: who computes what, who pays, and that the journals are equal."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def job_file(tmp_path: Path) -> Path:
 
 def ran(job_file: Path, name: str, *settings: str, verify: bool = False) -> tuple[Job, Counting]:
     given = (*SMALL, f"output={job_file.parent / name}", f"phases.uri={job_file.parent / 'store'}", *settings)
-    job = load_job(job_file, given)
+    fields = dict(setting.split("=", 1) for setting in given)
+    job = load_job(job_file, [f"{name}={value}" for name, value in fields.items()])
     job.run_dir.mkdir(exist_ok=True)
     backend = Counting()
     run_job(job, backend, verify_phases=verify)
@@ -123,6 +125,35 @@ def test_what_is_stored_is_computed_again_and_compared_where_that_is_asked_for(j
     _alter(record)
     with pytest.raises(StorageError, match=r"is another one when it is computed again here: files\..* was "):
         ran(job_file, "third", *plain, verify=True)
+
+
+def test_a_decision_that_is_another_one_is_never_taken_in_silence(job_file: Path) -> None:
+    """Neither where decisions are verified, nor where a run has made its own before it shared them."""
+    plain = ("finetune.objective=plain", "search.reduction=0.1")
+    ran(job_file, "first", *plain)
+    alone, _ = ran(job_file, "alone", *plain, "phases.uri=null")
+    whole = journal_of(alone)
+    (made,) = (job_file.parent / "store" / "phases").glob("*/decisions/000001.json")
+    value = json.loads(made.read_bytes())["value"]
+    value["record"]["loss"] += 1.0
+    made.write_bytes(sealed(value))
+    with pytest.raises(StorageError, match=r"decision 1 of the search is another one in .* made by 'first'"):
+        ran(job_file, "verifying", *plain, verify=True)
+    cut = job_file.parent / "cut"
+    cut.mkdir()
+    for name in ("provenance.json", "job.yaml", "initial.safetensors", "training"):
+        source = alone.run_dir / name
+        shutil.copytree(source, cut / name) if source.is_dir() else shutil.copy(source, cut / name)
+    lines = whole.splitlines(keepends=True)
+    second = [index for index, line in enumerate(lines) if json.loads(line)["kind"] == "iteration"][1]
+    (cut / "journal.jsonl").write_bytes(b"".join(lines[: second + 1]))
+    for record in (job_file.parent / "store" / "phases").glob("*/result.json"):
+        if "subnetwork.json" in json.loads(record.read_bytes())["value"]["files"]:
+            record.unlink()  # else its decisions are compared as a whole
+    with pytest.raises(StorageError, match=r"decision 1 of the search is another one"):
+        ran(job_file, "cut", *plain)
+    ran(job_file, "cut", *plain, "phases.uri=null")
+    assert journal_of(alone) == (cut / "journal.jsonl").read_bytes()
 
 
 def _is(record: Path, phase: str) -> bool:
