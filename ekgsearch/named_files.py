@@ -58,7 +58,7 @@ def _images(job: Job) -> Iterator[Missing]:
     """The folder of a data set, and in it what must be there before anything is decoded."""
     name = job.data.name
     try:
-        root = data_request(job).root
+        root = data_request(job).loading.root
     except JobError as error:
         yield "data.root", str(error)
         return

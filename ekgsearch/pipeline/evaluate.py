@@ -119,6 +119,9 @@ def _recalibrate(context: RunContext, network: nn.Module, device: torch.device) 
     """Average the running statistics again over training images in use, un-augmented, in a fixed random order."""
     setup = context.setup
     data = TrainData(
-        setup.dataset.train, context.workload.normalisation, ids=setup.train_ids, max_damaged=setup.data.max_damaged
+        setup.dataset.train,
+        context.workload.normalisation,
+        ids=setup.train_ids,
+        max_damaged=setup.data.loading.max_damaged,
     )
     recalibrate_on(network.to(device), data, images=RECALIBRATION_IMAGES, seed=setup.job.seed, check=context.check)

@@ -11,7 +11,7 @@ from ekgsearch.data.limit import Limit
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.pipeline.lines import newest_statement
 from ekgsearch.storage.journal import read_journal
-from ekgsearch.workers.workload import DataRequest
+from ekgsearch.workers.images import DataRequest, Loading, Selection
 
 DATA_VARIABLE = "EKGSEARCH_DATA"
 
@@ -48,14 +48,16 @@ def open_images(job: Job, *, in_run: bool) -> OpenedImages:
         DataError: images are missing or damaged.
         StorageError: the journal of the run is damaged.
     """
-    request = data_request(job)
-    indexed = None
-    if in_run and request.name == "image_folder":
-        request = dataclasses.replace(request, index=job.run_dir / INDEX_NAME)
-        indexed = dataclasses.replace(request, content_hash=_opened_with(job.run_dir)).open_indexed()
-    dataset = request.open() if indexed is None else indexed
-    request = dataclasses.replace(request, download=False, content_hash=dataset.content_hash)
-    return OpenedImages(request, dataset, indexed is not None)
+    request, indexed = data_request(job), None
+    selection, loading = request.selection, request.loading
+    if in_run and selection.name == "image_folder":
+        loading = dataclasses.replace(loading, index=job.run_dir / INDEX_NAME)
+        as_before = dataclasses.replace(selection, content_hash=_opened_with(job.run_dir))
+        indexed = DataRequest(as_before, loading).open_indexed()
+    dataset = DataRequest(selection, loading).open() if indexed is None else indexed
+    selection = dataclasses.replace(selection, content_hash=dataset.content_hash)
+    loading = dataclasses.replace(loading, download=False)
+    return OpenedImages(DataRequest(selection, loading), dataset, indexed is not None)
 
 
 def classes_and_shape(job: Job) -> tuple[int, tuple[int, int, int]]:
@@ -65,12 +67,13 @@ def classes_and_shape(job: Job) -> tuple[int, tuple[int, int, int]]:
         DataError: the folder of pictures, or what tells their classes, is missing.
     """
     request = data_request(job)
+    selection = request.selection
     return describe_dataset(
-        request.name,
-        request.root,
-        image_size=request.image_size,
-        channels=request.channels,
-        classes=request.classes,
+        selection.name,
+        request.loading.root,
+        image_size=selection.image_size,
+        channels=selection.channels,
+        classes=selection.classes,
     )
 
 
@@ -80,8 +83,9 @@ def keep_index(images: OpenedImages) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    if images.request.index is not None and not images.is_indexed:
-        save_indexes(images.request.index, indexes_of(images.dataset))
+    index = images.request.loading.index
+    if index is not None and not images.is_indexed:
+        save_indexes(index, indexes_of(images.dataset))
 
 
 def data_request(job: Job) -> DataRequest:
@@ -91,20 +95,23 @@ def data_request(job: Job) -> DataRequest:
         root = expand_path(job.data.root, "data.root")
     elif job.data.name not in ("digits", "generated") and DATA_VARIABLE in os.environ:
         root = Path(os.environ[DATA_VARIABLE])
-    return DataRequest(
+    selection = Selection(
         name=job.data.name,
-        root=None if root is None else root.absolute(),
         image_size=job.data.image_size,
         channels=job.data.channels,
         classes=job.data.classes,
         limit=Limit(job.data.max_classes, job.data.max_images_per_class),
+        test_images=job.data.test_images,
+    )
+    loading = Loading(
+        root=None if root is None else root.absolute(),
         download=job.data.download,
         max_bad=job.data.max_bad_images,
         loader=job.data.loader,
         threads=job.data.loader_threads,
         max_damaged=job.data.max_damaged,
-        test_images=job.data.test_images,
     )
+    return DataRequest(selection, loading)
 
 
 def _opened_with(run_dir: Path) -> str | None:

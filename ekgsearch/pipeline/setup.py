@@ -26,8 +26,9 @@ from ekgsearch.records import Costs, content_hash
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.search.budget import Budget
 from ekgsearch.search.criteria import Rules
+from ekgsearch.workers.images import DataRequest, first_of_each_class
 from ekgsearch.workers.spec import SearchSpec
-from ekgsearch.workers.workload import DataRequest, Workload, first_of_each_class
+from ekgsearch.workers.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,8 @@ class Setup:
     def loader(self) -> str:
         """Who makes the views of training images, as far as it can change a result."""
         is_decoded = not isinstance(self.dataset.train, EncodedImages)
-        return "torch" if is_decoded and self.data.loader == "auto" else self.data.loader
+        loader = self.data.loading.loader
+        return "torch" if is_decoded and loader == "auto" else loader
 
     def selection(self, ids: Tensor | None) -> str:
         """Hash of some training images in their order; of all of them where no ids are given."""

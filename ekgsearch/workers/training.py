@@ -214,9 +214,9 @@ def train_all(
             normalisation=spec.workload.normalisation,
             test=test_images if task.evaluate else None,
             ids=None if task.ids is None else torch.tensor(task.ids),
-            loader=spec.workload.data.loader,
-            threads=spec.workload.data.num_threads,
-            max_damaged=spec.workload.data.max_damaged,
+            loader=spec.workload.data.loading.loader,
+            threads=spec.workload.data.loading.num_threads,
+            max_damaged=spec.workload.data.loading.max_damaged,
         )
         port = port_of(task) if port_of else FolderCheckpoints(folder / f"{task.name}-checkpoints")
         with _Telling(listener if world.rank == 0 else SILENT, spec, task, len(train_images)) as telling:

@@ -53,7 +53,7 @@ class Worker:
         self._device = torch.device(workload.device)
         train = workload.data.open().train
         self._num_replaced = 0
-        self._train, self._max_damaged = train, workload.data.max_damaged
+        self._train, self._max_damaged = train, workload.data.loading.max_damaged
         self._readers: dict[str, Callable[[Tensor], Tensor]] = {}
         self._normalisation = workload.normalisation
         network = workload.open_network()

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.listener import Advanced, EpochEnded, Listener
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.workers.backend import Backend, InProcessBackend
+from ekgsearch.workers.images import DataRequest
 from ekgsearch.workers.training import TrainingSpec, TrainingTask, weights_path
-from ekgsearch.workers.workload import DataRequest
 
 pytestmark = pytest.mark.ray
 
@@ -185,7 +185,8 @@ def test_a_training_on_ray_stops_and_leaves_no_process(session: None, small: Sma
     sleepy = spec_of(
         small,
         SleepyData(
-            **{item.name: getattr(small.workload.data, item.name) for item in fields(small.workload.data)},
+            small.workload.data.selection,
+            small.workload.data.loading,
             opening=opening,
         ),
     )

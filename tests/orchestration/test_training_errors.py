@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +27,8 @@ from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.listener import Advanced, EpochEnded
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.workers.images import DataRequest
 from ekgsearch.workers.training import TrainingSpec, TrainingTask
-from ekgsearch.workers.workload import DataRequest
 
 pytestmark = pytest.mark.ray
 
@@ -80,7 +80,8 @@ def train(folder: Path, ranks: tuple[int, ...], error: Exception) -> Clock:
     """Train in two processes with one restart."""
     small, clock = SmallSearch.make(folder), Clock()
     data = FaultyData(
-        **{item.name: getattr(small.workload.data, item.name) for item in fields(small.workload.data)},
+        small.workload.data.selection,
+        small.workload.data.loading,
         folder=folder,
         ranks=ranks,
         error=error,
@@ -116,9 +117,7 @@ class KillsAfterACheckpoint(DataRequest):
 
 def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(session: None, tmp_path: Path) -> None:
     small = SmallSearch.make(tmp_path)
-    data = KillsAfterACheckpoint(
-        **{item.name: getattr(small.workload.data, item.name) for item in fields(small.workload.data)}, folder=tmp_path
-    )
+    data = KillsAfterACheckpoint(small.workload.data.selection, small.workload.data.loading, folder=tmp_path)
     (tmp_path / "training").mkdir()
     spec = replace(spec_of(small, data), checkpoint_every_steps=4)
     cluster = ClusterSection(max_restarts=1, cpus_per_worker=0.5)

@@ -28,10 +28,11 @@ from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.images import DataRequest, Loading, Selection
 from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 from ekgsearch.workers.team import BankOrder, Team
 from ekgsearch.workers.worker import Worker
-from ekgsearch.workers.workload import DataRequest, Workload
+from ekgsearch.workers.workload import Workload
 
 PLAN = SearchSpec(run="run", batches=((0, (0, 7)),), nominal_batch=None)
 
@@ -45,7 +46,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def workload(root: Path, tmp_path: Path) -> Workload:
-    request = DataRequest(name="image_folder", root=root, image_size=8, threads=1, max_damaged=0.25)
+    request = DataRequest(Selection(name="image_folder", image_size=8), Loading(root=root, threads=1, max_damaged=0.25))
     net, path = NetSpec("resnet20", 2, (3, 8, 8)), tmp_path / "weights.safetensors"
     save_tensors(path, build(net, seed=3).state_dict(), {})
     mean, std = (120.0,) * 3, (60.0,) * 3
@@ -154,10 +155,10 @@ def test_a_process_that_opens_other_images_than_the_run_is_told(root: Path, tmp_
     settings = ["data.name=image_folder", f"data.root={root}", "data.image_size=8", "search.images_per_class=2"]
     settings += [f"{name}.batch_size=4" for name in ("pretrain", "finetune")]
     setup = set_up(load_job(tmp_path / "job.yaml", [*settings, "warmup.epochs=0", "data.max_bad_images=1"]))
-    assert setup.data.open().content_hash == setup.dataset.content_hash == setup.data.content_hash
+    assert setup.data.open().content_hash == setup.dataset.content_hash == setup.data.selection.content_hash
     (root / "train" / "cat" / "01.jpg").write_bytes(b"")
-    message = f"expected images of SHA-256 {setup.data.content_hash}.*, found .*, 7 for training.*restore them"
+    message = f"expected images of SHA-256 {setup.dataset.content_hash}.*, found .*, 7 for training.*restore them"
     with pytest.raises(DataError, match=message):
         setup.data.open()
     with pytest.raises(DataError, match=r"01\.jpg: .*at most 0 are allowed"):
-        replace(setup.data, max_bad=0).open()
+        replace(setup.data, loading=replace(setup.data.loading, max_bad=0)).open()

@@ -25,14 +25,15 @@ from ekgsearch.records import Subnetwork, canonical_json
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.images import DataRequest, Selection
 from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.worker import Worker
-from ekgsearch.workers.workload import DataRequest, Workload
+from ekgsearch.workers.workload import Workload
 
 
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
-    request = DataRequest(name="digits", root=None, image_size=8)
+    request = DataRequest(Selection(name="digits", image_size=8))
     dataset = request.open()
     net = NetSpec("resnet20", 10, dataset.image_shape)
     network = build(net, seed=3)
