@@ -358,16 +358,16 @@ def _refuse_with_smoke(**options: object) -> None:
 def _launch_smoke(job: "Kind", run: Callable[..., object], verbose: bool) -> "tuple[Kind, Path]":
     """Run the smoke form of a job or a study; returns it, and its run directory."""
     from ekgsearch.orchestration.launch import launch
-    from ekgsearch.pipeline.smoke import remove_earlier, smoke_of
+    from ekgsearch.pipeline.smoke import emptied, smoke_of
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
     smoke = smoke_of(job)
-    remove_earlier(smoke.checked)
 
     def run_and_tell(*arguments: object, **options: object) -> None:
         smoke.tell()
         run(*arguments, **options)
 
-    run_dir = launch(smoke.checked, continue_anyway=False, verbose=verbose, run=run_and_tell, in_process=True)
+    with emptied(smoke.checked):
+        run_dir = launch(smoke.checked, continue_anyway=False, verbose=verbose, run=run_and_tell, in_process=True)
     return smoke.checked, run_dir

@@ -1,9 +1,13 @@
 """The smoke form of a job: all of its phases, each as small as it can be, to see in seconds whether they run."""
 
+import fcntl
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -106,22 +110,44 @@ def smoke_of(job: Kind) -> Smoke[Kind]:
     return Smoke(checked, (*weight_notes, *data_notes, *search_notes))
 
 
-def remove_earlier(job: Job) -> None:
-    """Remove the run directory that an earlier smoke run has left, so that every one begins at the beginning.
+@contextmanager
+def emptied(job: Job) -> Iterator[None]:
+    """Hold the run directory of a smoke run, without what an earlier one has left: each begins at the beginning.
 
     Args:
         job: a smoke form.
 
     Raises:
-        StorageError: there is something else in its place, or it cannot be removed.
+        StorageError: another process holds it, there is something else in its place, or it cannot be emptied.
     """
     folder = job.run_dir
-    if not folder.exists():
-        return
-    if not (folder / LOG_FILE).is_file():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{folder}: expected a folder, or a place for one: {error.strerror}") from error
+    try:
+        _hold(descriptor, folder)
+        _empty(folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(f"{folder}: a smoke run of this job is under way; wait until it ends, or stop it") from error
+
+
+def _empty(folder: Path) -> None:
+    left = list(folder.iterdir())
+    if left and not (folder / LOG_FILE).is_file():
         raise StorageError(f"{folder}: expected what an earlier smoke run has left, found no {LOG_FILE}; move it away")
     try:
-        shutil.rmtree(folder)
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except OSError as error:
         raise StorageError(f"{folder}: what an earlier smoke run has left cannot be removed: {error}") from error
 

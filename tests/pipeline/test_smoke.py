@@ -17,7 +17,7 @@ from ekgsearch.jobfile import load_fields, load_job, load_model
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.images import data_request
-from ekgsearch.pipeline.smoke import Smoke, remove_earlier, smoke_of
+from ekgsearch.pipeline.smoke import Smoke, emptied, smoke_of
 from ekgsearch.pipeline.study import StudyJob
 from ekgsearch.storage.journal import read_journal
 
@@ -186,15 +186,27 @@ finetune: {{objective: plain}}
 
 
 def test_only_an_earlier_smoke_run_is_removed(small: Callable[..., Smoke[Job]], tmp_path: Path) -> None:
+    job, folder = small().checked, tmp_path / "real.smoke"
+    with emptied(job):
+        (folder / "thesis.txt").touch()
+    with (
+        pytest.raises(StorageError, match=r"expected what an earlier smoke run has left, found no log\.txt"),
+        emptied(job),
+    ):
+        pass
+    (folder / "log.txt").touch()
+    (folder / "tables").mkdir()
+    with emptied(job):
+        assert list(folder.iterdir()) == []
+
+
+def test_a_smoke_run_that_is_under_way_keeps_its_folder(small: Callable[..., Smoke[Job]], tmp_path: Path) -> None:
     job = small().checked
-    remove_earlier(job)
-    (tmp_path / "real.smoke").mkdir()
-    (tmp_path / "real.smoke" / "thesis.txt").touch()
-    with pytest.raises(StorageError, match=r"expected what an earlier smoke run has left, found no log\.txt"):
-        remove_earlier(job)
-    (tmp_path / "real.smoke" / "log.txt").touch()
-    remove_earlier(job)
-    assert not (tmp_path / "real.smoke").exists()
+    with emptied(job):
+        (tmp_path / "real.smoke" / "log.txt").touch()
+        with pytest.raises(StorageError, match="a smoke run of this job is under way"), emptied(job):
+            pass
+        assert (tmp_path / "real.smoke" / "log.txt").exists()
 
 
 def test_contradictions_of_the_small_job_are_told(small: Callable[..., Smoke[Job]]) -> None:
