@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Seed, Text
+from ekgsearch.methods.ekg.steps import default_padding, expand_reference
 from ekgsearch.records import content_hash
-from ekgsearch.search.steps import default_padding, expand_reference
 from ekgsearch.sections.bank import BankSection
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.sections.data import DataSection, NetSection, network_contradictions

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.methods.base import Candidate, Decision, Evaluation, GroupScores, mean_over_batches, sum_over_batches
+from ekgsearch.methods.budget import Budget, set_budget
+from ekgsearch.methods.ekg.search import EkgSettings
+from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.methods.networks import FastNetworks, Networks
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Candidate, Decision, Evaluation, GroupScores, mean_over_batches, sum_over_batches
-from ekgsearch.search.budget import Budget, set_budget
-from ekgsearch.search.ekg import EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import FastNetworks, Networks
 
 SETTINGS = EkgSettings(step=0.4)
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ekgsearch.methods.base import Decision, Evaluation
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.phases import phases_of
@@ -18,7 +19,6 @@ from ekgsearch.pipeline.teams import Teams
 from ekgsearch.records import PhaseKind, Subnetwork, content_hash
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.runtime.listener import Listeners
-from ekgsearch.search.base import Decision, Evaluation
 from ekgsearch.storage.journal import Journal
 from ekgsearch.workers.backend import InProcessBackend
 

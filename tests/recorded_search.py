@@ -11,14 +11,14 @@ import torch
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.search.base import Decision, GroupScores, sum_over_batches
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
-from ekgsearch.search.networks import FastNetworks
-from ekgsearch.search.oracle import Oracle
-from ekgsearch.search.replay import NOMINAL_BATCH, Replay, _GivenScores
-from ekgsearch.search.steps import QUIRKS
+from ekgsearch.methods.base import Decision, GroupScores, sum_over_batches
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.replay.oracle import Oracle
+from ekgsearch.methods.ekg.replay.replay import NOMINAL_BATCH, Replay, _GivenScores
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.steps import QUIRKS
+from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch
+from ekgsearch.methods.networks import FastNetworks
 
 REDUCTION = 0.45
 CLOSED_SUM = 1e12

@@ -12,6 +12,9 @@ from pathlib import Path
 from command_line import JOB
 
 from ekgsearch.jobfile import load_job
+from ekgsearch.methods.base import Evaluator, decisions_from_records
+from ekgsearch.methods.ekg.racing import Racing
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.workers import RayCrew
@@ -19,9 +22,6 @@ from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.search.base import Evaluator, decisions_from_records
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.racing import Racing
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors

@@ -25,8 +25,8 @@ CORE = [
     "ekgsearch.pipeline.run",
     "ekgsearch.records",
     "ekgsearch.rows",
-    "ekgsearch.search.ekg",
-    "ekgsearch.search.evaluate",
+    "ekgsearch.methods.ekg.search",
+    "ekgsearch.methods.evaluate",
     "ekgsearch.storage.objects",
 ]
 

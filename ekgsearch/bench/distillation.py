@@ -48,11 +48,11 @@ from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES, FinetuneConfig, Obje
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World, data_parallel
+from ekgsearch.methods.baselines.uniform import uniform_width
+from ekgsearch.methods.budget import set_budget
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.uniform import uniform_width
 from ekgsearch.sections.data import NetName, network_error
 from ekgsearch.storage.objects import ObjectStore, open_store
 

@@ -24,11 +24,7 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.operations import Kind
 from ekgsearch.fields import MOST, Pixels, Positive, Seed, Share
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
-from ekgsearch.pipeline.smoke import LEAST_REDUCTION
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
+from ekgsearch.methods.base import (
     Candidate,
     Decision,
     Evaluation,
@@ -36,10 +32,14 @@ from ekgsearch.search.base import (
     mean_over_batches,
     sum_over_batches,
 )
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import FastNetworks
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch, EkgSettings
+from ekgsearch.methods.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.methods.networks import FastNetworks
+from ekgsearch.nets.spec import NetSpec
+from ekgsearch.nets.zoo import build
+from ekgsearch.pipeline.smoke import LEAST_REDUCTION
+from ekgsearch.records import Subnetwork
 from ekgsearch.sections.data import NetName, network_error
 
 T = TypeVar("T")

@@ -27,14 +27,14 @@ from ekgsearch.bench.base import BenchSettings, Measurement, abab, job_in_small,
 from ekgsearch.errors import EkgError, JobError
 from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
+from ekgsearch.methods.base import Decision
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
 from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.search.base import Decision
-from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.inbox import Inbox

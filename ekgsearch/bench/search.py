@@ -30,11 +30,11 @@ from ekgsearch.experiment import expand_path
 from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.maths.racing import LEAST_BATCHES
+from ekgsearch.methods.base import Decision, Evaluator, decisions_from_records
+from ekgsearch.methods.ekg.racing import Racing
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
-from ekgsearch.search.base import Decision, Evaluator, decisions_from_records
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.racing import Racing
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.backend import InProcessBackend

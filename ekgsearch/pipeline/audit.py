@@ -4,14 +4,14 @@ import logging
 import random
 from collections.abc import Sequence
 
+from ekgsearch.methods.base import Candidate, Decision
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.rows import TABLES, AuditRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.search.base import Candidate, Decision
-from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.team import Team

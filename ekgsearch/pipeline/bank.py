@@ -15,6 +15,7 @@ from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.head import classifier, find_classifier
 from ekgsearch.experiment import expand_path
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.methods.base import Decision
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, teachers_of
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
@@ -22,7 +23,6 @@ from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
 from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.listener import Advanced
-from ekgsearch.search.base import Decision
 from ekgsearch.storage.objects import open_store
 from ekgsearch.workers.spec import BuiltBlock
 from ekgsearch.workers.team import BankOrder

@@ -6,14 +6,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ekgsearch.errors import StorageError
+from ekgsearch.methods.base import Decision, decision_from_record
+from ekgsearch.methods.ekg.racing import Racing
+from ekgsearch.methods.ekg.reach import depends_on_budget
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.listener import Advanced, IterationMade
-from ekgsearch.search.base import Decision, decision_from_record
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.racing import Racing
-from ekgsearch.search.reach import depends_on_budget
 from ekgsearch.sections.search import SearchSection
 from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.team import Team

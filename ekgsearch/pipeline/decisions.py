@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from ekgsearch.bank.select import choose_teachers
 from ekgsearch.errors import StorageError
+from ekgsearch.methods.base import Decision, decisions_from_records
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Decision, decisions_from_records
 
 
 def decisions(context: RunContext) -> list[Decision]:

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from typing import Any, Literal
 
 from ekgsearch.finetune.config import BANK_OBJECTIVES, FinetuneConfig, Objective
+from ekgsearch.methods.baselines.uniform import uniform_width
 from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.bank import bank_address
 from ekgsearch.pipeline.context import RunContext
@@ -13,7 +14,6 @@ from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.pipeline.train import train_by_backend, training_config
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.training import Outcome, TrainingTask, load_student
 

@@ -5,9 +5,9 @@ from fractions import Fraction
 from ekgsearch.channels.cost import group_share, reachable
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.experiment import Job
+from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.pipeline.images import classes_and_shape
 from ekgsearch.pipeline.network import OpenedNetwork, open_network
-from ekgsearch.search.steps import StepRule, coarse_step
 
 
 def group_table(job: Job) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ekgsearch.channels.memory import SearchMemory, search_memory
+from ekgsearch.methods.ekg.steps import coarse_step
 from ekgsearch.pipeline.setup import Setup
-from ekgsearch.search.steps import coarse_step
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,13 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import NetworkError
 from ekgsearch.experiment import Job, expand_path
+from ekgsearch.methods.budget import Budget, set_budget
+from ekgsearch.methods.ekg.steps import default_padding
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.search.budget import Budget, set_budget
-from ekgsearch.search.steps import default_padding
 from ekgsearch.sections.data import NetSection
 
 log = logging.getLogger(__name__)

@@ -8,14 +8,14 @@ from ekgsearch.channels.graph import analyse
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.views import Normalisation
 from ekgsearch.errors import DataError
+from ekgsearch.methods.ekg.replay.agreement import FreeRun, IterationReport
+from ekgsearch.methods.ekg.replay.oracle import Oracle
+from ekgsearch.methods.ekg.replay.replay import NOMINAL_BATCH, Replay
+from ekgsearch.methods.evaluate import SearchBatch
+from ekgsearch.methods.networks import SLICE_BELOW
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
-from ekgsearch.search.agreement import FreeRun, IterationReport
-from ekgsearch.search.evaluate import SearchBatch
-from ekgsearch.search.networks import SLICE_BELOW
-from ekgsearch.search.oracle import Oracle
-from ekgsearch.search.replay import NOMINAL_BATCH, Replay
 
 NETWORK = NetSpec("resnet56", 10, (3, 32, 32), shortcut="projection", padding="tf_same")
 DATASET = "cifar10"

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from ekgsearch.channels.slim import slim
+from ekgsearch.methods.baselines.uniform import uniform_width
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.deciding import PHASE, Deciding
 from ekgsearch.pipeline.decisions import decisions
@@ -11,7 +12,6 @@ from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.records import PhaseKind, Subnetwork, canonical_json
-from ekgsearch.search.uniform import uniform_width
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.tensors import save_tensors
 

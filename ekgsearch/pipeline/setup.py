@@ -18,14 +18,14 @@ from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.criteria import Rules
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
 from ekgsearch.pipeline.network import open_network
 from ekgsearch.records import Costs, content_hash
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.search.budget import Budget
-from ekgsearch.search.criteria import Rules
 from ekgsearch.workers.images import DataRequest, first_of_each_class
 from ekgsearch.workers.spec import SearchSpec
 from ekgsearch.workers.workload import Workload

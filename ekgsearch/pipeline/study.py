@@ -14,6 +14,9 @@ from ekgsearch.experiment import Job
 from ekgsearch.fields import MOST, Count, Mark, Positive, Section
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
+from ekgsearch.methods.ekg.random_walk import random_subnetwork
+from ekgsearch.methods.ekg.search import EkgSettings
+from ekgsearch.methods.ekg.steps import Quirk
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
@@ -27,9 +30,6 @@ from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.listener import SILENT, Listener
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.search.ekg import EkgSettings
-from ekgsearch.search.random_walk import random_subnetwork
-from ekgsearch.search.steps import Quirk
 from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from ekgsearch.fields import MOST, Amount, Count, Mark, Seconds, Section, Text, Threads
+from ekgsearch.methods.evaluate import PREFIX_BYTES
 from ekgsearch.runtime.environment import default_threads
-from ekgsearch.search.evaluate import PREFIX_BYTES
 
 DriverThreads = Annotated[
     int,

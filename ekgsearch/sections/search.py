@@ -6,9 +6,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ekgsearch.fields import Cost, Positive, Section, Share
+from ekgsearch.methods.criteria import Criterion, SearchTeacher
+from ekgsearch.methods.ekg.steps import Quirk
 from ekgsearch.records import Counter, Precision
-from ekgsearch.search.criteria import Criterion, SearchTeacher
-from ekgsearch.search.steps import Quirk
 
 OF_CANDIDATES = (
     "criterion",

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 
 from ekgsearch.errors import WorkerError
-from ekgsearch.search.base import BatchResult, GroupScores
+from ekgsearch.methods.base import BatchResult, GroupScores
 from ekgsearch.workers.questions import Question, ReportKey, Value
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+from ekgsearch.methods.base import BatchResult, Candidate, GroupScores
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import BatchResult, Candidate, GroupScores
 
 Value = BatchResult | GroupScores
 """What is reported on one batch: sums of one network, or channel scores."""

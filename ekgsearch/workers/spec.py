@@ -5,11 +5,11 @@ from typing import Generic, TypeVar
 
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.methods.criteria import PUBLISHED, Rules
+from ekgsearch.methods.ekg.search import TIE_TOLERANCE
+from ekgsearch.methods.evaluate import PREFIX_BYTES
+from ekgsearch.methods.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
 from ekgsearch.records import NormMode
-from ekgsearch.search.criteria import PUBLISHED, Rules
-from ekgsearch.search.ekg import TIE_TOLERANCE
-from ekgsearch.search.evaluate import PREFIX_BYTES
-from ekgsearch.search.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
 
 T = TypeVar("T")
 

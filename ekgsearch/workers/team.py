@@ -6,10 +6,10 @@ from typing import Protocol
 
 from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.bank.manifest import BankSpec
+from ekgsearch.methods.base import BatchResult, Candidate, Evaluation, GroupScores, sum_over_batches
+from ekgsearch.methods.evaluate import evaluations
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
-from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, sum_over_batches
-from ekgsearch.search.evaluate import evaluations
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Begin, Evaluate, Extend, Question, Scores, Settle
 from ekgsearch.workers.spec import BuiltBlock, SearchSpec

@@ -16,8 +16,8 @@ from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.data.damage import sound_reader
+from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.storage.objects import open_store
 from ekgsearch.workers.questions import Answer, Begin, Evaluate, Extend, Question, Scores, Settle, Value
 from ekgsearch.workers.spec import BuiltBlock, SearchSpec, Timed

@@ -9,10 +9,10 @@ import torch
 from ekgsearch.bench.base import Measurement, load_bench, run_bench
 from ekgsearch.bench.macs import CountingEvaluator, Settings, naive_macs, noise, run
 from ekgsearch.errors import JobError
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator
-from ekgsearch.search.networks import NaiveNetworks
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.evaluate import BatchEvaluator
+from ekgsearch.methods.networks import NaiveNetworks
 
 JOB = Path(__file__).parents[2] / "jobs" / "bench_macs.yaml"
 

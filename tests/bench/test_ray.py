@@ -11,8 +11,8 @@ from small_search import SmallSearch
 
 from ekgsearch.bench.ray import PipeCrew, Side
 from ekgsearch.errors import EkgError, JobError
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.pipeline.deciding import ekg_settings
-from ekgsearch.search.ekg import EkgSearch
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team
 

@@ -12,6 +12,9 @@ from small_search import SmallSearch
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import load_job
+from ekgsearch.methods.base import Candidate, Evaluation, Evaluator, GroupScores
+from ekgsearch.methods.ekg.racing import Racing
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.deciding import ekg_settings
@@ -20,9 +23,6 @@ from ekgsearch.pipeline.run import run_job
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.warmup import Warmup
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Candidate, Evaluation, Evaluator, GroupScores
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.racing import Racing
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
 from ekgsearch.workers.backend import InProcessBackend

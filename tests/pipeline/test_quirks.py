@@ -8,9 +8,9 @@ from small_search import SmallSearch
 
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.maths.knowledge import cross_entropy_terms
+from ekgsearch.methods.base import Evaluation, GroupScores
 from ekgsearch.pipeline.warmup import warmup_config
 from ekgsearch.records import NormMode
-from ekgsearch.search.base import Evaluation, GroupScores
 from ekgsearch.workers.backend import InProcessBackend
 
 IMAGES, BATCH, BATCHES = 120, 50, 3

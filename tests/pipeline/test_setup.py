@@ -12,6 +12,7 @@ from paper_run import commit_until, paper_run
 
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import load_job
+from ekgsearch.methods.ekg.steps import QUIRKS
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
@@ -21,7 +22,6 @@ from ekgsearch.pipeline.bank import bank_spec
 from ekgsearch.pipeline.inspect import group_table
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.statement import start_or_check
-from ekgsearch.search.steps import QUIRKS
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors

@@ -18,14 +18,14 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import JobError, NumericsError
 from ekgsearch.jobfile import load_model
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.random_walk import random_subnetwork
+from ekgsearch.methods.ekg.search import EkgSettings
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.landscape import measure_landscape
 from ekgsearch.pipeline.study import StudyJob, StudyOne
 from ekgsearch.report.study import pearson
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import EkgSettings
-from ekgsearch.search.random_walk import random_subnetwork
 from ekgsearch.storage.tables import read_table
 
 JOB = Path(__file__).parents[2] / "jobs" / "study_landscape_digits.yaml"

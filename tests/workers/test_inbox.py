@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ekgsearch.errors import WorkerError
+from ekgsearch.methods.base import BatchResult, Candidate, Evaluation
+from ekgsearch.methods.evaluate import evaluations
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import BatchResult, Candidate, Evaluation
-from ekgsearch.search.evaluate import evaluations
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Evaluate, ReportKey, Scores
 

@@ -10,11 +10,11 @@ from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.errors import NetworkError
-from ekgsearch.search import first_batch
-from ekgsearch.search.base import Candidate, Decision
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.evaluate import SearchBatch
-from ekgsearch.search.networks import FastNetworks
+from ekgsearch.methods import first_batch
+from ekgsearch.methods.base import Candidate, Decision
+from ekgsearch.methods.ekg.search import EkgSearch
+from ekgsearch.methods.evaluate import SearchBatch
+from ekgsearch.methods.networks import FastNetworks
 
 
 def test_scores_that_are_silently_zero_stop_the_search(

@@ -12,10 +12,10 @@ from local_evaluator import SETTINGS, budget_of
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.maths.otsu import trimmed_otsu
+from ekgsearch.methods.base import Candidate, Decision, Evaluation, GroupScores
+from ekgsearch.methods.ekg.search import EkgSearch
+from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Candidate, Decision, Evaluation, GroupScores
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.steps import StepRule, coarse_step
 
 
 class Given:

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ekgsearch.search.steps import (
+from ekgsearch.methods.ekg.steps import (
     QUIRKS,
     StepRule,
     coarse_step,

@@ -10,10 +10,10 @@ from torch import Tensor
 from ekgsearch.channels.sliced import Walk
 from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import add_to_mean, cross_entropy_terms, is_correct
+from ekgsearch.methods.base import BatchResult, Candidate, Evaluation, GroupScores, mean_over_batches
+from ekgsearch.methods.criteria import PUBLISHED, Rules, channel_scores
+from ekgsearch.methods.networks import Networks
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import BatchResult, Candidate, Evaluation, GroupScores, mean_over_batches
-from ekgsearch.search.criteria import PUBLISHED, Rules, channel_scores
-from ekgsearch.search.networks import Networks
 
 PREFIX_BYTES = 1_000_000_000
 """Default memory for what scoring computed and candidates start from; batches beyond it are walked through again."""

@@ -14,18 +14,18 @@ from recorded_search import CLOSED_SUM, change_arrays, change_line, joined, open
 
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.errors import DataError
-from ekgsearch.pipeline.replaying import free_run_text, iteration_text
-from ekgsearch.search.agreement import (
+from ekgsearch.methods.base import Evaluation, GroupScores
+from ekgsearch.methods.ekg.replay.agreement import (
     FreeRun,
     compare_candidates,
     compare_outcome,
     in_recorded_order,
     largest_deviation,
 )
-from ekgsearch.search.base import Evaluation, GroupScores
-from ekgsearch.search.evaluate import SearchBatch
-from ekgsearch.search.oracle import Oracle
-from ekgsearch.search.replay import ROUNDING_DRAWS, Replay
+from ekgsearch.methods.ekg.replay.oracle import Oracle
+from ekgsearch.methods.ekg.replay.replay import ROUNDING_DRAWS, Replay
+from ekgsearch.methods.evaluate import SearchBatch
+from ekgsearch.pipeline.replaying import free_run_text, iteration_text
 
 CLOSED = ("layer1.1.conv1", "layer3.2.conv1")
 CUT = "layer2.1.conv1"
@@ -228,7 +228,7 @@ def test_of_several_rounding_draws_the_closest_counts(
     recorded: Path, graph: ChannelGraph, batch: SearchBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deviations = iter([0.5, 0.2, *[0.4] * (ROUNDING_DRAWS - 1)])
-    monkeypatch.setattr("ekgsearch.search.replay.largest_deviation", lambda *scores: next(deviations))
+    monkeypatch.setattr("ekgsearch.methods.ekg.replay.replay.largest_deviation", lambda *scores: next(deviations))
     (report,) = open_recorded(recorded, graph, batch).run([1])
     assert (report.importance, report.undrawn_importance, report.draws) == (0.2, 0.5, ROUNDING_DRAWS)
 

@@ -7,8 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
+from ekgsearch.methods.base import (
     BatchResult,
     Candidate,
     Evaluation,
@@ -16,7 +15,8 @@ from ekgsearch.search.base import (
     eligible,
     mean_over_batches,
 )
-from ekgsearch.search.racing import Racing
+from ekgsearch.methods.ekg.racing import Racing
+from ekgsearch.records import Subnetwork
 
 FULL = Subnetwork.of({"group": range(100)})
 
@@ -155,7 +155,7 @@ def test_nominal_sizes_weigh_the_batches_also_where_candidates_are_dropped() -> 
 
 def test_the_error_probability_is_shared_among_those_that_started(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, int, int]] = []
-    monkeypatch.setattr("ekgsearch.search.racing.error_of_one_test", lambda *given: asked.append(given) or 0.01)
+    monkeypatch.setattr("ekgsearch.methods.ekg.racing.error_of_one_test", lambda *given: asked.append(given) or 0.01)
     race(Table([wobbling(level, 32, seed) for seed, level in enumerate((3.0, 1.0, 2.0, 1.002))], [8] * 32))
     assert len(asked) > 1
     assert set(asked) == {(0.05, 4, 3)}

@@ -11,8 +11,16 @@ from torch import Tensor
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.errors import DataError
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.agreement import (
+from ekgsearch.methods.base import (
+    Candidate,
+    Decision,
+    Evaluation,
+    GroupScores,
+    mean_over_batches,
+    sum_over_batches,
+)
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.replay.agreement import (
     IMPORTANCE_TOLERANCE,
     RATE_TOLERANCE,
     SCORE_TOLERANCE,
@@ -23,20 +31,12 @@ from ekgsearch.search.agreement import (
     in_recorded_order,
     largest_deviation,
 )
-from ekgsearch.search.base import (
-    Candidate,
-    Decision,
-    Evaluation,
-    GroupScores,
-    mean_over_batches,
-    sum_over_batches,
-)
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import SLICE_BELOW, FastNetworks
-from ekgsearch.search.oracle import Oracle, RecordedIteration
-from ekgsearch.search.steps import QUIRKS
+from ekgsearch.methods.ekg.replay.oracle import Oracle, RecordedIteration
+from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.steps import QUIRKS
+from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.methods.networks import SLICE_BELOW, FastNetworks
+from ekgsearch.records import Subnetwork
 
 NOMINAL_BATCH = 256
 

@@ -5,8 +5,8 @@ import pytest
 from ekgsearch.channels.cost import cost, reachable
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.errors import BudgetError
+from ekgsearch.methods.budget import Unit, set_budget
 from ekgsearch.records import Counter
-from ekgsearch.search.budget import Unit, set_budget
 
 
 @pytest.mark.parametrize(("unit", "counter"), [("macs", "macs"), ("params", "ekg")])

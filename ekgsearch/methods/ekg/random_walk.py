@@ -6,11 +6,11 @@ import torch
 
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.data.draws import uniforms
+from ekgsearch.methods.base import Candidate, Evaluation, GroupScores
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.criteria import Criterion, Rules, channel_scores
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import Candidate, Evaluation, GroupScores
-from ekgsearch.search.budget import Budget
-from ekgsearch.search.criteria import Criterion, Rules, channel_scores
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
 
 _CHOICE = 1 << 32  # part of the key of the choice, apart from that of the channel scores
 

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from ekgsearch.maths.racing import LEAST_BATCHES, error_of_one_test, looks, still_in
+from ekgsearch.methods.base import BatchResult, Candidate, Evaluation, Evaluator, GroupScores, mean_over_batches
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import BatchResult, Candidate, Evaluation, Evaluator, GroupScores, mean_over_batches
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import BudgetError, NumericsError
 from ekgsearch.maths.otsu import trimmed_otsu
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
+from ekgsearch.methods.base import (
     Candidate,
     CandidateOutcome,
     Decision,
@@ -23,8 +22,9 @@ from ekgsearch.search.base import (
     GroupScores,
     eligible,
 )
-from ekgsearch.search.budget import Budget
-from ekgsearch.search.steps import Quirk, StepRule, coarse_step, importance_order, two_decimal_rates
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.ekg.steps import Quirk, StepRule, coarse_step, importance_order, two_decimal_rates
+from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import Walk
 from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import cross_entropy_terms
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
+from ekgsearch.methods.base import (
     BatchResult,
     Candidate,
     Decision,
@@ -28,9 +27,10 @@ from ekgsearch.search.base import (
     mean_over_batches,
     sum_over_batches,
 )
-from ekgsearch.search.ekg import TIE_TOLERANCE, EkgSearch
-from ekgsearch.search.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
-from ekgsearch.search.networks import FastNetworks, NaiveNetworks
+from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch
+from ekgsearch.methods.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
+from ekgsearch.methods.networks import FastNetworks, NaiveNetworks
+from ekgsearch.records import Subnetwork
 
 
 def test_ensemble_knowledge_is_the_mean_of_all_logits_so_far(

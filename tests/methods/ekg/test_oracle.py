@@ -15,11 +15,11 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.subset import split_search_subset
 from ekgsearch.errors import DataError
+from ekgsearch.methods.base import Decision
+from ekgsearch.methods.ekg.replay.agreement import compare_candidates, compare_outcome
+from ekgsearch.methods.ekg.replay.oracle import Oracle
+from ekgsearch.methods.ekg.replay.replay import ROUNDING_DRAWS, Replay
 from ekgsearch.pipeline.replaying import iteration_text, open_replay
-from ekgsearch.search.agreement import compare_candidates, compare_outcome
-from ekgsearch.search.base import Decision
-from ekgsearch.search.oracle import Oracle
-from ekgsearch.search.replay import ROUNDING_DRAWS, Replay
 
 TAMPERED = 2
 """Iteration that the tests alter."""

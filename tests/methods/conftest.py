@@ -6,11 +6,11 @@ from local_evaluator import SETTINGS, budget_of, evaluator_of
 from torch import nn
 
 from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.methods.base import Decision
+from ekgsearch.methods.ekg.search import EkgSearch
+from ekgsearch.methods.evaluate import SearchBatch
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
-from ekgsearch.search.base import Decision
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.evaluate import SearchBatch
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from fractions import Fraction
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.search.base import Decision
-from ekgsearch.search.budget import Budget
-from ekgsearch.search.ekg import EkgSettings
-from ekgsearch.search.steps import StepRule, coarse_step
+from ekgsearch.methods.base import Decision
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.ekg.search import EkgSettings
+from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 
 
 def depends_on_budget(graph: ChannelGraph, budget: Budget, settings: EkgSettings, made: Sequence[Decision]) -> bool:

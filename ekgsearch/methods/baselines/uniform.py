@@ -6,8 +6,8 @@ from torch import nn
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
+from ekgsearch.methods.budget import Budget
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.budget import Budget
 
 
 def uniform_width(graph: ChannelGraph, budget: Budget) -> Subnetwork:

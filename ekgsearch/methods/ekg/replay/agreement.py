@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ekgsearch.search.base import Decision, GroupScores
-from ekgsearch.search.oracle import RecordedIteration
-from ekgsearch.search.steps import importance_order
+from ekgsearch.methods.base import Decision, GroupScores
+from ekgsearch.methods.ekg.replay.oracle import RecordedIteration
+from ekgsearch.methods.ekg.steps import importance_order
 
 IMPORTANCE_TOLERANCE = 1e-3
 """Share of the largest score of a channel group; relative for sums and thresholds."""

@@ -14,21 +14,21 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.maths.knowledge import cross_entropy_terms
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
+from ekgsearch.methods.base import (
     Candidate,
     Evaluation,
     GroupScores,
     mean_over_batches,
     sum_over_batches,
 )
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.criteria import Criterion, Rules, SearchTeacher, channel_scores
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.search.networks import NaiveNetworks
-from ekgsearch.search.random_walk import RandomChoice
-from ekgsearch.search.uniform import uniform_width
+from ekgsearch.methods.baselines.uniform import uniform_width
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.criteria import Criterion, Rules, SearchTeacher, channel_scores
+from ekgsearch.methods.ekg.random_walk import RandomChoice
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch, evaluations
+from ekgsearch.methods.networks import NaiveNetworks
+from ekgsearch.records import Subnetwork
 
 
 class Residual(nn.Module):
@@ -163,7 +163,7 @@ def test_random_scores_differ_between_groups_and_are_never_those_of_a_removed_ch
 ) -> None:
     drawn = channel_scores(Rules(criterion="random"), graph, graph.full(), 1)
     assert len({values[:4].tobytes() for values in drawn.values()}) == len(drawn)
-    monkeypatch.setattr("ekgsearch.search.criteria.uniforms", lambda places, *_: torch.zeros(len(places), 1))
+    monkeypatch.setattr("ekgsearch.methods.criteria.uniforms", lambda places, *_: torch.zeros(len(places), 1))
     for values in channel_scores(Rules(criterion="random"), graph, graph.full(), 1).values():
         assert (values > 0).all()
 

@@ -10,9 +10,9 @@ from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork, Walk
+from ekgsearch.methods.base import Candidate
+from ekgsearch.methods.first_batch import FirstBatch
 from ekgsearch.records import NormMode, Subnetwork
-from ekgsearch.search.base import Candidate
-from ekgsearch.search.first_batch import FirstBatch
 
 Evaluation = Literal["fast", "naive"]
 """How candidates are run: sharing what they have in common, or each by itself as a masked network."""

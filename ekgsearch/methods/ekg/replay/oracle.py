@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.head import classifier
 from ekgsearch.errors import DataError
+from ekgsearch.methods.base import GroupScores
+from ekgsearch.methods.ekg.replay.oracle_files import (
+    iteration_arrays,
+    load_arrays,
+    read_object,
+    read_trace,
+    require_numbers,
+)
+from ekgsearch.methods.ekg.steps import decimal
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import GroupScores
-from ekgsearch.search.oracle_files import iteration_arrays, load_arrays, read_object, read_trace, require_numbers
-from ekgsearch.search.steps import decimal
 
 TRACE, INDICES, INITIAL, INITIAL_LOGITS = "trace.jsonl", "indices.json", "initial.json", "initial_logits.npz"
 

@@ -14,8 +14,8 @@ from ekgsearch.channels.kernels import axes
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.data.draws import uniforms
+from ekgsearch.methods.base import GroupScores
 from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import GroupScores
 
 Criterion = Literal["taylor_reward", "taylor_loss", "l1", "fpgm", "random"]
 """What makes a channel important.

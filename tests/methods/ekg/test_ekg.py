@@ -19,8 +19,7 @@ from ekgsearch.channels.members import Site
 from ekgsearch.errors import BudgetError, NumericsError
 from ekgsearch.maths.knowledge import cross_entropy_terms
 from ekgsearch.maths.otsu import trimmed_otsu
-from ekgsearch.records import Subnetwork
-from ekgsearch.search.base import (
+from ekgsearch.methods.base import (
     Candidate,
     Decision,
     Evaluation,
@@ -28,11 +27,12 @@ from ekgsearch.search.base import (
     decisions_from_records,
     sum_over_batches,
 )
-from ekgsearch.search.budget import set_budget
-from ekgsearch.search.ekg import EkgSearch, EkgSettings
-from ekgsearch.search.evaluate import SearchBatch
-from ekgsearch.search.networks import NaiveNetworks
-from ekgsearch.search.steps import QUIRKS, StepRule, coarse_step
+from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.steps import QUIRKS, StepRule, coarse_step
+from ekgsearch.methods.evaluate import SearchBatch
+from ekgsearch.methods.networks import NaiveNetworks
+from ekgsearch.records import Subnetwork
 
 
 def test_masks_are_nested_and_the_cost_falls_in_every_iteration(made: list[Decision]) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from small_search import SmallSearch
 
+from ekgsearch.methods.base import Decision
+from ekgsearch.methods.ekg.reach import depends_on_budget
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.pipeline.deciding import ekg_settings
-from ekgsearch.search.base import Decision
-from ekgsearch.search.ekg import EkgSearch
-from ekgsearch.search.reach import depends_on_budget
 from ekgsearch.workers.backend import InProcessBackend
 
 

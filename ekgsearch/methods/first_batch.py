@@ -10,8 +10,8 @@ from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.errors import NetworkError
+from ekgsearch.methods.base import Candidate
 from ekgsearch.records import NormMode, Subnetwork
-from ekgsearch.search.base import Candidate
 
 NUM_IMAGES = 32
 """Images of the first batch that are compared: what is wrong is wrong for every image."""
