@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Seed, Text
-from ekgsearch.methods.ekg.steps import default_padding, expand_reference
+from ekgsearch.methods.ekg.reference import default_padding, expand_reference
 from ekgsearch.records import content_hash
 from ekgsearch.sections.bank import BankSection
 from ekgsearch.sections.cluster import ClusterSection

@@ -13,10 +13,10 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.methods.base import Decision, GroupScores, sum_over_batches
 from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.reference import QUIRKS
 from ekgsearch.methods.ekg.replay.oracle import Oracle
 from ekgsearch.methods.ekg.replay.replay import NOMINAL_BATCH, Replay, _GivenScores
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
-from ekgsearch.methods.ekg.steps import QUIRKS
 from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.methods.networks import FastNetworks
 

@@ -9,7 +9,7 @@ from ekgsearch.cli import cli
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, expand_path, job_schema
 from ekgsearch.jobfile import fields_text, load_job
-from ekgsearch.methods.ekg.steps import QUIRKS
+from ekgsearch.methods.ekg.reference import QUIRKS
 
 GOOD = """\
 output: results/test

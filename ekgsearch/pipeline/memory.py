@@ -52,7 +52,7 @@ def state_memory(setup: Setup) -> None:
 def _holds_more(setup: Setup) -> bool:
     """Whether the search is evaluated in a way that the account of its memory does not cover."""
     search = setup.job.search
-    return search.evaluation == "naive" or "sequential_statistics" in search.quirks
+    return search.evaluation == "naive" or setup.search_spec.norm_mode == "batch_sequential"
 
 
 def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:

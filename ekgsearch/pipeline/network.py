@@ -12,7 +12,7 @@ from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import NetworkError
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.methods.budget import Budget, set_budget
-from ekgsearch.methods.ekg.steps import default_padding
+from ekgsearch.methods.ekg.reference import default_padding
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build

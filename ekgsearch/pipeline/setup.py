@@ -20,6 +20,7 @@ from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.criteria import Rules
+from ekgsearch.methods.ekg.reference import nominal_batch, norm_mode
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
@@ -106,13 +107,13 @@ class Setup:
         return SearchSpec(
             run=self.job.run_name,
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
-            nominal_batch=section.batch_size if "nominal_batch_means" in section.quirks else None,
+            nominal_batch=nominal_batch(section.quirks, section.batch_size),
             rules=Rules(
                 criterion=section.criterion,
                 search_teacher=section.search_teacher,
                 seed=sub_seed(self.job.seed, "criterion"),
             ),
-            norm_mode="batch_sequential" if "sequential_statistics" in section.quirks else "batch",
+            norm_mode=norm_mode(section.quirks),
             prefix_bytes=1_000_000 * self.job.cluster.prefix_mb,
         )
 

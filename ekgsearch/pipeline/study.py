@@ -15,8 +15,8 @@ from ekgsearch.fields import MOST, Count, Mark, Positive, Section
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.methods.ekg.random_walk import random_subnetwork
+from ekgsearch.methods.ekg.reference import Quirk
 from ekgsearch.methods.ekg.search import EkgSettings
-from ekgsearch.methods.ekg.steps import Quirk
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape

@@ -3,6 +3,7 @@
 from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig
+from ekgsearch.methods.ekg.reference import warmup_factor
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.train import outcome_files, train_here
@@ -13,8 +14,6 @@ from ekgsearch.workers.training import TrainingTask
 SEMANTICS = 1
 
 NO_AUGMENTATION = Augmentation(pad=0, flip=False, brightness=0, contrast=0, saturation=0)
-
-QUIRK = "halved_warmup_divisor"
 
 
 class Warmup(Phase):
@@ -36,7 +35,7 @@ class Warmup(Phase):
             files=files,
             images={"warmup": setup.selection(setup.warmup_ids), "loader": setup.loader},
             network=setup.network_identity,
-            choices={"seed": job.seed, "search.quirks": [QUIRK] if QUIRK in job.search.quirks else []},
+            choices={"seed": job.seed, "search.warmup_factor": warmup_factor(job.search.quirks)},
             device=setup.device,
             threads=job.cluster.threads,
         )
@@ -61,7 +60,7 @@ def warmup_config(job: Job, num_images: int) -> FinetuneConfig:
     twice the learning rate and half the decay.
     """
     section = job.warmup
-    factor = 2 if QUIRK in job.search.quirks else 1
+    factor = warmup_factor(job.search.quirks)
     return FinetuneConfig(
         objective="plain",
         epochs=section.epochs,

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from ekgsearch.fields import Cost, Positive, Section, Share
 from ekgsearch.methods.criteria import Criterion, SearchTeacher
-from ekgsearch.methods.ekg.steps import Quirk
+from ekgsearch.methods.ekg.reference import Quirk
 from ekgsearch.records import Counter, Precision
 
 OF_CANDIDATES = (

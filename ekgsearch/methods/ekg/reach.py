@@ -8,7 +8,7 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.methods.base import Decision
 from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.ekg.search import EkgSettings
-from ekgsearch.methods.ekg.steps import StepRule, coarse_step
+from ekgsearch.methods.ekg.steps import coarse_step
 
 
 def depends_on_budget(graph: ChannelGraph, budget: Budget, settings: EkgSettings, made: Sequence[Decision]) -> bool:
@@ -26,7 +26,7 @@ def depends_on_budget(graph: ChannelGraph, budget: Budget, settings: EkgSettings
     """
     if not made:
         return False
-    rule, current = StepRule("rounded_rates" in settings.quirks), made[-1].subnetwork
+    rule, current = settings.strategy.rule, made[-1].subnetwork
     rates = {decision.group: decision.rate for decision in made}
     for group in graph.groups:
         kept = current[group.name]

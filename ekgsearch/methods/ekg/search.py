@@ -23,7 +23,9 @@ from ekgsearch.methods.base import (
     eligible,
 )
 from ekgsearch.methods.budget import Budget
-from ekgsearch.methods.ekg.steps import Quirk, StepRule, coarse_step, importance_order, two_decimal_rates
+from ekgsearch.methods.ekg.reference import Quirk, strategy_of
+from ekgsearch.methods.ekg.steps import coarse_step, importance_order
+from ekgsearch.methods.ekg.strategy import Cut, Strategy
 from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,11 @@ class EkgSettings:
     max_candidates: int | None = None
     tie_tolerance: float = 0.0
 
+    @property
+    def strategy(self) -> Strategy:
+        """The rules that the search goes by."""
+        return strategy_of(self.quirks)
+
 
 class EkgSearch:
     """Greedy search of EKG (arXiv 2203.02651, algorithm 1).
@@ -68,7 +75,7 @@ class EkgSearch:
         self._evaluator = evaluator
         self._budget = budget
         self._settings = settings
-        self._rule = StepRule("rounded_rates" in settings.quirks)
+        self._strategy = settings.strategy
 
     def run(self, made: Sequence[Decision] = ()) -> Iterator[Decision]:
         """Yield every decision as it is made; decision 0 is the unpruned network.
@@ -109,11 +116,14 @@ class EkgSearch:
         """
         scores = self._evaluator.scores(current.subnetwork, current.iteration + 1)
         _require_numbers(scores, current.iteration + 1)
-        standing = self._ranked_anew(current.subnetwork, scores)
+        standing = self._strategy.standing(self._graph, current.subnetwork, scores)
         proposals = self._proposals(standing, rates, scores)
-        doomed = self._summed_scores(standing, proposals, scores, rates)
+        doomed = {
+            proposal.group: self._strategy.summed_score(standing, proposal, scores, rates[proposal.group])
+            for proposal in proposals
+        }
         threshold, candidates = self._shortlist(proposals, doomed)
-        if "unchanged_candidates" not in self._settings.quirks:
+        if not self._strategy.tries_what_costs_the_same:
             candidates = self._that_lower_the_cost(current, candidates)
         if not candidates:
             log.warning("iteration %d: the shortlist lowers no cost; trying all channel groups", current.iteration + 1)
@@ -159,66 +169,27 @@ class EkgSearch:
         near = [position for position in running if evaluations[position].score <= limit]
         return near if self._settings.tie_tolerance > 0 and len(near) > 1 else []
 
-    def _ranked_anew(self, current: Subnetwork, scores: GroupScores) -> Subnetwork:
-        """The current sub-network; with the quirk `rank_removed_channels`, as many channels, the best of all."""
-        if "rank_removed_channels" not in self._settings.quirks:
-            return current
-        return Subnetwork.of(
-            {
-                group.name: importance_order(scores[group.name], range(group.size))[: len(current[group.name])]
-                for group in self._graph.groups
-            }
-        )
-
     def _proposals(self, current: Subnetwork, rates: Mapping[str, Fraction], scores: GroupScores) -> list[Candidate]:
         """The next cut of every channel group that has one, least important channels first."""
-        keeps_unchanged = "unchanged_candidates" in self._settings.quirks
-        proposals = []
+        rule, proposals = self._strategy.rule, []
         for group in self._graph.groups:
             kept = current[group.name]
-            rate = self._rule.narrowed(rates[group.name], coarse_step(group.size, group.uses, self._settings.step))
-            if self._rule.num_kept(group.size, rate) < len(kept) or (keeps_unchanged and rates[group.name] > 0):
+            rate = rule.narrowed(rates[group.name], coarse_step(group.size, group.uses, self._settings.step))
+            if self._strategy.proposes(len(kept), rule.num_kept(group.size, rate), rates[group.name]):
                 order = importance_order(scores[group.name], kept)
                 proposals.append(self._refined(current, group, order, rate))
         return proposals
 
     def _refined(self, current: Subnetwork, group: ChannelGroup, order: list[int], rate: Fraction) -> Candidate:
-        """Cut to `rate`, or, if that falls below the budget, to the widest number of channels that meets it."""
+        """Cut to `rate`, or, if that falls below the budget, to a width closer to it."""
 
-        def cut(to_rate: Fraction, count: int) -> Candidate:
+        def at(to_rate: Fraction, count: int) -> Candidate:
             return Candidate(group.name, current.replace(group.name, order[:count]), to_rate)
 
-        coarse = self._rule.num_kept(group.size, rate)
-        candidate = cut(rate, coarse)
-        if not self._budget.has_room_above(*self._costs(candidate.subnetwork)):
-            return candidate
-        if "two_decimal_refinement" in self._settings.quirks:
-            for tried, fallback in two_decimal_rates(rate, group.size):
-                candidate = cut(tried, self._rule.num_kept(group.size, tried))
-                if not self._budget.is_met(*self._costs(candidate.subnetwork)):
-                    return cut(fallback, self._rule.num_kept(group.size, fallback))
-            return candidate
-        for count in range(coarse + 1, len(order)):
-            wider = cut(Fraction(count, group.size), count)
-            if not self._budget.is_met(*self._costs(wider.subnetwork)):
-                break
-            candidate = wider
-        return candidate
-
-    def _summed_scores(
-        self, current: Subnetwork, proposals: list[Candidate], scores: GroupScores, rates: Mapping[str, Fraction]
-    ) -> dict[str, float]:
-        """Summed score of the channels that each proposal removes, by channel group."""
-        doomed = {}
-        for proposal in proposals:
-            name = proposal.group
-            if "whole_vector_shortlist" in self._settings.quirks:
-                is_uncut = round((1 - rates[name]) * len(scores[name])) == 0
-                doomed[name] = float(scores[name].sum()) if is_uncut else 0.0
-            else:
-                removed = set(current[name]) - set(proposal.subnetwork[name])
-                doomed[name] = math.fsum(scores[name][channel] for channel in removed)
-        return doomed
+        coarse = at(rate, self._strategy.rule.num_kept(group.size, rate))
+        if not self._budget.has_room_above(*self._costs(coarse.subnetwork)):
+            return coarse
+        return self._strategy.refined(Cut(group.size, len(order), at, self._is_met), rate)
 
     def _shortlist(
         self, proposals: list[Candidate], doomed: Mapping[str, float]
@@ -239,6 +210,9 @@ class EkgSearch:
         return [
             candidate for candidate in candidates if self._budget.measured(*self._costs(candidate.subnetwork)) < before
         ]
+
+    def _is_met(self, candidate: Candidate) -> bool:
+        return self._budget.is_met(*self._costs(candidate.subnetwork))
 
     def _costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
         costs = cost(self._graph, subnetwork, self._budget.counter)

@@ -28,8 +28,9 @@ from ekgsearch.methods.base import (
     sum_over_batches,
 )
 from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.reference import QUIRKS
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
-from ekgsearch.methods.ekg.steps import QUIRKS, StepRule, coarse_step
+from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.methods.evaluate import SearchBatch
 from ekgsearch.methods.networks import NaiveNetworks
 from ekgsearch.records import Subnetwork

@@ -5,15 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ekgsearch.methods.ekg.steps import (
-    QUIRKS,
-    StepRule,
-    coarse_step,
-    default_padding,
-    expand_reference,
-    importance_order,
-    two_decimal_rates,
-)
+from ekgsearch.methods.ekg.reference import QUIRKS, RoundedRates, default_padding, expand_reference, two_decimal_rates
+from ekgsearch.methods.ekg.steps import StepRule, coarse_step, importance_order
 
 
 @pytest.mark.parametrize(
@@ -27,7 +20,7 @@ from ekgsearch.methods.ekg.steps import (
         (512, [410, 308, 205, 103, 1]),
     ],
 )
-@pytest.mark.parametrize("rule", [StepRule(), StepRule(is_rounded=True)])
+@pytest.mark.parametrize("rule", [StepRule(), RoundedRates()])
 def test_kept_numbers_follow_the_published_vectors(rule: StepRule, size: int, expected: list[int]) -> None:
     rate, kept = Fraction(1), []
     for _ in range(5):
@@ -63,7 +56,7 @@ def test_ties_go_to_the_lower_channel_and_removed_channels_are_not_ranked() -> N
     assert importance_order(scores, [1, 2, 3, 4]) == [4, 1, 3, 2]
 
 
-@pytest.mark.parametrize("rule", [StepRule(), StepRule(is_rounded=True)])
+@pytest.mark.parametrize("rule", [StepRule(), RoundedRates()])
 def test_a_rate_never_falls_below_zero_and_one_channel_stays(rule: StepRule) -> None:
     assert rule.narrowed(Fraction(1, 5), Fraction(1, 5)) == 0
     assert rule.narrowed(Fraction(1, 10), Fraction(1, 5)) == 0

@@ -20,6 +20,7 @@ from ekgsearch.methods.base import (
     sum_over_batches,
 )
 from ekgsearch.methods.budget import set_budget
+from ekgsearch.methods.ekg.reference import QUIRKS
 from ekgsearch.methods.ekg.replay.agreement import (
     IMPORTANCE_TOLERANCE,
     RATE_TOLERANCE,
@@ -33,7 +34,6 @@ from ekgsearch.methods.ekg.replay.agreement import (
 )
 from ekgsearch.methods.ekg.replay.oracle import Oracle, RecordedIteration
 from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch, EkgSettings
-from ekgsearch.methods.ekg.steps import QUIRKS
 from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.methods.networks import SLICE_BELOW, FastNetworks
 from ekgsearch.records import Subnetwork
