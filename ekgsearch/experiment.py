@@ -10,14 +10,18 @@ from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Seed, Text
-from ekgsearch.methods.ekg.reference import default_padding, expand_reference
+from ekgsearch.methods.baselines.section import UniformSection
+from ekgsearch.methods.ekg.quirks import expand_reference
+from ekgsearch.methods.ekg.section import EkgSection
 from ekgsearch.records import content_hash
 from ekgsearch.sections.bank import BankSection
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.sections.data import DataSection, NetSection, network_contradictions
 from ekgsearch.sections.phases import PhasesSection
-from ekgsearch.sections.search import SearchSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
+
+SearchChoice = EkgSection | UniformSection
+"""The methods; where `search.method` is left out, the first."""
 
 
 class Job(Section):
@@ -34,7 +38,7 @@ class Job(Section):
     data: DataSection = Field(default_factory=DataSection)
     pretrain: PretrainSection = Field(default_factory=PretrainSection)
     warmup: WarmupSection = Field(default_factory=WarmupSection)
-    search: SearchSection
+    search: SearchChoice = Field(discriminator="method")
     bank: BankSection = Field(default_factory=BankSection)
     finetune: FinetuneSection = Field(default_factory=FinetuneSection)
     phases: PhasesSection = Field(default_factory=PhasesSection)
@@ -42,8 +46,13 @@ class Job(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _expand_reference(cls, values: Any) -> Any:
-        return expand_reference(values)
+    def _complete(cls, values: Any) -> Any:
+        """Write out what stands for several fields, and the method where none is named."""
+        match expand_reference(values):
+            case {"search": {**search}, **others} if "method" not in search:
+                return {**others, "search": {"method": "ekg", **search}}
+            case completed:
+                return completed
 
     @model_validator(mode="after")
     def _agree(self) -> "Job":
@@ -53,21 +62,20 @@ class Job(Section):
 
     def contradictions(self) -> Iterator[str]:
         """What does not go together in this job, as far as it can be told without opening a file; one line each."""
-        if (self.search.reduction is None) == (self.search.budget is None):
-            yield "search: give exactly one of search.reduction (a share) and search.budget (a cost)"
+        yield from self.search.contradictions()
         if self.net.weights is None and self.pretrain.epochs == 0:
             yield "net.weights is null and pretrain.epochs is 0: give weights or epochs to train them"
         if self.search_run is not None and self.search_run == self.output:
             yield f"search_run = {self.search_run!r} is the run directory itself; leave it out or name another run"
         yield from self.data.contradictions()
-        yield from network_contradictions(self.net, self.data, default_padding(self.search.quirks))
+        yield from network_contradictions(self.net, self.data, self.search.padding)
         yield from self._lacks_images()
         num_images = self.data.train_images or (self.data.known.train if self.data.known else None)
         yield from self.pretrain.contradictions("pretrain", num_images if self.net.weights is None else None)
         yield from self.finetune.contradictions("finetune", num_images)
-        if self.search.method == "uniform" and self.finetune.objective not in ("plain", "single"):
+        if not self.search.leaves_teachers and self.finetune.objective not in ("plain", "single"):
             yield (
-                "search.method uniform leaves no interim sub-networks, so finetune.objective "
+                f"search.method {self.search.method} leaves no interim sub-networks, so finetune.objective "
                 f"{self.finetune.objective} has no teachers; use plain or single"
             )
 

@@ -4,7 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from types import UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -78,12 +79,20 @@ def marks_of(section: type[BaseModel], name: str) -> frozenset[Mark]:
     return frozenset(mark for mark in section.model_fields[name].metadata if isinstance(mark, Mark))
 
 
+def kinds_of(section: type[BaseModel], name: str) -> tuple[type[BaseModel], ...]:
+    """The kinds of section that a field can hold; none where it holds a value."""
+    kind = section.model_fields[name].annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return tuple(one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel))
+
+
 def places(section: type[BaseModel], start: Place = ()) -> Iterator[tuple[Place, frozenset[Mark]]]:
     """Every field of a section and of those within it, with its marks; a marked section marks all that is in it."""
-    for name, field in section.model_fields.items():
-        kind, found = field.annotation, marks_of(section, name)
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from ((place, found | inner) for place, inner in places(kind, (*start, name)))
+    for name in section.model_fields:
+        kinds, found = kinds_of(section, name), marks_of(section, name)
+        inner = {place: marks for kind in kinds for place, marks in places(kind, (*start, name))}
+        if kinds:
+            yield from ((place, found | marks) for place, marks in inner.items())
         else:
             yield (*start, name), found
 

@@ -1,18 +1,17 @@
 """Read a job from YAML: every mistake becomes one line with its place, its value and what is allowed."""
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import Place, Section
+from ekgsearch.mistakes import MOST_SEARCHED, describe
 from ekgsearch.storage.secrets import names_a_secret, redact
 from ekgsearch.strict_yaml import MOST_BYTES, MOST_LEVELS, Document, StrictYamlError, read_yaml, shown, write_yaml
 
@@ -21,24 +20,8 @@ Model = TypeVar("Model", bound=Section)
 MOST_LINES = 50
 """Mistakes of one file that are told; of more, only the number."""
 
-_MOST_SEARCHED = 1000
-"""Characters of a value that are searched for credentials, which takes time that grows with their square."""
-
 _NAMED_FIELD = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+|[a-z][a-z0-9_]*(?= = |: )")
 """A field in the words of an error: a dotted name, or one in front of its value."""
-
-_DIGITS = "in decimal digits, without quotes, leading zeros, colons or underscores"
-
-_KINDS = {
-    "bool_type": "must be true or false",
-    "float_type": f"must be a number, {_DIGITS}",
-    "int_type": f"must be a whole number, {_DIGITS}",
-    "model_type": "must be a section; write its fields below it, or leave it out",
-    "string_too_short": "must not be empty",
-    "string_type": "must be text; put it in quotes",
-    "tuple_type": "must be a list, such as [0.5]",
-}
-"""What is expected where a value is of another kind, by the type of pydantic's error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +90,7 @@ class Fields:
             checked = model.model_validate(self.values)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            lines = [line for detail in details[:MOST_LINES] for line in _describe(self, model, detail)]
+            lines = [line for detail in details[:MOST_LINES] for line in describe(self, model, detail)]
             more = len(details) - MOST_LINES
             raise JobError(*lines, *([f"{self.path}: and {more} more"] if more > 0 else [])) from error
         return checked.rebased(self._base)
@@ -175,7 +158,7 @@ def fields_text(model: BaseModel) -> str:
 def _read_override(text: str) -> Override:
     dotted, separator, value = text.partition("=")
     keys = tuple(dotted.strip().split("."))
-    name = f"--set {shown(dotted if any(map(names_a_secret, keys)) else redact(text[:_MOST_SEARCHED]))}"
+    name = f"--set {shown(dotted if any(map(names_a_secret, keys)) else redact(text[:MOST_SEARCHED]))}"
     if not separator or not all(keys) or len(keys) > MOST_LEVELS:
         raise JobError(f"{name}: expected path=value, e.g. search.reduction=0.45")
     try:
@@ -201,55 +184,3 @@ def _is_in(fields: Any, keys: Sequence[str | int]) -> bool:
             return False
         fields = fields[key]
     return True
-
-
-def _describe(fields: Fields, model: type[BaseModel], detail: ErrorDetails) -> Iterator[str]:
-    """One line for a mistake in a field, one for each contradiction between fields."""
-    location, kind, value = detail["loc"], detail["type"], _short(detail["input"])
-    names = [str(part) for part in location]
-    dotted = shown(".".join(names))
-    if kind == "value_error":
-        for words in detail["msg"].removeprefix("Value error, ").splitlines():
-            yield f"{fields.place_of_words(location, words)}: {words[:_MOST_SEARCHED]}"
-        return
-    place = fields.place(location)
-    if kind == "extra_forbidden" and names_a_secret(names[-1]):
-        yield (
-            f"{place}: unknown key {dotted}, which looks like a credential; jobs hold none: set it where the "
-            "provider looks for it (environment variables, profile, instance role)"
-        )
-    elif kind == "extra_forbidden":
-        yield f"{place}: {dotted}: unknown key (value {value}){_did_you_mean(model, names)}"
-    elif kind == "missing":
-        yield f"{place}: {dotted}: missing, and has no default"
-    else:
-        allowed = _KINDS.get(kind) or detail["msg"].removeprefix("Input ").replace("should be", "must be")
-        yield f"{place}: {dotted} = {value}: {allowed}"
-
-
-def _did_you_mean(model: type[BaseModel], location: Sequence[str]) -> str:
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        model = annotation
-    allowed = sorted(model.model_fields)
-    close = difflib.get_close_matches(location[-1], allowed, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; allowed are {', '.join(allowed)}"
-
-
-def _short(value: Any) -> str:
-    text = redact(_as_written(value)[:_MOST_SEARCHED])
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _as_written(value: Any) -> str:
-    """A value in YAML's own words, on one line."""
-    match value:
-        case None | True | False:
-            return {None: "null", True: "true", False: "false"}[value]
-        case tuple():
-            return f"[{', '.join(map(_as_written, value))}]"
-        case dict():
-            return f"{{{', '.join(f'{shown(key)}: {_as_written(item)}' for key, item in value.items())}}}"
-    return repr(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ekgsearch.methods.base import Decision, Evaluation
+from ekgsearch.methods.ekg.search import own_record
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.phases import phases_of
@@ -82,7 +83,14 @@ def _search(context: RunContext, phase: Phase, key: str) -> Subnetwork:
         changed = (group.name,) if iteration else ()
         evaluation = Evaluation(float(iteration), float(iteration), 1, 1)
         decision = Decision(
-            iteration, group.name if iteration else "", changed, current, Fraction(1), None, evaluation, 1, 1
+            iteration=iteration,
+            group=group.name if iteration else "",
+            changed=changed,
+            subnetwork=current,
+            macs=1,
+            params=1,
+            evaluation=evaluation,
+            own=own_record(Fraction(1), None),
         )
         context.journal.append("iteration", **decision.to_record())
     last = context.setup.graph.groups[-1]

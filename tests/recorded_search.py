@@ -13,10 +13,10 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.methods.base import Decision, GroupScores, sum_over_batches
 from ekgsearch.methods.budget import set_budget
-from ekgsearch.methods.ekg.reference import QUIRKS
+from ekgsearch.methods.ekg.quirks import QUIRKS
 from ekgsearch.methods.ekg.replay.oracle import Oracle
 from ekgsearch.methods.ekg.replay.replay import NOMINAL_BATCH, Replay, _GivenScores
-from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings, rate_of
 from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.methods.networks import FastNetworks
 
@@ -51,9 +51,9 @@ def record_search(
     (folder / "initial.json").write_text(json.dumps({"flops": costs.macs, "params": costs.params}))
     evaluator = BatchEvaluator(FastNetworks(graph, 0.0, "batch_sequential"), lambda x: x, [batch], NOMINAL_BATCH)
     budget = set_budget(graph, reduction=REDUCTION, absolute=None, unit="macs", counter="ekg")
-    evaluation = _GivenScores(evaluator, None).begin([full])
+    _GivenScores(evaluator, None).begin([full])
     np.savez(folder / "initial_logits.npz", logits=evaluator.knowledge(0).float().numpy())
-    current = Decision(0, "", (), full, Fraction(1), None, evaluation, costs.macs, costs.params)
+    current = _standing(graph, 0, full)
     rates = dict.fromkeys(names, Fraction(1))
     lines = []
     scores = sum_over_batches(evaluator.scores(full, 1))
@@ -62,11 +62,11 @@ def record_search(
         search = EkgSearch(graph, _GivenScores(evaluator, scores), budget, EkgSettings(quirks=frozenset(QUIRKS)))
         decision = search.decide(current, rates)
         lines.append(_line(decision, names, rates, scores))
-        rates[decision.group], subnetwork = decision.rate, decision.subnetwork
+        rates[decision.group], subnetwork = rate_of(decision), decision.subnetwork
         if number == 1:
             for name in closed:
                 rates[name], subnetwork = Fraction(0), subnetwork.replace(name, [int(scores[name].argmax())])
-        current = Decision(number, "", (), subnetwork, Fraction(1), None, evaluation, *_costs(graph, subnetwork))
+        current = _standing(graph, number, subnetwork)
         arrays: dict[str, Any] = {"width_list": np.array([float(rate) for rate in rates.values()])}
         for index, group in enumerate(graph.groups):
             arrays[f"score_{index:02d}"] = scores[group.name].astype(np.float32)
@@ -108,6 +108,11 @@ def _costs(graph: ChannelGraph, subnetwork: Any) -> tuple[int, int]:
     return costs.macs, costs.params
 
 
+def _standing(graph: ChannelGraph, number: int, subnetwork: Any) -> Decision:
+    macs, params = _costs(graph, subnetwork)
+    return Decision(iteration=number, group="", changed=(), subnetwork=subnetwork, macs=macs, params=params)
+
+
 def _line(decision: Decision, names: list[str], rates: dict[str, Fraction], scores: GroupScores) -> dict[str, Any]:
     tried = [outcome.group for outcome in decision.candidates]
     order = sorted(outcome.evaluation.score for outcome in decision.candidates)
@@ -115,7 +120,7 @@ def _line(decision: Decision, names: list[str], rates: dict[str, Fraction], scor
     return {
         "step": decision.iteration,
         "gate_scores_used_by_otsu": [sums[name] if rates[name] > 0 else CLOSED_SUM for name in names],
-        "otsu_threshold": decision.threshold,
+        "otsu_threshold": decision.own["threshold"],
         "do_check": [name in tried for name in names],
         "candidates": [
             {

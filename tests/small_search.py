@@ -13,12 +13,13 @@ from command_line import JOB
 
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.base import Evaluator, decisions_from_records
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.methods.ekg.racing import Racing
 from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.orchestration.backend import RayBackend
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.workers import RayCrew
-from ekgsearch.pipeline.deciding import ekg_settings
+from ekgsearch.pipeline.lines import content
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -82,11 +83,11 @@ class SmallSearch:
 
     def run(self, team: Evaluator, path: Path) -> bytes:
         """Search, or continue the search that the journal holds; returns the bytes of the journal."""
-        settings = ekg_settings(self.setup.job.search, self.setup.search_spec)
+        settings = ekg_settings(self.setup.job.search, self.setup.search_spec.tie_tolerance)
         settings = replace(settings, tie_tolerance=TIE_TOLERANCE)
         search = EkgSearch(self.setup.graph, team, self.setup.budget, settings)
         with Journal.open(path) as journal:
-            for decision in search.run(decisions_from_records(journal.lines, self.setup.graph.full())):
+            for decision in search.run(decisions_from_records(map(content, journal.lines), self.setup.graph.full())):
                 journal.append("iteration", **decision.to_record())
         return path.read_bytes()
 

@@ -162,9 +162,9 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
         ),
         *(
             (
-                "search.method=uniform finetune.objective=plain search.step=0.1",
+                "search.method=uniform finetune.objective=plain search.unit=params",
                 f"search.method=uniform finetune.objective=plain search.{name}={value}",
-                f"search.method uniform evaluates no candidates: search.{name} would do nothing",
+                f"search.{name}: unknown key.*not to uniform",
             )
             for name, value in {
                 "criterion": "l1",

@@ -9,7 +9,7 @@ from ekgsearch.cli import cli
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, expand_path, job_schema
 from ekgsearch.jobfile import fields_text, load_job
-from ekgsearch.methods.ekg.reference import QUIRKS
+from ekgsearch.methods.ekg.quirks import QUIRKS
 
 GOOD = """\
 output: results/test
@@ -54,8 +54,8 @@ def test_a_job_survives_writing_and_reading(tmp_path: Path) -> None:
         (GOOD + "pretrain: {epochs: 0}\n", ["net.weights is null and pretrain.epochs is 0"]),
         (GOOD + "  method: uniform\n", ["finetune.objective ekg has no teachers"]),
         (
-            GOOD + "  method: uniform\n  criterion: l1\n  racing: 0.05\nfinetune: {objective: plain}\n",
-            ["search.method uniform evaluates no candidates: search.criterion, search.racing would do nothing"],
+            GOOD + "  method: uniform\n  racing: 0.05\nfinetune: {objective: plain}\n",
+            ["search.racing: unknown key (value 0.05); it belongs to search.method ekg, not to uniform: leave it out"],
         ),
         (
             GOOD + "  evaluation: naive\n  slice_below: 0.5\n",

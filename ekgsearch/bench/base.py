@@ -21,8 +21,10 @@ import torch
 from pydantic import Field
 
 from ekgsearch.errors import JobError
+from ekgsearch.experiment import Job
 from ekgsearch.fields import Mark, Section, Text
 from ekgsearch.jobfile import Fields, load_fields, load_job
+from ekgsearch.methods.ekg.section import EkgSection
 from ekgsearch.pipeline.smoke import MOST_PIXELS, SUFFIX, Smoke, smoke_of
 from ekgsearch.rows import column
 from ekgsearch.runtime.environment import provenance
@@ -255,3 +257,16 @@ def _row(settings: BenchSettings, measurement: Measurement, machine: Mapping[str
         packages=json.dumps(machine["packages"]),
         commit=machine["commit"] or "",
     )
+
+
+def ekg_section(job: Job) -> EkgSection:
+    """The search section of a job whose search by EKG is measured.
+
+    Raises:
+        JobError: the job searches by another method.
+    """
+    if not isinstance(job.search, EkgSection):
+        raise JobError(
+            f"job: search.method = {job.search.method}, but this benchmark measures the search of ekg; name another job"
+        )
+    return job.search

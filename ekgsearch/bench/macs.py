@@ -33,12 +33,12 @@ from ekgsearch.methods.base import (
     sum_over_batches,
 )
 from ekgsearch.methods.budget import set_budget
-from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
 from ekgsearch.methods.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.methods.networks import FastNetworks
+from ekgsearch.methods.networks import TIE_TOLERANCE, FastNetworks
+from ekgsearch.methods.section import LEAST_REDUCTION
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
-from ekgsearch.pipeline.smoke import LEAST_REDUCTION
 from ekgsearch.records import Subnetwork
 from ekgsearch.sections.data import NetName, network_error
 

@@ -23,15 +23,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ekgsearch.bench.base import BenchSettings, Measurement, abab, job_in_small, ratio
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, ekg_section, job_in_small, ratio
 from ekgsearch.errors import EkgError, JobError
 from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.base import Decision
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
-from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -164,7 +164,7 @@ class Side:
         self._waited = 0.0
         crew.charge(self._work)
         spec = setup.search_spec
-        settings = ekg_settings(setup.job.search, spec)
+        settings = ekg_settings(ekg_section(setup.job), spec.tie_tolerance)
         self._search = EkgSearch(setup.graph, Team(self, spec), setup.budget, settings).run()
         self.decisions: list[Decision] = []
         self.wait_share: list[float] = []

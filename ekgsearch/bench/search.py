@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from ekgsearch.bench.base import BenchSettings, Measurement, abab, gpu_lacking, job_in_small, ratio
+from ekgsearch.bench.base import BenchSettings, Measurement, abab, ekg_section, gpu_lacking, job_in_small, ratio
 from ekgsearch.bench.ceilings import ceilings, convolution_bytes
 from ekgsearch.bench.macs import draw_norms
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
@@ -31,9 +31,10 @@ from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.maths.racing import LEAST_BATCHES
 from ekgsearch.methods.base import Decision, Evaluator, decisions_from_records
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.methods.ekg.racing import Racing
 from ekgsearch.methods.ekg.search import EkgSearch
-from ekgsearch.pipeline.deciding import ekg_settings
+from ekgsearch.pipeline.lines import content
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.tensors import save_tensors
@@ -252,13 +253,15 @@ def _journaled(setup: Setup, path: Path) -> list[Decision]:
             f"journal = {path}: expected decisions on the {len(groups)} channel groups of {setup.net.name}, found "
             f"those of another network with {len(found or ())}; name the journal of a run of this job"
         )
-    return decisions_from_records([line for line in lines if line["kind"] == "iteration"], setup.graph.full())
+    return decisions_from_records((content(line) for line in lines if line["kind"] == "iteration"), setup.graph.full())
 
 
 def _decisions(setup: Setup, team: Team, last: int) -> list[Decision]:
     """The search of the job, up to its end or an iteration."""
     decisions: list[Decision] = []
-    search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, _spec(setup, "exact")))
+    search = EkgSearch(
+        setup.graph, team, setup.budget, ekg_settings(ekg_section(setup.job), _spec(setup, "exact").tie_tolerance)
+    )
     for decision in search.run():
         decisions.append(decision)
         if decision.iteration == last:
@@ -273,9 +276,9 @@ def _repetition(setup: Setup, team: Team, case: Case, made: Sequence[Decision]) 
     spec.arithmetic.set_backends()
     team.begin([decision.subnetwork for decision in made])
     if case == "racing":
-        error = setup.job.search.racing or RACING_ERROR
+        error = ekg_section(setup.job).racing or RACING_ERROR
         evaluator = Racing(team, [index for index, _ in spec.batches], error, spec.nominal_batch)
-    search = EkgSearch(setup.graph, evaluator, setup.budget, ekg_settings(setup.job.search, spec))
+    search = EkgSearch(setup.graph, evaluator, setup.budget, ekg_settings(ekg_section(setup.job), spec.tie_tolerance))
     rates = search.rates_after(made)
 
     def decide() -> Decision:

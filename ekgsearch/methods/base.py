@@ -1,14 +1,17 @@
 """Decisions of a search, and its questions to the evaluator of its candidates."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ekgsearch.channels.cost import cost
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.methods.budget import Budget
 from ekgsearch.records import Subnetwork
 
 GroupScores = dict[str, NDArray[np.float64]]
@@ -27,7 +30,7 @@ class Candidate:
 
     group: str
     subnetwork: Subnetwork
-    rate: Fraction
+    rate: Fraction = Fraction(1)
 
     @property
     def num_kept(self) -> int:
@@ -96,6 +99,16 @@ class Evaluator(Protocol):
         ...
 
 
+class BatchwiseEvaluator(Evaluator, Protocol):
+    """An evaluator that also evaluates on some of the batches only."""
+
+    def evaluate_on(
+        self, current: Subnetwork, candidates: Sequence[Candidate], batches: Sequence[int]
+    ) -> Mapping[int, Sequence[BatchResult]]:
+        """Results of candidates on these batches, in the order of the candidates, by batch index."""
+        ...
+
+
 def eligible(evaluations: Sequence[Evaluation]) -> list[int]:
     """Positions of the candidates that can win: with finite means, over as many images as any other."""
     most = max((evaluation.images for evaluation in evaluations), default=0)
@@ -144,33 +157,30 @@ class CandidateOutcome:
     evaluation: Evaluation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """One committed iteration of a search.
 
     Attributes:
         iteration: from 1; 0 is the unpruned network.
-        group: the channel group that was cut; empty in iteration 0.
-        changed: channel groups that keep other channels than before: the one that was cut, and with the quirk
-            `rank_removed_channels` others whose dead channels changed places.
+        group: the channel group that was cut; empty in iteration 0, and where several were cut at once.
+        changed: channel groups that keep other channels than before.
         subnetwork: the interim sub-network that now stands.
-        rate: width of the cut channel group as the step rule tracks it.
-        threshold: trimmed Otsu threshold; None where all channel groups were tried.
-        evaluation: of the interim sub-network.
         macs, params: its costs under the job's counter.
-        candidates: all that were tried, in order of their channel groups.
+        evaluation: of the interim sub-network; None where the method evaluates none.
+        candidates: all that were tried, in order of their channel groups; none where the method tries none.
+        own: what else the method records, JSON values by names that are not those above.
     """
 
     iteration: int
     group: str
     changed: tuple[str, ...]
     subnetwork: Subnetwork
-    rate: Fraction
-    threshold: float | None
-    evaluation: Evaluation
     macs: int
     params: int
+    evaluation: Evaluation | None = None
     candidates: tuple[CandidateOutcome, ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
         """Fields of the journal line; floats keep all their digits, a non-finite number becomes null."""
@@ -178,12 +188,10 @@ class Decision:
             "iteration": self.iteration,
             "group": self.group,
             "kept": {name: list(self.subnetwork[name]) for name in self.changed},
-            "rate": str(self.rate),
-            "threshold": self.threshold,
-            **_numbers(self.evaluation),
             "macs": self.macs,
             "params": self.params,
             "subnetwork": self.subnetwork.sha256,
+            **({} if self.evaluation is None else _numbers(self.evaluation)),
             "candidates": [
                 {
                     "group": outcome.group,
@@ -194,7 +202,12 @@ class Decision:
                 }
                 for outcome in self.candidates
             ],
+            **self.own,
         }
+
+
+_COMMON = frozenset({"iteration", "group", "kept", "macs", "params", "subnetwork", "candidates"})
+_NUMBERS = frozenset({"loss", "score", "correct", "images"})
 
 
 def decisions_from_records(records: Iterable[Mapping[str, Any]], full: Subnetwork) -> list[Decision]:
@@ -206,7 +219,7 @@ def decisions_from_records(records: Iterable[Mapping[str, Any]], full: Subnetwor
 
 
 def decision_from_record(record: Mapping[str, Any], current: Subnetwork) -> Decision:
-    """Rebuild a decision from its journal line.
+    """Rebuild a decision from the fields of its journal line, without those that every line has.
 
     Args:
         record: fields of the line.
@@ -219,16 +232,15 @@ def decision_from_record(record: Mapping[str, Any], current: Subnetwork) -> Deci
         for line in record["candidates"]
     )
     return Decision(
-        record["iteration"],
-        record["group"],
-        tuple(record["kept"]),
-        current,
-        Fraction(record["rate"]),
-        record["threshold"],
-        _evaluation(record),
-        record["macs"],
-        record["params"],
-        outcomes,
+        iteration=record["iteration"],
+        group=record["group"],
+        changed=tuple(record["kept"]),
+        subnetwork=current,
+        macs=record["macs"],
+        params=record["params"],
+        evaluation=_evaluation(record) if record.keys() >= _NUMBERS else None,
+        candidates=outcomes,
+        own={name: value for name, value in record.items() if name not in _COMMON | _NUMBERS},
     )
 
 
@@ -244,3 +256,62 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 def _evaluation(record: Mapping[str, Any]) -> Evaluation:
     loss, score = (math.nan if record[name] is None else float(record[name]) for name in ("loss", "score"))
     return Evaluation(loss, score, record["correct"], record["images"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Materials:
+    """What a search works with.
+
+    Attributes:
+        graph: channel groups of the network; its weights may be other ones than the search starts from.
+        open_graph: opens the same network with the weights that the search starts from.
+        budget: what to meet; without a limit where the method decides how much goes.
+        seed: of random choices.
+        threads: what a search may compute with in this process.
+        evaluator: starts the workers, for a method that needs them.
+        batches: indices of the batches that they hold.
+        tie_tolerance: share of the lowest score within which the evaluator's rounding could decide.
+    """
+
+    graph: ChannelGraph
+    open_graph: Callable[[], ChannelGraph]
+    budget: Budget
+    seed: int
+    threads: int
+    evaluator: Callable[[], BatchwiseEvaluator]
+    batches: Sequence[int]
+    tie_tolerance: float
+
+    def costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
+        """Multiply-accumulates and parameters of a sub-network under the counter of the budget."""
+        costs = cost(self.graph, subnetwork, self.budget.counter)
+        return costs.macs, costs.params
+
+
+class Search(Protocol):
+    """The search of a method, opened for one network and budget."""
+
+    def run(self, made: Sequence[Decision] = ()) -> Iterator[Decision]:
+        """Yield every decision as it is made; decision 0 is the unpruned network.
+
+        Args:
+            made: decisions already committed, to continue from.
+        """
+        ...
+
+    def is_over(self, made: Sequence[Decision]) -> bool:
+        """Whether these decisions are all."""
+        ...
+
+    def depends_on_budget(self, made: Sequence[Decision]) -> bool:
+        """Whether the decision after these may depend on how much is to be removed."""
+        ...
+
+
+@runtime_checkable
+class Repeats(Search, Protocol):
+    """A search of which any decision can be made once more, by another evaluator."""
+
+    def decide_after(self, made: Sequence[Decision]) -> Decision:
+        """The decision that follows from these; the evaluator holds the ensemble knowledge of all but the last."""
+        ...

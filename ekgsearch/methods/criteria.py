@@ -1,8 +1,6 @@
 """Importance criteria: one number per channel, from the reward's gradient, from the kernels, or at random."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,42 +13,8 @@ from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.data.draws import uniforms
 from ekgsearch.methods.base import GroupScores
+from ekgsearch.methods.rules import Rules
 from ekgsearch.records import Subnetwork
-
-Criterion = Literal["taylor_reward", "taylor_loss", "l1", "fpgm", "random"]
-"""What makes a channel important.
-
-taylor_reward: |sum of f * dR/df| over its feature maps f, R the reward (EKG, arXiv 2203.02651). taylor_loss: the same
-with the cross-entropy to the labels alone (GBN, arXiv 1909.08174). l1: sum of the absolute weights of its filters.
-fpgm: summed Euclidean distances of its filters to all other filters (FPGM, arXiv 1811.00250). random: a draw.
-"""
-
-SearchTeacher = Literal["none", "single", "ensemble"]
-"""Whose predictions the score compares with: nobody's, the unpruned network's, or the mean of all networks so far."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """How networks and channels are measured on the search subset.
-
-    Attributes:
-        criterion: what makes a channel important.
-        search_teacher: whose predictions are part of the score.
-        seed: of the criterion `random`.
-    """
-
-    criterion: Criterion = "taylor_reward"
-    search_teacher: SearchTeacher = "ensemble"
-    seed: int = 0
-
-    @property
-    def needs_gradient(self) -> bool:
-        """Whether the criterion looks at images."""
-        return self.criterion in ("taylor_reward", "taylor_loss")
-
-
-PUBLISHED = Rules()
-"""Those of EKG (arXiv 2203.02651)."""
 
 
 def channel_scores(rules: Rules, graph: ChannelGraph, current: Subnetwork, iteration: int) -> GroupScores:

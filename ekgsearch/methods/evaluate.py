@@ -11,8 +11,9 @@ from ekgsearch.channels.sliced import Walk
 from ekgsearch.errors import NumericsError
 from ekgsearch.maths.knowledge import add_to_mean, cross_entropy_terms, is_correct
 from ekgsearch.methods.base import BatchResult, Candidate, Evaluation, GroupScores, mean_over_batches
-from ekgsearch.methods.criteria import PUBLISHED, Rules, channel_scores
+from ekgsearch.methods.criteria import channel_scores
 from ekgsearch.methods.networks import Networks
+from ekgsearch.methods.rules import PUBLISHED, Rules
 from ekgsearch.records import Subnetwork
 
 PREFIX_BYTES = 1_000_000_000

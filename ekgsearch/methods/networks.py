@@ -20,6 +20,9 @@ Evaluation = Literal["fast", "naive"]
 SLICE_BELOW = 0.9
 """Share of kept channels from which down a channel group is computed on its kept channels only."""
 
+TIE_TOLERANCE = 1e-5
+"""Share of the lowest score within which candidates nearly tie when removed channels are left out in float32."""
+
 
 class Networks(Protocol):
     """Runs sub-networks in a batch mode; logits (B, classes) of normalised images (B, 3, H, W)."""

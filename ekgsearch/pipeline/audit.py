@@ -4,11 +4,10 @@ import logging
 import random
 from collections.abc import Sequence
 
-from ekgsearch.methods.base import Candidate, Decision
-from ekgsearch.methods.ekg.search import EkgSearch
+from ekgsearch.methods.base import Candidate, Decision, Repeats
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.decisions import decisions
+from ekgsearch.pipeline.materials import materials
 from ekgsearch.rows import TABLES, AuditRow
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
@@ -41,7 +40,8 @@ def audit(context: RunContext, count: int) -> list[AuditRow]:
         context.backend.team(setup.workload(context.start_weights, setup.devices.search), setup.exact_spec) as team,
         Progress("audit", len(iterations), "iterations", log) as progress,
     ):
-        search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.exact_spec))
+        search = setup.job.search.open(materials(context, lambda: team, setup.exact_spec))
+        assert isinstance(search, Repeats), "the run refuses to audit a method that cannot repeat a decision"
         num_averaged = 0
         for iteration in iterations:
             before = [decision.subnetwork for decision in made[num_averaged:iteration]]
@@ -67,14 +67,15 @@ def _chosen(num_iterations: int, count: int, seed: int) -> list[int]:
     return sorted(generator.sample(range(1, num_iterations + 1), count))
 
 
-def _decide_again(run: str, search: EkgSearch, team: Team, made: Sequence[Decision]) -> AuditRow:
+def _decide_again(run: str, search: Repeats, team: Team, made: Sequence[Decision]) -> AuditRow:
     """Repeat the last of these decisions; the team holds the ensemble knowledge of those before."""
     then = made[-1]
-    exact = search.decide(made[-2], search.rates_after(made[:-1]))
+    exact = search.decide_after(made[:-1])
     agrees = then.subnetwork == exact.subnetwork
+    assert exact.evaluation is not None, "the search evaluates what it decides"
     scores = [exact.evaluation.score] * 2
     if not agrees:
-        both = [Candidate(one.group, one.subnetwork, one.rate) for one in (then, exact)]
+        both = [Candidate(one.group, one.subnetwork) for one in (then, exact)]
         scores = [evaluation.score for evaluation in team.settle(both)]
     shortlists = [{outcome.group for outcome in decision.candidates} for decision in (then, exact)]
     return AuditRow(

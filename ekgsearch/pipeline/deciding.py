@@ -1,37 +1,22 @@
 """Decisions of a search: computed by the search workers, or taken from a phase store."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ekgsearch.errors import StorageError
-from ekgsearch.methods.base import Decision, decision_from_record
-from ekgsearch.methods.ekg.racing import Racing
-from ekgsearch.methods.ekg.reach import depends_on_budget
-from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.base import BatchwiseEvaluator, Decision, Search, decision_from_record
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.materials import materials
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.records import PhaseKind
+from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.listener import Advanced, IterationMade
-from ekgsearch.sections.search import SearchSection
-from ekgsearch.workers.spec import SearchSpec
-from ekgsearch.workers.team import Team
 
 log = logging.getLogger(__name__)
 
 PHASE = "search"
-
-
-def ekg_settings(section: SearchSection, spec: SearchSpec) -> EkgSettings:
-    """Choices of a search whose candidates are evaluated under a spec."""
-    return EkgSettings(
-        step=section.step,
-        trim=section.trim,
-        quirks=frozenset(section.quirks),
-        max_candidates=section.max_candidates,
-        tie_tolerance=spec.tie_tolerance,
-    )
 
 
 class Deciding:
@@ -51,7 +36,8 @@ class Deciding:
         self.made = made
         self._context = context
         self._setup = context.setup
-        self._settings = ekg_settings(self._setup.job.search, self._setup.search_spec)
+        self._clock: Clock | None = None
+        self._search: Search = self._setup.job.search.open(materials(context, self._evaluator))
         self._full = self._setup.budget.measured(self._setup.full_costs.macs, self._setup.full_costs.params)
         self._tell(self._removed)
 
@@ -78,7 +64,7 @@ class Deciding:
         """
         self._store_made(store, common, own)
         while not self._is_over:
-            key = own if self._depends_on_budget(self.made) else common
+            key = own if self._search.depends_on_budget(self.made) else common
             number = len(self.made)
             found = None if self._context.verifies else store.decision(key, number)
             if found is not None:
@@ -96,7 +82,7 @@ class Deciding:
     def _store_made(self, store: PhaseStore, common: str, own: str) -> None:
         """Store what this run has decided before: what follows in the store belongs to the same decisions."""
         for number, decision in enumerate(self.made):
-            key = own if self._depends_on_budget(self.made[:number]) else common
+            key = own if self._search.depends_on_budget(self.made[:number]) else common
             self._keep(store, key, decision, is_made=True)
 
     def _keep(self, store: PhaseStore, key: str, decision: Decision, *, is_made: bool) -> tuple[dict[str, Any], str]:
@@ -113,7 +99,7 @@ class Deciding:
 
     def _compute_and_store(self, store: PhaseStore, key: str) -> None:
         """Decide for as long as the store has nothing under the key, and decisions belong to it."""
-        is_common = not self._depends_on_budget(self.made)
+        is_common = not self._search.depends_on_budget(self.made)
         with ExitStack() as work:
             for decision in self._computing(work):
                 record, producer = self._keep(store, key, decision, is_made=False)
@@ -121,7 +107,7 @@ class Deciding:
                     self._adopt(record, producer)
                     return
                 self._take(decision)
-                if is_common and self._depends_on_budget(self.made):
+                if is_common and self._search.depends_on_budget(self.made):
                     return
 
     @contextmanager
@@ -141,24 +127,21 @@ class Deciding:
             yield found
 
     def _computing(self, work: ExitStack) -> Iterator[Decision]:
-        """Decisions of the workers; their time is charged to the search for as long as `work` is open."""
+        """Decisions of the method; its time is charged to the search for as long as `work` is open."""
+        context, setup, backend = self._context, self._setup, self._context.backend
+        has_workers = setup.job.search.needs_workers
+        device = setup.devices.name(setup.devices.search if has_workers else "cpu")
+        num_devices = backend.num_search_devices if has_workers else setup.job.cluster.threads
+        self._clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, num_devices))
+        yield from self._search.run(tuple(self.made))
+
+    def _evaluator(self) -> BatchwiseEvaluator:
+        """The search workers, whose work is charged to the search."""
         context, setup = self._context, self._setup
         team = context.teams.get(setup.workload(context.start_weights, setup.devices.search), setup.search_spec)
-        racing = self._racing(team)
-        search = EkgSearch(setup.graph, racing or team, setup.budget, self._settings)
-        device = setup.devices.name(setup.devices.search)
-        clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, context.backend.num_search_devices))
-        team.charge(clock)
-        yield from search.run(tuple(self.made))
-        if racing is not None:
-            log.info("racing evaluated %.1f %% of the candidates' batches", 100 * racing.share_evaluated)
-
-    def _racing(self, team: Team) -> Racing | None:
-        """The evaluator that lets candidates race, if the job asks for it."""
-        error, spec = self._setup.job.search.racing, self._setup.search_spec
-        if error is None:
-            return None
-        return Racing(team, [index for index, _ in spec.batches], error, spec.nominal_batch)
+        if self._clock is not None:
+            team.charge(self._clock)
+        return team
 
     def _adopt(self, record: Mapping[str, Any], producer: str) -> None:
         """Take a decision that another run, or this one before, has made."""
@@ -178,7 +161,7 @@ class Deciding:
                 phase=PHASE,
                 iteration=decision.iteration,
                 group=decision.group,
-                loss=decision.evaluation.loss,
+                loss=None if decision.evaluation is None else decision.evaluation.loss,
                 macs=decision.macs,
                 params=decision.params,
                 reduction=self._removed / self._full,
@@ -190,12 +173,10 @@ class Deciding:
         shown: dict[str, float | int | str] = {}
         if self.made:
             last = self.made[-1]
-            shown = {
-                "iteration": last.iteration,
-                "group": last.group,
-                "loss": f"{last.evaluation.loss:.4f}",
-                "reduction": f"{self._removed / self._full:.1%}",
-            }
+            shown = {"iteration": last.iteration, "group": last.group}
+            if last.evaluation is not None:
+                shown["loss"] = f"{last.evaluation.loss:.4f}"
+            shown["reduction"] = f"{self._removed / self._full:.1%}"
         self._context.listener.hear(
             Advanced(
                 label="search",
@@ -214,7 +195,4 @@ class Deciding:
 
     @property
     def _is_over(self) -> bool:
-        return bool(self.made) and self._setup.budget.is_met(self.made[-1].macs, self.made[-1].params)
-
-    def _depends_on_budget(self, made: Sequence[Decision]) -> bool:
-        return depends_on_budget(self._setup.graph, self._setup.budget, self._settings, made)
+        return self._search.is_over(self.made)

@@ -7,17 +7,18 @@ from ekgsearch.bank.select import choose_teachers
 from ekgsearch.errors import StorageError
 from ekgsearch.methods.base import Decision, decisions_from_records
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.lines import content
 from ekgsearch.records import Subnetwork
 
 
 def decisions(context: RunContext) -> list[Decision]:
     """The committed decisions of the search."""
-    return decisions_from_records(context.lines("iteration"), context.setup.graph.full())
+    return decisions_from_records(map(content, context.lines("iteration")), context.setup.graph.full())
 
 
 def teachers_of(context: RunContext, made: Sequence[Decision]) -> tuple[int, ...]:
     """Iterations whose interim sub-networks become teachers; the last one is the student and is left out."""
-    losses = [decision.evaluation.loss for decision in made[:-1] or made]
+    losses = [decision.evaluation.loss for decision in made[:-1] or made if decision.evaluation is not None]
     return choose_teachers(losses, context.setup.job.bank.teachers)
 
 

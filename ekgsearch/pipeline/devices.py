@@ -7,6 +7,7 @@ import torch
 
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
+from ekgsearch.methods.section import EvaluatingSection
 from ekgsearch.runtime.environment import device_name
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def find_devices(job: Job, cluster_has_gpus: bool | None = None) -> Devices:
         search=workers if cluster.search_workers else here,
         finetune=workers if job.finetune.workers > 1 or address is not None else here,
     )
-    if job.search.precision == "tf32" and found.search == "cpu":
+    if isinstance(job.search, EvaluatingSection) and job.search.precision == "tf32" and found.search == "cpu":
         raise JobError("search.precision = tf32, but only GPUs multiply in TF32 and this run is on the CPU; use fp32")
     if workers == "cuda" and here == "cpu":
         _say_what_stays_here(job, found)
@@ -79,7 +80,7 @@ def _say_what_stays_here(job: Job, found: Devices) -> None:
     Raises:
         JobError: the job asks for cuda, but searches in this process.
     """
-    if found.search == "cpu" and job.search.evaluates_candidates:
+    if found.search == "cpu" and job.search.needs_workers:
         message = (
             "the cluster has GPUs, but cluster.search_workers = 0 searches in this process, and torch finds no CUDA "
             "device on this machine; set cluster.search_workers to the number of GPUs to search with"

@@ -1,11 +1,10 @@
 """What can be cut from a job's network: the table of its channel groups."""
 
-from fractions import Fraction
+import math
 
 from ekgsearch.channels.cost import group_share, reachable
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.experiment import Job
-from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.pipeline.images import classes_and_shape
 from ekgsearch.pipeline.network import OpenedNetwork, open_network
 
@@ -27,16 +26,14 @@ def group_table(job: Job) -> str:
 
 def _describe(job: Job, found: OpenedNetwork, group: ChannelGroup) -> str:
     counter = job.search.counter
-    step = coarse_step(group.size, group.uses, job.search.step)
-    rule = StepRule()
-    first = group.size - rule.num_kept(group.size, rule.narrowed(Fraction(1), step))
+    first = group.size - max(1, math.ceil(group.size * job.search.first_width(group.size, group.uses)))
     members = [
         f"{len(group.producers)} out ({_some([member.layer for member in group.producers])})",
         f"{len(group.norms)} norm",
         f"{len(group.consumers)} in ({_some([member.layer for member in group.consumers])})",
     ]
     share = group_share(found.graph, group, counter)
-    return _line(group.name, str(group.size), f"-{first}", f"{share:.2%}", ", ".join(members))
+    return _line(group.name, str(group.size), f"-{first}" if first else "", f"{share:.2%}", ", ".join(members))
 
 
 def _totals(job: Job, found: OpenedNetwork) -> list[str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from ekgsearch.channels.memory import SearchMemory, search_memory
-from ekgsearch.methods.ekg.steps import coarse_step
 from ekgsearch.pipeline.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ def state_memory(setup: Setup) -> None:
         "more than" if _holds_more(setup) else "at most",
         memory.peak / _GIGABYTE,
         memory.scores / _GIGABYTE,
-        setup.job.search.batch_size,
+        setup.evaluating.batch_size,
         memory.candidates / _GIGABYTE,
         memory.prefixes / _GIGABYTE,
         (memory.network + memory.subset) / _GIGABYTE,
@@ -51,19 +50,18 @@ def state_memory(setup: Setup) -> None:
 
 def _holds_more(setup: Setup) -> bool:
     """Whether the search is evaluated in a way that the account of its memory does not cover."""
-    search = setup.job.search
-    return search.evaluation == "naive" or setup.search_spec.norm_mode == "batch_sequential"
+    return setup.evaluating.evaluation == "naive" or setup.search_spec.norm_mode == "batch_sequential"
 
 
 def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
     """Memory of one search worker under the job's spec."""
-    section = setup.job.search
+    section = setup.evaluating
     sizes = [len(ids) for _, ids in setup.search_spec.batches]
     batch = max(sizes)
     masked = frozenset(
         group.name
         for group in setup.graph.groups
-        if 1 - float(coarse_step(group.size, group.uses, section.step)) > section.slice_below
+        if float(section.first_width(group.size, group.uses)) > section.slice_below
     )
     return search_memory(
         setup.graph,

@@ -12,7 +12,6 @@ from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import NetworkError
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.methods.budget import Budget, set_budget
-from ekgsearch.methods.ekg.reference import default_padding
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
@@ -56,7 +55,7 @@ def open_network(job: Job, num_classes: int, image_shape: Sequence[int]) -> Open
         NetworkError, BudgetError: weights are missing, damaged or of another network; a budget that cannot be reached.
     """
     sidecar, search = _sidecar(job.net), job.search
-    net = net_spec(job.net, sidecar, num_classes, image_shape, default_padding(search.quirks))
+    net = net_spec(job.net, sidecar, num_classes, image_shape, search.padding)
     network = build(net, seed=sub_seed(job.seed, "network"))
     if job.net.weights is not None:
         load_weights(network, weights_path(job.net))

@@ -7,19 +7,18 @@ from ekgsearch.pipeline.evaluate import Evaluate
 from ekgsearch.pipeline.finetune import finetunings
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.pretrain import Pretrain
-from ekgsearch.pipeline.search import Search, UniformCut
+from ekgsearch.pipeline.search import Search
 from ekgsearch.pipeline.warmup import Warmup
 
 
 def phases_of(job: Job) -> tuple[Phase, ...]:
     """List the phases that a job asks for."""
-    decides = job.search.evaluates_candidates
     has_bank = job.finetune.objective in BANK_OBJECTIVES
     return (
         Pretrain(),
         Warmup(),
-        Search() if decides else UniformCut(),
+        Search(needs_workers=job.search.needs_workers),
         *([Bank()] if has_bank else []),
-        *finetunings(job.finetune.objective, job.finetune.baselines, cuts_uniformly=not decides),
+        *finetunings(job.finetune.objective, job.finetune.baselines, cuts_uniformly=not job.search.needs_workers),
         Evaluate(),
     )

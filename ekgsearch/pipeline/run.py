@@ -68,7 +68,7 @@ def run_job(
             is in the journal is kept, and the same command continues.
         Stopped: the listener asked for it.
     """
-    if num_audited and not job.search.evaluates_candidates:
+    if num_audited and not job.search.can_be_audited:
         raise JobError(
             f"search.method = {job.search.method} makes no decisions that --audit could repeat; leave it out"
         )

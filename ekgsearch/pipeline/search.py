@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 from ekgsearch.channels.slim import slim
-from ekgsearch.methods.baselines.uniform import uniform_width
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.deciding import PHASE, Deciding
 from ekgsearch.pipeline.decisions import decisions
@@ -24,16 +23,19 @@ BUDGET = ("reduction", "budget")
 
 
 class Search(Phase):
-    """Decide with the search workers, one line of the journal for each decision."""
+    """Decide by the method of the job, one line of the journal for each decision."""
 
     kind = PhaseKind.SEARCH
     name = PHASE
-    needs_workers = True
     lines = ("iteration",)
+
+    def __init__(self, *, needs_workers: bool) -> None:
+        """Say whether the method evaluates networks."""
+        self.needs_workers = needs_workers
 
     def check(self, context: RunContext) -> None:
         """Say how much memory a search worker needs."""
-        if context.committed(self.name) is None:
+        if self.needs_workers and context.committed(self.name) is None:
             state_memory(context.setup)
 
     def inputs(self, context: RunContext) -> Inputs:
@@ -52,21 +54,6 @@ class Search(Phase):
         else:  # also where another version goes on than the one that began
             deciding.compute()
         return write_found(context, made[-1].subnetwork)
-
-
-class UniformCut(Phase):
-    """Keep the same share of every channel group; nothing is evaluated."""
-
-    kind = PhaseKind.SEARCH
-    name = PHASE
-
-    def inputs(self, context: RunContext) -> Inputs:
-        """Those of a search."""
-        return search_inputs(context, with_budget=True)
-
-    def run(self, context: RunContext) -> Result:
-        """Write the slim network of the width that meets the budget."""
-        return write_found(context, uniform_width(context.open_graph(), context.setup.budget))
 
 
 def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
@@ -88,11 +75,11 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
         semantics=SEMANTICS,
         sections={"search": section},
         files={"weights": context.weights_sha256("warmup")},
-        images={"search": setup.selection(setup.search_ids)},
+        images={"search": setup.selection(setup.search_ids)} if job.search.needs_workers else {},
         network=setup.network_identity,
         choices=choices | ({"budget": setup.budget.limit} if with_budget else {}),
-        device=setup.devices.search,
-        threads=job.cluster.threads_per_worker,
+        device=setup.devices.search if job.search.needs_workers else "cpu",
+        threads=job.cluster.threads_per_worker if job.search.needs_workers else job.cluster.threads,
     )
 
 

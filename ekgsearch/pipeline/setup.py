@@ -19,8 +19,7 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
 from ekgsearch.methods.budget import Budget
-from ekgsearch.methods.criteria import Rules
-from ekgsearch.methods.ekg.reference import nominal_batch, norm_mode
+from ekgsearch.methods.section import EvaluatingSection
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
@@ -89,9 +88,16 @@ class Setup:
         return self.job.cluster.threads if self.device == "cpu" else 1
 
     @property
+    def evaluating(self) -> EvaluatingSection:
+        """The section of a method that evaluates networks."""
+        section = self.job.search
+        assert isinstance(section, EvaluatingSection), f"search.method {section.method} evaluates no networks"
+        return section
+
+    @property
     def search_spec(self) -> SearchSpec:
         """The batches of the search subset and how they are evaluated: the exact spec in the tier of the job."""
-        section = self.job.search
+        section = self.evaluating
         return dataclasses.replace(
             self.exact_spec,
             evaluation=section.evaluation,
@@ -102,18 +108,14 @@ class Setup:
     @property
     def exact_spec(self) -> SearchSpec:
         """The same batches and rules, evaluated exactly whatever tier the job has chosen."""
-        section = self.job.search
+        section = self.evaluating
         parts = batches(self.search_ids, section.batch_size)
         return SearchSpec(
             run=self.job.run_name,
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
-            nominal_batch=nominal_batch(section.quirks, section.batch_size),
-            rules=Rules(
-                criterion=section.criterion,
-                search_teacher=section.search_teacher,
-                seed=sub_seed(self.job.seed, "criterion"),
-            ),
-            norm_mode=norm_mode(section.quirks),
+            nominal_batch=section.nominal_batch,
+            rules=section.rules(sub_seed(self.job.seed, "criterion")),
+            norm_mode=section.norm_mode,
             prefix_bytes=1_000_000 * self.job.cluster.prefix_mb,
         )
 

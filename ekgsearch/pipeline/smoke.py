@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.errors import JobError, MissingDataError, StorageError
 from ekgsearch.experiment import Job, expand_path
+from ekgsearch.methods.section import UNKNOWN_REDUCTION, EvaluatingSection
 from ekgsearch.nets.weights import read_sidecar, sidecar_path
 from ekgsearch.pipeline.images import data_request
 from ekgsearch.pipeline.network import weights_path
@@ -41,14 +42,6 @@ STEPS = 2
 
 SEARCH_BATCH = 4
 """Images of a search batch: few enough that ten classes make as many batches as racing needs."""
-
-MOST_CANDIDATES = 3
-
-LEAST_REDUCTION = 1e-6
-"""Share of the cost that any first cut exceeds: fewer operations than a single channel has."""
-
-_UNKNOWN_REDUCTION = 0.3
-"""In place of a budget: a number of operations means nothing at another size of the images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +230,13 @@ def _search(job: Job) -> tuple[dict[str, Any], list[str]]:
     section = job.search
     changes: dict[str, Any] = {
         "images_per_class": min(section.images_per_class, IMAGES_PER_CLASS),
-        "batch_size": min(section.batch_size, SEARCH_BATCH),
-        "reduction": section.reduction or _UNKNOWN_REDUCTION,
-        "budget": None,
+        **section.in_small(),
     }
-    if section.evaluates_candidates and not isinstance(job, StudyJob):
-        changes["reduction"] = LEAST_REDUCTION
-        changes["max_candidates"] = min(section.max_candidates or MOST_CANDIDATES, MOST_CANDIDATES)
+    if isinstance(job, StudyJob):  # it cuts at random, as far as the budget says
+        changes |= {"reduction": section.reduction or UNKNOWN_REDUCTION, "max_candidates": None}
+    if not isinstance(section, EvaluatingSection):
+        return changes, []
+    changes["batch_size"] = min(section.batch_size, SEARCH_BATCH)
     if section.precision == "tf32" and not torch.cuda.is_available():
         return changes | {"precision": "fp32"}, ["search.precision = tf32 needs a GPU, and there is none; fp32 is used"]
     return changes, []

@@ -14,9 +14,10 @@ from ekgsearch.experiment import Job
 from ekgsearch.fields import MOST, Count, Mark, Positive, Section
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
+from ekgsearch.methods.ekg.quirks import Quirk
 from ekgsearch.methods.ekg.random_walk import random_subnetwork
-from ekgsearch.methods.ekg.reference import Quirk
 from ekgsearch.methods.ekg.search import EkgSettings
+from ekgsearch.methods.ekg.section import OF_CANDIDATES, EkgSection
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.landscape import Landscape, measure_landscape
@@ -30,7 +31,6 @@ from ekgsearch.rows import StudyRow
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.listener import SILENT, Listener
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.sections.search import OF_CANDIDATES
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.backend import Backend
@@ -69,6 +69,7 @@ class StudySection(Section):
 class StudyJob(Job):
     """A job whose search cuts at random, many times over."""
 
+    search: EkgSection
     study: StudySection = Field(default_factory=StudySection)
 
     @model_validator(mode="after")
@@ -78,7 +79,7 @@ class StudyJob(Job):
                 f"finetune.objective = {self.finetune.objective}: the study fine-tunes by cross-entropy alone; "
                 "use plain"
             )
-        idle = self.search.changed(("method", *OF_CANDIDATES))
+        idle = self.search.changed(OF_CANDIDATES)
         idle += [f"search.quirks {quirk}" for quirk in IDLE_QUIRKS if quirk in self.search.quirks]
         idle += ["search_run"] if self.search_run is not None else []
         idle += ["finetune.baselines"] if self.finetune.baselines else []

@@ -7,6 +7,7 @@ from typing import Any
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.finetune.metrics import TrainResult
+from ekgsearch.methods.base import Decision
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, final_subnetwork
 from ekgsearch.pipeline.measurements import has_measurements, read_measurements
@@ -38,25 +39,27 @@ def write_tables(context: RunContext) -> None:
 
 
 def _iterations(context: RunContext) -> list[IterationRow]:
-    full = context.setup.full_costs
-    return [
-        IterationRow(
-            run=context.setup.job.run_name,
-            iteration=decision.iteration,
-            channel_group=decision.group,
-            num_kept=len(decision.subnetwork[decision.group]) if decision.group else 0,
-            num_candidates=len(decision.candidates),
-            threshold=math.nan if decision.threshold is None else decision.threshold,
-            loss=decision.evaluation.loss,
-            score=decision.evaluation.score,
-            search_top1=100 * decision.evaluation.correct / decision.evaluation.images,
-            kept_macs=decision.macs,
-            macs_reduction=1 - decision.macs / full.macs,
-            kept_params=decision.params,
-            params_reduction=1 - decision.params / full.params,
-        )
-        for decision in decisions(context)
-    ]
+    return [_iteration(context, decision) for decision in decisions(context)]
+
+
+def _iteration(context: RunContext, decision: Decision) -> IterationRow:
+    full, found = context.setup.full_costs, decision.evaluation
+    threshold: float | None = decision.own.get("threshold")
+    return IterationRow(
+        run=context.setup.job.run_name,
+        iteration=decision.iteration,
+        channel_group=decision.group,
+        num_kept=len(decision.subnetwork[decision.group]) if decision.group else 0,
+        num_candidates=len(decision.candidates),
+        threshold=math.nan if threshold is None else threshold,
+        loss=math.nan if found is None else found.loss,
+        score=math.nan if found is None else found.score,
+        search_top1=math.nan if found is None else 100 * found.correct / found.images,
+        kept_macs=decision.macs,
+        macs_reduction=1 - decision.macs / full.macs,
+        kept_params=decision.params,
+        params_reduction=1 - decision.params / full.params,
+    )
 
 
 def _candidates(context: RunContext) -> list[CandidateRow]:

@@ -3,7 +3,6 @@
 from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
 from ekgsearch.finetune.config import FinetuneConfig
-from ekgsearch.methods.ekg.reference import warmup_factor
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.train import outcome_files, train_here
@@ -35,7 +34,7 @@ class Warmup(Phase):
             files=files,
             images={"warmup": setup.selection(setup.warmup_ids), "loader": setup.loader},
             network=setup.network_identity,
-            choices={"seed": job.seed, "search.warmup_factor": warmup_factor(job.search.quirks)},
+            choices={"seed": job.seed, "search.warmup_factor": job.search.warmup_factor},
             device=setup.device,
             threads=job.cluster.threads,
         )
@@ -56,11 +55,11 @@ class Warmup(Phase):
 def warmup_config(job: Job, num_images: int) -> FinetuneConfig:
     """How the network is warmed up on so many images.
 
-    With the quirk `halved_warmup_divisor` the gradient of the loss is doubled and that of the weight decay is not:
-    twice the learning rate and half the decay.
+    A factor on the gradient of the loss (`SearchSection.warmup_factor`) leaves that of the weight decay as it is: the
+    learning rate is multiplied by it, the decay divided.
     """
     section = job.warmup
-    factor = warmup_factor(job.search.quirks)
+    factor = job.search.warmup_factor
     return FinetuneConfig(
         objective="plain",
         epochs=section.epochs,

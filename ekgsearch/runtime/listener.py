@@ -43,7 +43,8 @@ class IterationMade:
         phase: instance of the phase.
         iteration: number of the decision; 0 is the unpruned network.
         group: channel group that was cut; empty for decision 0.
-        loss: cross-entropy of the interim sub-network on the search subset, nats per image.
+        loss: cross-entropy of the interim sub-network on the search subset, nats per image; None where it is not
+            evaluated.
         macs: multiply-accumulates that it keeps.
         params: parameters that it keeps.
         reduction: share of the limited cost that is removed by now, 0..1.
@@ -52,7 +53,7 @@ class IterationMade:
     phase: str
     iteration: int
     group: str
-    loss: float
+    loss: float | None
     macs: int
     params: int
     reduction: float

@@ -5,10 +5,9 @@ from typing import Generic, TypeVar
 
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
-from ekgsearch.methods.criteria import PUBLISHED, Rules
-from ekgsearch.methods.ekg.search import TIE_TOLERANCE
 from ekgsearch.methods.evaluate import PREFIX_BYTES
-from ekgsearch.methods.networks import SLICE_BELOW, Evaluation, FastNetworks, NaiveNetworks, Networks
+from ekgsearch.methods.networks import SLICE_BELOW, TIE_TOLERANCE, Evaluation, FastNetworks, NaiveNetworks, Networks
+from ekgsearch.methods.rules import PUBLISHED, Rules
 from ekgsearch.records import NormMode
 
 T = TypeVar("T")

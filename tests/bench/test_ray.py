@@ -11,8 +11,8 @@ from small_search import SmallSearch
 
 from ekgsearch.bench.ray import PipeCrew, Side
 from ekgsearch.errors import EkgError, JobError
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.methods.ekg.search import EkgSearch
-from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team
 
@@ -42,7 +42,9 @@ def test_a_side_searches_as_the_job_says_and_tells_when_no_iteration_is_left(tmp
     small = SmallSearch.make(tmp_path, ["search.batch_size=60", "search.reduction=0.1", "search.quirks=reference"])
     setup, spec = small.setup, small.setup.search_spec
     with InProcessBackend().team(small.workload, spec) as team:
-        expected = list(EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, spec)).run())
+        expected = list(
+            EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, spec.tie_tolerance)).run()
+        )
     with InProcessBackend().team(small.workload, spec) as team:
         side = Side(setup, team._crew, lambda: [])
         for _ in expected:

@@ -23,11 +23,12 @@ from ekgsearch.methods.base import (
 )
 from ekgsearch.methods.baselines.uniform import uniform_width
 from ekgsearch.methods.budget import set_budget
-from ekgsearch.methods.criteria import Criterion, Rules, SearchTeacher, channel_scores
+from ekgsearch.methods.criteria import channel_scores
 from ekgsearch.methods.ekg.random_walk import RandomChoice
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
 from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.methods.networks import NaiveNetworks
+from ekgsearch.methods.rules import Criterion, Rules, SearchTeacher
 from ekgsearch.records import Subnetwork
 
 

@@ -27,9 +27,9 @@ from ekgsearch.methods.base import (
     mean_over_batches,
     sum_over_batches,
 )
-from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch
+from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.methods.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch
-from ekgsearch.methods.networks import FastNetworks, NaiveNetworks
+from ekgsearch.methods.networks import TIE_TOLERANCE, FastNetworks, NaiveNetworks
 from ekgsearch.records import Subnetwork
 
 

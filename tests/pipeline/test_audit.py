@@ -13,11 +13,11 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.base import Candidate, Evaluation, Evaluator, GroupScores
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.methods.ekg.racing import Racing
 from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.deciding import ekg_settings
 from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.pipeline.setup import Setup, set_up
@@ -72,7 +72,7 @@ def searched(
             answering: Evaluator = team if evaluator is None else evaluator(team)
             if error is not None:
                 answering = Racing(team, range(len(small.setup.search_spec.batches)), error)
-            settings = ekg_settings(small.setup.job.search, small.setup.search_spec)
+            settings = ekg_settings(small.setup.job.search, small.setup.search_spec.tie_tolerance)
             for decision in EkgSearch(small.setup.graph, answering, small.setup.budget, settings).run():
                 journal.append("iteration", **decision.to_record())
         yield state

@@ -44,7 +44,11 @@ def state_of(job: Job, num_classes: int = 10) -> Any:
         (["finetune.baselines=[plain, uniform]"], ["bank", "finetune-slim", "finetune-plain", "finetune-uniform"]),
         (["finetune.baselines=[plain]", "finetune.objective=plain"], ["finetune-slim"]),
         (
-            ["finetune.baselines=[plain, uniform]", "finetune.objective=single", "search.method=uniform"],
+            [
+                "finetune.baselines=[plain, uniform]",
+                "finetune.objective=single",
+                "search={method: uniform, reduction: 0.3}",
+            ],
             ["finetune-slim", "finetune-plain"],
         ),
     ],
@@ -98,7 +102,9 @@ def test_a_committed_file_that_was_altered_is_not_used(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "journal.jsonl") as journal:
         context = paper_run(setup, tmp_path, journal)
         assert context.committed("search") is None
-        context.commit(Search(), {"files": {path.name: file_sha256(path)}, "subnetwork": FOUND.sha256})
+        context.commit(
+            Search(needs_workers=True), {"files": {path.name: file_sha256(path)}, "subnetwork": FOUND.sha256}
+        )
         assert context.file("search", path.name) == path
         path.write_bytes(b"weighty")
         with pytest.raises(StorageError, match="missing or altered"):

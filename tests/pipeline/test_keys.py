@@ -171,7 +171,7 @@ OWN_BASE: dict[str, tuple[str, ...]] = {
     "data.max_classes": ALL_IMAGES,
     "data.max_images_per_class": ALL_IMAGES,
     "data.name": ("data.root={pictures}", "data.train_images=null", "data.test_images=null", "net.name=resnet20"),
-    "search.method": ("finetune.objective=single",),
+    "search.method": ("finetune.objective=single", "search={{reduction: 0.3}}"),
 }
 """Fields that need other values of other fields, before and after the change."""
 

@@ -12,7 +12,7 @@ from paper_run import commit_until, paper_run
 
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import load_job
-from ekgsearch.methods.ekg.reference import QUIRKS
+from ekgsearch.methods.ekg.quirks import QUIRKS
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build

@@ -101,7 +101,7 @@ def check_bounds(job: Job) -> None:
     for name in ("pretrain", "finetune", "bank"):
         assert fields["data.train_images"] == 2 * fields[f"{name}.batch_size"]
     assert fields["cluster.device"] == "auto"
-    if job.search.evaluates_candidates and not isinstance(job, StudyJob):
+    if job.search.needs_workers and not isinstance(job, StudyJob):
         assert job.search.max_candidates == 3
         assert job.search.reduction is not None
         assert job.search.reduction < 1e-5
@@ -182,7 +182,7 @@ search: {{method: uniform, budget: 1000000}}
 finetune: {{objective: plain}}
 """
     job = small(uniform).checked
-    assert (job.search.reduction, job.search.budget, job.search.max_candidates) == (0.3, None, None)
+    assert (job.search.reduction, job.search.budget) == (0.3, None)
 
 
 def test_only_an_earlier_smoke_run_is_removed(small: Callable[..., Smoke[Job]], tmp_path: Path) -> None:

@@ -121,7 +121,6 @@ def test_a_study_does_not_distil(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
-        ("search.method=uniform", "search.method"),
         ("search.criterion=l1", "search.criterion"),
         ("search.search_teacher=single", "search.search_teacher"),
         ("search.evaluation=naive", "search.evaluation"),

@@ -1,5 +1,7 @@
 """The baseline every search must beat: all channel groups narrowed by the same share."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,7 +9,16 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.one_shot import OneShot
 from ekgsearch.records import Subnetwork
+
+
+class Uniform(OneShot):
+    """Cuts all channel groups to the same share."""
+
+    def cut(self) -> tuple[Subnetwork, dict[str, Any]]:
+        """The sub-network; nothing else is recorded."""
+        return uniform_width(self.materials.open_graph(), self.materials.budget), {}
 
 
 def uniform_width(graph: ChannelGraph, budget: Budget) -> Subnetwork:

@@ -3,25 +3,21 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from ekgsearch.maths.racing import LEAST_BATCHES, error_of_one_test, looks, still_in
-from ekgsearch.methods.base import BatchResult, Candidate, Evaluation, Evaluator, GroupScores, mean_over_batches
+from ekgsearch.methods.base import (
+    BatchResult,
+    BatchwiseEvaluator,
+    Candidate,
+    Evaluation,
+    GroupScores,
+    mean_over_batches,
+)
 from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
-
-
-class BatchwiseEvaluator(Evaluator, Protocol):
-    """An evaluator that also evaluates on some of the batches only."""
-
-    def evaluate_on(
-        self, current: Subnetwork, candidates: Sequence[Candidate], batches: Sequence[int]
-    ) -> Mapping[int, Sequence[BatchResult]]:
-        """Results of candidates on these batches, in the order of the candidates, by batch index."""
-        ...
 
 
 class Racing:

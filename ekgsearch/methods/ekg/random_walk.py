@@ -8,8 +8,9 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.data.draws import uniforms
 from ekgsearch.methods.base import Candidate, Evaluation, GroupScores
 from ekgsearch.methods.budget import Budget
-from ekgsearch.methods.criteria import Criterion, Rules, channel_scores
+from ekgsearch.methods.criteria import channel_scores
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.rules import Criterion, Rules
 from ekgsearch.records import Subnetwork
 
 _CHOICE = 1 << 32  # part of the key of the choice, apart from that of the channel scores

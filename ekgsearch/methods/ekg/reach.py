@@ -7,7 +7,7 @@ from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.methods.base import Decision
 from ekgsearch.methods.budget import Budget
-from ekgsearch.methods.ekg.search import EkgSettings
+from ekgsearch.methods.ekg.search import EkgSettings, rate_of
 from ekgsearch.methods.ekg.steps import coarse_step
 
 
@@ -27,7 +27,7 @@ def depends_on_budget(graph: ChannelGraph, budget: Budget, settings: EkgSettings
     if not made:
         return False
     rule, current = settings.strategy.rule, made[-1].subnetwork
-    rates = {decision.group: decision.rate for decision in made}
+    rates = {decision.group: rate_of(decision) for decision in made}
     for group in graph.groups:
         kept = current[group.name]
         rate = rule.narrowed(rates.get(group.name, Fraction(1)), coarse_step(group.size, group.uses, settings.step))

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -23,15 +24,13 @@ from ekgsearch.methods.base import (
     eligible,
 )
 from ekgsearch.methods.budget import Budget
-from ekgsearch.methods.ekg.reference import Quirk, strategy_of
+from ekgsearch.methods.ekg.quirks import Quirk
+from ekgsearch.methods.ekg.reference import strategy_of
 from ekgsearch.methods.ekg.steps import coarse_step, importance_order
 from ekgsearch.methods.ekg.strategy import Cut, Strategy
 from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
-
-TIE_TOLERANCE = 1e-5
-"""Share of the lowest score within which candidates nearly tie when removed channels are left out in float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +58,21 @@ class EkgSettings:
     def strategy(self) -> Strategy:
         """The rules that the search goes by."""
         return strategy_of(self.quirks)
+
+
+def own_record(rate: Fraction, threshold: float | None) -> dict[str, Any]:
+    """What a decision records beyond what every method does.
+
+    Args:
+        rate: width of the cut channel group as the step rule tracks it.
+        threshold: trimmed Otsu threshold; None where all channel groups were tried.
+    """
+    return {"rate": str(rate), "threshold": threshold}
+
+
+def rate_of(decision: Decision) -> Fraction:
+    """Width of the channel group that a decision has cut, as the step rule tracks it."""
+    return Fraction(decision.own["rate"])
 
 
 class EkgSearch:
@@ -90,21 +104,19 @@ class EkgSearch:
         decisions = list(made)
         evaluation = self._evaluator.begin([decision.subnetwork for decision in decisions] or [self._graph.full()])
         if not decisions:
-            full = self._graph.full()
-            decisions.append(Decision(0, "", (), full, Fraction(1), None, evaluation, *self._costs(full)))
-            _require_finite(decisions[0])
+            decisions.append(self._unpruned(evaluation))
             yield decisions[0]
         rates = self.rates_after(decisions)
         current = decisions[-1]
         while not self._budget.is_met(current.macs, current.params):
             current = self.decide(current, rates)
-            rates[current.group] = current.rate
+            rates[current.group] = rate_of(current)
             yield current
 
     def rates_after(self, decisions: Sequence[Decision]) -> dict[str, Fraction]:
         """Width of every channel group as the step rule tracks it, after all decisions so far."""
         rates = {group.name: Fraction(1) for group in self._graph.groups}
-        rates.update({decision.group: decision.rate for decision in decisions if decision.group})
+        rates.update({decision.group: rate_of(decision) for decision in decisions if decision.group})
         return rates
 
     def decide(self, current: Decision, rates: Mapping[str, Fraction]) -> Decision:
@@ -149,16 +161,29 @@ class EkgSearch:
         chosen = candidates[winner]
         before = dict(current.subnetwork.kept)
         return Decision(
-            current.iteration + 1,
-            chosen.group,
-            tuple(name for name, kept in chosen.subnetwork.kept if kept != before[name]),
-            chosen.subnetwork,
-            chosen.rate,
-            threshold,
-            evaluations[winner],
-            outcomes[winner].macs,
-            outcomes[winner].params,
-            outcomes,
+            iteration=current.iteration + 1,
+            group=chosen.group,
+            changed=tuple(name for name, kept in chosen.subnetwork.kept if kept != before[name]),
+            subnetwork=chosen.subnetwork,
+            macs=outcomes[winner].macs,
+            params=outcomes[winner].params,
+            evaluation=evaluations[winner],
+            candidates=outcomes,
+            own=own_record(chosen.rate, threshold),
+        )
+
+    def _unpruned(self, evaluation: Evaluation) -> Decision:
+        """Decision 0."""
+        if not evaluation.is_finite:
+            raise NumericsError(
+                "the unpruned network has a loss that is not a finite number on the search subset; "
+                "check the weights and the input normalisation"
+            )
+        full = self._graph.full()
+        macs, params = self._costs(full)
+        own = own_record(Fraction(1), None)
+        return Decision(
+            iteration=0, group="", changed=(), subnetwork=full, macs=macs, params=params, evaluation=evaluation, own=own
         )
 
     def _near_ties(self, evaluations: Sequence[Evaluation]) -> list[int]:
@@ -241,11 +266,3 @@ def _require_numbers(scores: GroupScores, iteration: int) -> None:
                 f"{np.count_nonzero(~np.isfinite(importance))} of {len(importance)} that are not; check the weights "
                 "and the input normalisation, or use search.precision fp32"
             )
-
-
-def _require_finite(decision: Decision) -> None:
-    if not decision.evaluation.is_finite:
-        raise NumericsError(
-            "the unpruned network has a loss that is not a finite number on the search subset; "
-            "check the weights and the input normalisation"
-        )

@@ -51,7 +51,7 @@ def decided(
     """The decision that follows from given scores and evaluations."""
     sub, budget = current or graph.full(), budget_of(graph, reduction)
     costs = cost(graph, sub, "macs")
-    before = Decision(0, "", (), sub, Fraction(1), None, Evaluation(1.0, 1.0, 9, 41), costs.macs, costs.params)
+    before = Decision(iteration=0, group="", changed=(), subnetwork=sub, macs=costs.macs, params=costs.params)
     search = EkgSearch(graph, Given(scores, by_group, settled or {}), budget, dataclasses.replace(SETTINGS, **settings))
     return search.decide(before, {name: Fraction(1) for name in sub.names} | (rates or {}))
 
@@ -67,7 +67,7 @@ def tried(decision: Decision) -> list[str]:
 
 def test_of_equal_candidates_the_first_wins_and_equal_sums_are_all_on_the_shortlist(graph: ChannelGraph) -> None:
     decision = decided(graph, scores_of(graph, lambda place: 0.0))
-    assert decision.threshold == 0.0
+    assert decision.own["threshold"] == 0.0
     assert tried(decision) == [group.name for group in graph.groups]
     assert decision.group == graph.groups[0].name
 
@@ -92,7 +92,7 @@ def test_the_threshold_is_trimmed_as_the_settings_say(graph: ChannelGraph, trim:
         kept = StepRule().num_kept(group.size, 1 - coarse_step(group.size, group.uses, SETTINGS.step))
         doomed.append(float(scores[group.name][kept:].sum()))
     assert trimmed_otsu(doomed, trim) != trimmed_otsu(doomed)
-    assert decided(graph, scores, trim=trim).threshold == pytest.approx(trimmed_otsu(doomed, trim), rel=1e-12)
+    assert decided(graph, scores, trim=trim).own["threshold"] == pytest.approx(trimmed_otsu(doomed, trim), rel=1e-12)
 
 
 def test_channels_are_ranked_again_with_those_that_were_removed(graph: ChannelGraph) -> None:
@@ -124,7 +124,7 @@ def test_groups_are_judged_by_all_their_scores_until_they_are_cut_and_then_by_no
     threshold = trimmed_otsu(list((sums | {name: 0.0}).values()))
     assert threshold is not None
     assert threshold != trimmed_otsu(list(sums.values()))
-    assert decision.threshold == pytest.approx(threshold, rel=1e-12)
+    assert decision.own["threshold"] == pytest.approx(threshold, rel=1e-12)
     assert tried(decision) == [one for one, value in sums.items() if value <= threshold or one == name]
 
 

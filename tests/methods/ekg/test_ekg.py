@@ -28,8 +28,8 @@ from ekgsearch.methods.base import (
     sum_over_batches,
 )
 from ekgsearch.methods.budget import set_budget
-from ekgsearch.methods.ekg.reference import QUIRKS
-from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.quirks import QUIRKS
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings, rate_of
 from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.methods.evaluate import SearchBatch
 from ekgsearch.methods.networks import NaiveNetworks
@@ -70,7 +70,7 @@ def test_every_candidate_is_one_step_of_the_published_size(graph: ChannelGraph, 
             group = graph.group(outcome.group)
             rate = rates[outcome.group] - coarse_step(group.size, group.uses, SETTINGS.step)
             assert outcome.num_kept == StepRule().num_kept(group.size, rate)
-        rates[decision.group] = decision.rate
+        rates[decision.group] = rate_of(decision)
 
 
 def test_near_ties_are_settled_by_the_masked_network(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
@@ -156,7 +156,7 @@ def test_the_first_shortlist_holds_the_groups_whose_next_channels_matter_least_i
         doomed.append(float(np.sort(scores[group.name])[: group.size - kept].sum()))
     threshold = trimmed_otsu(doomed)
     assert threshold is not None
-    assert made[1].threshold == pytest.approx(threshold, rel=1e-12)
+    assert made[1].own["threshold"] == pytest.approx(threshold, rel=1e-12)
     expected = [group.name for group, value in zip(graph.groups, doomed, strict=True) if value <= threshold]
     assert [outcome.group for outcome in made[1].candidates] == expected
 
@@ -179,7 +179,7 @@ def test_of_a_shortlist_those_are_evaluated_whose_channels_matter_least(
     assert len(sums) > 2
     expected = sorted(sorted(sums, key=sums.__getitem__)[:2], key=list(sums).index)
     assert [outcome.group for outcome in decision.candidates] == expected
-    assert decision.threshold == made[1].threshold
+    assert decision.own["threshold"] == made[1].own["threshold"]
 
 
 @pytest.mark.parametrize(("unit", "reduction"), [("params", 0.6), ("macs", 0.93)])

@@ -8,7 +8,7 @@ from small_search import SmallSearch
 from ekgsearch.methods.base import Decision
 from ekgsearch.methods.ekg.reach import depends_on_budget
 from ekgsearch.methods.ekg.search import EkgSearch
-from ekgsearch.pipeline.deciding import ekg_settings
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.workers.backend import InProcessBackend
 
 
@@ -17,7 +17,9 @@ def searched(folder: Path, *settings: str) -> tuple[SmallSearch, list[Decision]]
     small = SmallSearch.make(folder, ("search.batch_size=60", "search.images_per_class=6", *settings))
     setup = small.setup
     with InProcessBackend().team(small.workload, setup.search_spec) as team:
-        search = EkgSearch(setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.search_spec))
+        search = EkgSearch(
+            setup.graph, team, setup.budget, ekg_settings(setup.job.search, setup.search_spec.tie_tolerance)
+        )
         return small, list(search.run())
 
 
@@ -28,7 +30,7 @@ def test_a_larger_reduction_serves_a_smaller_one(step: float, unit: str, tmp_pat
     _, large = searched(tmp_path / "large", *settings, "search.reduction=0.45")
     small, made = searched(tmp_path / "small", *settings, "search.reduction=0.25")
     setup = small.setup
-    chosen = ekg_settings(setup.job.search, setup.search_spec)
+    chosen = ekg_settings(setup.job.search, setup.search_spec.tie_tolerance)
     shared = [not depends_on_budget(setup.graph, setup.budget, chosen, made[:count]) for count in range(len(made))]
     common = shared.index(False) if False in shared else len(shared)
     assert [one.to_record() for one in made[:common]] == [one.to_record() for one in large[:common]]

@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ekgsearch.methods.ekg.reference import QUIRKS, RoundedRates, default_padding, expand_reference, two_decimal_rates
+from ekgsearch.methods.ekg.quirks import QUIRKS, default_padding, expand_reference
+from ekgsearch.methods.ekg.reference import RoundedRates, two_decimal_rates
 from ekgsearch.methods.ekg.steps import StepRule, coarse_step, importance_order
 
 

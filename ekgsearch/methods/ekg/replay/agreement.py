@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ekgsearch.methods.base import Decision, GroupScores
 from ekgsearch.methods.ekg.replay.oracle import RecordedIteration
+from ekgsearch.methods.ekg.search import rate_of
 from ekgsearch.methods.ekg.steps import importance_order
 
 IMPORTANCE_TOLERANCE = 1e-3
@@ -186,7 +187,7 @@ def compare_outcome(decision: Decision, record: RecordedIteration, used: GroupSc
             breaks.append(f"{name} keeps the channels {sorted(found)}, recorded {list(kept)}")
     widths = {**record.before.rates, record.winner: record.rates_after[record.winner]}
     if decision.group == record.winner:
-        widths[record.winner] = decision.rate
+        widths[record.winner] = rate_of(decision)
     breaks += [
         f"{name} has the width {float(width)}, recorded {float(record.rates_after[name])}"
         for name, width in widths.items()

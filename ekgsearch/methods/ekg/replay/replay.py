@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
 from functools import partial
 
 import torch
@@ -20,7 +19,7 @@ from ekgsearch.methods.base import (
     sum_over_batches,
 )
 from ekgsearch.methods.budget import set_budget
-from ekgsearch.methods.ekg.reference import QUIRKS
+from ekgsearch.methods.ekg.quirks import QUIRKS
 from ekgsearch.methods.ekg.replay.agreement import (
     IMPORTANCE_TOLERANCE,
     RATE_TOLERANCE,
@@ -33,9 +32,9 @@ from ekgsearch.methods.ekg.replay.agreement import (
     largest_deviation,
 )
 from ekgsearch.methods.ekg.replay.oracle import Oracle, RecordedIteration
-from ekgsearch.methods.ekg.search import TIE_TOLERANCE, EkgSearch, EkgSettings
+from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings, rate_of
 from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch, evaluations
-from ekgsearch.methods.networks import SLICE_BELOW, FastNetworks
+from ekgsearch.methods.networks import SLICE_BELOW, TIE_TOLERANCE, FastNetworks
 from ekgsearch.records import Subnetwork
 
 NOMINAL_BATCH = 256
@@ -160,7 +159,7 @@ class Replay:
                 if near_ties:
                     return FreeRun(first, last, parted_at=record.number, near_tie=max(near_ties.values()))
             current = decision
-            rates[current.group] = current.rate
+            rates[current.group] = rate_of(current)
         return FreeRun(first, last)
 
     def _repeat(self, record: RecordedIteration) -> IterationReport:
@@ -175,9 +174,10 @@ class Replay:
         if sums > IMPORTANCE_TOLERANCE:
             breaks.append(f"the sum of a channel group's importance is off by {sums:.1e}")
         decision = self.decide(record, used)
-        threshold = abs((decision.threshold or 0.0) - record.threshold) / max(record.threshold, TINY)
+        found = decision.own["threshold"]
+        threshold = abs((found or 0.0) - record.threshold) / max(record.threshold, TINY)
         if threshold > IMPORTANCE_TOLERANCE:
-            breaks.append(f"the threshold is {decision.threshold}, recorded {record.threshold}")
+            breaks.append(f"the threshold is {found}, recorded {record.threshold}")
         loss, score, differences = compare_candidates(decision, record)
         breaks += differences + compare_outcome(decision, record, used)
         chosen = next((candidate for candidate in record.candidates if candidate.group == record.winner), None)
@@ -228,8 +228,10 @@ class Replay:
 
     def _decision_before(self, record: RecordedIteration) -> Decision:
         subnetwork = record.before.subnetwork
-        unknown = Evaluation(float("nan"), float("nan"), 0, 1)
-        return Decision(record.number - 1, "", (), subnetwork, Fraction(1), None, unknown, *self._costs(subnetwork))
+        macs, params = self._costs(subnetwork)
+        return Decision(
+            iteration=record.number - 1, group="", changed=(), subnetwork=subnetwork, macs=macs, params=params
+        )
 
     def _costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
         costs = cost(self.graph, subnetwork, "ekg")
@@ -240,7 +242,7 @@ def _follows(decision: Decision, record: RecordedIteration) -> bool:
     """Whether a decision is the recorded one."""
     if decision.group != record.winner or decision.subnetwork != record.after:
         return False
-    return abs(decision.rate - record.rates_after[record.winner]) <= RATE_TOLERANCE
+    return abs(rate_of(decision) - record.rates_after[record.winner]) <= RATE_TOLERANCE
 
 
 def _rounded(normalise: Callable[[Tensor], Tensor], generator: torch.Generator, pixels: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""Section of a job: the search guided by ensemble knowledge."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ekgsearch.fields import Positive, Share
+from ekgsearch.methods.ekg.quirks import Quirk, default_padding, nominal_batch, norm_mode, warmup_factor
+from ekgsearch.methods.ekg.steps import coarse_step
+from ekgsearch.methods.rules import Criterion, Rules, SearchTeacher
+from ekgsearch.methods.section import LEAST_REDUCTION, EvaluatingSection
+from ekgsearch.records import NormMode
+
+if TYPE_CHECKING:
+    from ekgsearch.methods.base import Materials
+    from ekgsearch.methods.ekg.method import Ekg
+
+MOST_IN_SMALL = 3
+"""Candidates of an iteration in a smoke run."""
+
+OF_CANDIDATES = (
+    "criterion",
+    "search_teacher",
+    "evaluation",
+    "slice_below",
+    "precision",
+    "channels_last",
+    "compile",
+    "racing",
+    "max_candidates",
+)
+"""Fields that decide which channels are scored how, and how candidates are evaluated."""
+
+
+class EkgSection(EvaluatingSection):
+    """The ensemble knowledge guided search for channels to remove (arXiv 2203.02651)."""
+
+    leaves_teachers: ClassVar[bool] = True
+    can_be_audited: ClassVar[bool] = True
+
+    method: Literal["ekg"] = Field(
+        "ekg", description="who decides which channels go; ekg: ensemble knowledge guided search"
+    )
+    step: Share = Field(0.2, description="r, share of a private channel group removed by one iteration")
+    trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
+    criterion: Criterion = Field(
+        "taylor_reward", description="what makes a channel important to the search, which decides; EKG: taylor_reward"
+    )
+    search_teacher: SearchTeacher = Field("ensemble", description="whose predictions the score compares with")
+    quirks: tuple[Quirk, ...] = Field(
+        (), description="what is done as in the program published with the paper (README, Decisions); `reference`: all"
+    )
+    racing: Share | None = Field(
+        None,
+        description="drop candidates that cannot win any more before they have seen all batches; the probability with "
+        "which one decision may lose the best candidate, e.g. 0.05. null: every candidate sees all images (exact)",
+    )
+    max_candidates: Positive | None = Field(
+        None,
+        description="evaluate at most so many candidates of an iteration, those of the shortlist whose channels to "
+        "remove have the lowest summed scores; null: the whole shortlist, as EKG does",
+    )
+
+    def open(self, materials: "Materials") -> "Ekg":
+        """The search of EKG."""
+        from ekgsearch.methods.ekg.method import Ekg
+
+        return Ekg(self, materials)
+
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether a decision depends on the seed of the job."""
+        return self.criterion == "random"
+
+    @property
+    def padding(self) -> Literal["torch", "tf_same"]:
+        """With all quirks, that of the published program."""
+        return default_padding(self.quirks)
+
+    @property
+    def warmup_factor(self) -> int:
+        """What the gradient of the warm-up's loss is multiplied by."""
+        return warmup_factor(self.quirks)
+
+    @property
+    def nominal_batch(self) -> int | None:
+        """What every batch counts as; None for the true number of its images."""
+        return nominal_batch(self.quirks, self.batch_size)
+
+    @property
+    def norm_mode(self) -> NormMode:
+        """How batch norms are computed."""
+        return norm_mode(self.quirks)
+
+    def rules(self, seed: int) -> Rules:
+        """How networks and channels are measured on the search subset."""
+        return Rules(criterion=self.criterion, search_teacher=self.search_teacher, seed=seed)
+
+    def first_width(self, size: int, uses: int) -> Fraction:
+        """Width of a channel group after its first cut, as a share."""
+        return 1 - coarse_step(size, uses, self.step)
+
+    def in_small(self) -> dict[str, Any]:
+        """One iteration of at most three candidates."""
+        most = min(self.max_candidates or MOST_IN_SMALL, MOST_IN_SMALL)
+        return {"reduction": LEAST_REDUCTION, "budget": None, "max_candidates": most}
+
+    def changed(self, names: Iterable[str]) -> list[str]:
+        """Those of some fields that are not as by default, with the name of the section."""
+        fields = type(self).model_fields
+        return [f"search.{name}" for name in names if getattr(self, name) != fields[name].default]
+
+    @model_validator(mode="after")
+    def _rounds_as_published(self) -> "EkgSection":
+        if "sequential_statistics" in self.quirks and (faster := self.faster()):
+            raise ValueError(
+                f"search.{faster[0]} rounds otherwise than the quirk sequential_statistics, which is there to round as "
+                "the published program does; leave one of them out"
+            )
+        return self

@@ -1,0 +1,53 @@
+"""Searches that make one decision: all that goes, goes at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ekgsearch.methods.base import Decision, Materials
+from ekgsearch.records import Subnetwork
+
+
+class OneShot(ABC):
+    """Decision 0 is the unpruned network, decision 1 what the method keeps; see `methods.base.Search`."""
+
+    def __init__(self, materials: Materials) -> None:
+        self.materials = materials
+
+    @abstractmethod
+    def cut(self) -> tuple[Subnetwork, Mapping[str, Any]]:
+        """The sub-network that stays, and what else the method records."""
+
+    def run(self, made: Sequence[Decision] = ()) -> Iterator[Decision]:
+        """Yield the two decisions, or those that are not made yet.
+
+        Raises:
+            EkgError: whatever stops the method.
+        """
+        full = self.materials.graph.full()
+        if not made:
+            yield self._decision(0, full, {})
+        if len(made) < 2:
+            found, own = self.cut()
+            yield self._decision(1, found, own)
+
+    def is_over(self, made: Sequence[Decision]) -> bool:
+        """Whether both are made."""
+        return len(made) > 1
+
+    def depends_on_budget(self, made: Sequence[Decision]) -> bool:
+        """Both are stored with the budget: there is nothing to share but the unpruned network."""
+        return True
+
+    def _decision(self, iteration: int, subnetwork: Subnetwork, own: Mapping[str, Any]) -> Decision:
+        full = dict(self.materials.graph.full().kept)
+        macs, params = self.materials.costs(subnetwork)
+        return Decision(
+            iteration=iteration,
+            group="",
+            changed=tuple(name for name, kept in subnetwork.kept if kept != full[name]),
+            subnetwork=subnetwork,
+            macs=macs,
+            params=params,
+            own=own,
+        )
