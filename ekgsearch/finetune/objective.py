@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ekgsearch.bank.rows import BankRows
 from ekgsearch.finetune.config import FinetuneConfig
-from ekgsearch.finetune.self_supervised import ByolTerm, ContrastiveTerm
+from ekgsearch.finetune.objectives.self_supervised import ByolTerm, ContrastiveTerm
 from ekgsearch.finetune.student import Student
 from ekgsearch.maths.distillation import distillation_loss, ekg_loss, ensemble_embedding, label_losses
 

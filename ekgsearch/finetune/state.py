@@ -10,7 +10,7 @@ from ekgsearch.finetune.average import WeightAverage
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.metrics import EpochMetrics
 from ekgsearch.finetune.objective import LOSS_NAMES, Objective
-from ekgsearch.finetune.self_supervised import ByolTerm, MomentumTarget, make_term
+from ekgsearch.finetune.objectives.self_supervised import ByolTerm, MomentumTarget, make_term
 from ekgsearch.finetune.student import Student
 from ekgsearch.finetune.synchronised_norm import synchronise_norms
 from ekgsearch.finetune.world import World

@@ -9,7 +9,7 @@ from ekgsearch.errors import NumericsError
 from ekgsearch.finetune.batches import Batch
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.objective import LOSS_NAMES
-from ekgsearch.finetune.self_supervised import ByolTerm
+from ekgsearch.finetune.objectives.self_supervised import ByolTerm
 from ekgsearch.finetune.state import TrainState
 from ekgsearch.finetune.world import World
 

@@ -12,7 +12,7 @@ from ekgsearch.bank.rows import BankRows
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.objective import LOSS_NAMES, Objective
-from ekgsearch.finetune.self_supervised import ByolTerm, ContrastiveTerm, MomentumTarget, make_term
+from ekgsearch.finetune.objectives.self_supervised import ByolTerm, ContrastiveTerm, MomentumTarget, make_term
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.student import Student
 from ekgsearch.finetune.world import World
