@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Seed, Text
+from ekgsearch.finetune.objectives.registry import needs_of
 from ekgsearch.methods.baselines.section import UniformSection
 from ekgsearch.methods.ekg.quirks import expand_reference
 from ekgsearch.methods.ekg.section import EkgSection
@@ -73,7 +74,7 @@ class Job(Section):
         num_images = self.data.train_images or (self.data.known.train if self.data.known else None)
         yield from self.pretrain.contradictions("pretrain", num_images if self.net.weights is None else None)
         yield from self.finetune.contradictions("finetune", num_images)
-        if not self.search.leaves_teachers and self.finetune.objective not in ("plain", "single"):
+        if not self.search.leaves_teachers and needs_of(self.finetune.objective).bank:
             yield (
                 f"search.method {self.search.method} leaves no interim sub-networks, so finetune.objective "
                 f"{self.finetune.objective} has no teachers; use plain or single"

@@ -44,7 +44,8 @@ from ekgsearch.data.images import ArrayImages
 from ekgsearch.data.views import Normalisation
 from ekgsearch.fields import MOST, Pixels, Positive, Share
 from ekgsearch.finetune.batches import open_batches, read_epoch
-from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES, FinetuneConfig, Objective, TrainData
+from ekgsearch.finetune.config import FinetuneConfig, TrainData
+from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World, data_parallel
@@ -71,7 +72,7 @@ class Settings(BenchSettings):
     num_classes: int = Field(10, ge=2, le=65_536, description="classes")
     image_size: Pixels = Field(32, description="side of the images, pixels")
     reduction: Share = Field(0.45, description="share of the MACs that the slim network lacks")
-    objectives: tuple[Objective, ...] = Field(("ekg",), description="objectives that are compared with plain steps")
+    objectives: tuple[ObjectiveName, ...] = Field(("ekg",), description="objectives that are compared with plain steps")
     teachers: Positive = Field(5, description="teachers in the memory bank")
     batch_size: int = Field(128, ge=2, le=MOST, description="images of a step, over all processes")
     steps: Positive = Field(4, description="steps on each side of a pair")
@@ -96,8 +97,10 @@ class Settings(BenchSettings):
         if error := network_error(NetSpec(self.net, self.num_classes, (3, self.image_size, self.image_size))):
             raise ValueError(f"net: {error}")
         share, rest = divmod(self.batch_size, self.processes)
-        if EMBEDDING_OBJECTIVES & set(self.objectives) and (rest or share < 2):
-            raise ValueError(f"batch_size = {self.batch_size}: expected equal shares of 2 or more for {self.processes}")
+        compared = max((needs_of(name).images for name in self.objectives), default=1)
+        if compared > 1 and (rest or share < compared):
+            shares = f"equal shares of {compared} or more for {self.processes}"
+            raise ValueError(f"batch_size = {self.batch_size}: expected {shares}")
         if self.processes > 1 and self.device == "cuda":
             raise ValueError("processes: expected 1 with device cuda, found 2; they exchange sums over gloo, on CPUs")
         return self
@@ -154,10 +157,10 @@ def _measure(settings: Settings, rank: int, folder: Path) -> Iterator[Measuremen
         again = _plain(network(), data, settings, world)
         yield from _compare("plain", "plain against itself", again, plain, settings, world)
         for objective in settings.objectives:
-            teacher = graph.network if objective == "single" else None
+            teacher = graph.network if needs_of(objective).teacher else None
             config = _config(settings, objective)
-            width = head.width if config.needs_embeddings else 0
-            bank = _bank(settings, images, width, folder / objective, world) if config.needs_bank else None
+            width = head.width if config.needs.embeddings else 0
+            bank = _bank(settings, images, width, folder / objective, world) if config.needs.bank else None
             distilled = _distilled(network(), data, config, world, bank, head.path, teacher)
             yield from _compare(objective, f"{objective} against plain, two views", distilled, plain, settings, world)
 
@@ -189,7 +192,7 @@ def _compare(
     return found
 
 
-def _config(settings: Settings, objective: Objective) -> FinetuneConfig:
+def _config(settings: Settings, objective: ObjectiveName) -> FinetuneConfig:
     return FinetuneConfig(
         objective=objective,
         epochs=1,

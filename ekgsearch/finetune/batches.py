@@ -59,7 +59,7 @@ def loader_settings(data: TrainData, config: FinetuneConfig, world: World) -> Lo
     """
     return LoaderSettings(
         batch_size=config.batch_size,
-        views=config.num_views,
+        views=config.needs.views,
         augmentation=config.augmentation,
         normalisation=data.normalisation,
         seed=config.seed,

@@ -10,17 +10,8 @@ from ekgsearch.data.datasets import ImageSet
 from ekgsearch.data.loader import LoaderName
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import JobError
+from ekgsearch.finetune.objectives.registry import OBJECTIVES, Needs, ObjectiveName, needs_of
 from ekgsearch.maths.distillation import TeacherGate
-
-Objective = Literal["plain", "single", "ekg", "contrastive", "byol"]
-"""Cross-entropy on one view; distillation from the unpruned network; distillation from the memory bank; the same with a
-contrastive or a BYOL term on embeddings."""
-
-BANK_OBJECTIVES: frozenset[Objective] = frozenset({"ekg", "contrastive", "byol"})
-"""Objectives that distil from the memory bank."""
-
-EMBEDDING_OBJECTIVES: frozenset[Objective] = frozenset({"contrastive", "byol"})
-"""Those of them with a term on embeddings, which need the teachers' embeddings next to their logits, and lightly."""
 
 Precision = Literal["float32", "bfloat16"]
 """Arithmetic of forward and backward passes; bfloat16 is autocast, an approximation, weights stay float32."""
@@ -67,7 +58,7 @@ class FinetuneConfig:
         max_rollbacks: times that training goes back to its last checkpoint before it stops.
     """
 
-    objective: Objective = "ekg"
+    objective: ObjectiveName = "ekg"
     epochs: int = 100
     batch_size: int = 128
     learning_rate: float = 0.01
@@ -105,6 +96,8 @@ class FinetuneConfig:
         Raises:
             JobError: a value outside its range, with the range.
         """
+        if self.objective not in OBJECTIVES:
+            raise JobError(f"training: expected objective {', '.join(OBJECTIVES)}, found {self.objective}")
         ranges = {
             "epochs": (self.epochs >= 0, "0 or more"),
             "batch_size": (self.batch_size >= 1, "1 or more"),
@@ -141,24 +134,14 @@ class FinetuneConfig:
             )
 
     @property
-    def needs_bank(self) -> bool:
-        """Whether the objective distils from the memory bank."""
-        return self.objective in BANK_OBJECTIVES
-
-    @property
-    def needs_embeddings(self) -> bool:
-        """Whether the objective has a term on embeddings."""
-        return self.objective in EMBEDDING_OBJECTIVES
+    def needs(self) -> Needs:
+        """What the objective takes."""
+        return needs_of(self.objective)
 
     @property
     def micro_batch(self) -> int:
         """Images over all processes that go through the network at once."""
         return self.batch_size // self.accumulate
-
-    @property
-    def num_views(self) -> int:
-        """Views per image: one without a teacher, two that meet in one target with a teacher."""
-        return 1 if self.objective == "plain" else 2
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def train(
         config=config,
         world=world,
         loader=open_batches(data, config, world),
-        bank=bank if config.needs_bank else None,
+        bank=bank if config.needs.bank else None,
         facts=facts_of(model, data, config, bank, classifier),
         checkpoint=checkpoint,
         checkpoint_every_steps=checkpoint_every_steps,
@@ -111,9 +111,9 @@ def train(
         model,
         config,
         world,
-        teacher=teacher if config.objective == "single" else None,
+        teacher=teacher if config.needs.teacher else None,
         classifier=classifier,
-        teacher_width=bank.spec.embeddings if bank is not None and config.needs_embeddings else 0,
+        teacher_width=bank.spec.embeddings if bank is not None and config.needs.embeddings else 0,
     )
     cuda = [world.device.index or 0] if world.device.type == "cuda" else []
     try:

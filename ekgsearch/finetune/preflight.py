@@ -26,22 +26,22 @@ def check(
     Raises:
         JobError: the objective lacks its teacher, or batches, images and processes do not fit.
     """
-    name = config.objective
-    if config.needs_bank and bank is None:
+    name, needs = config.objective, config.needs
+    if needs.bank and bank is None:
         raise JobError(f"objective '{name}' distils from a memory bank, found none; build one and pass it")
-    if name == "single" and teacher is None:
-        raise JobError("objective 'single' distils from the unpruned network, found none; pass it as the teacher")
+    if needs.teacher and teacher is None:
+        raise JobError(f"objective '{name}' distils from the unpruned network, found none; pass it as the teacher")
     if bank is not None and not _covers(bank, data):
         raise JobError(
             f"expected a memory bank that covers the {_num_images(data)} training images in use, found one of "
             f"{len(bank)} images; build it for these"
         )
-    if config.needs_embeddings and (bank is None or not bank.spec.embeddings):
+    if needs.embeddings and (bank is None or not bank.spec.embeddings):
         raise JobError(
             f"objective '{name}' needs a memory bank with embeddings, found one of logits only; build it for this "
             "objective, or use ekg"
         )
-    if config.needs_embeddings and classifier is None:
+    if needs.embeddings and classifier is None:
         raise JobError(f"objective '{name}' needs to know the network's classifier, found none; pass its path")
     _check_batches(_num_images(data), config, world)
 
@@ -66,16 +66,16 @@ def _check_batches(images: int, config: FinetuneConfig, world: World) -> None:
             f"expected at least one image per process and micro-batch, found micro-batches of {config.micro_batch} "
             f"for {world.size} processes; raise the batch size, accumulate less or use fewer processes"
         )
-    shares = config.accumulate * world.size
-    if (config.accumulate > 1 or config.needs_embeddings) and config.batch_size % shares:
+    shares, compared = config.accumulate * world.size, config.needs.images
+    if (config.accumulate > 1 or compared > 1) and config.batch_size % shares:
         raise JobError(
             f"expected a batch size that {config.accumulate} micro-batches x {world.size} processes divide, found "
             f"{config.batch_size}; use a multiple of {shares}"
         )
-    if config.needs_embeddings and config.batch_size < 2 * shares:
+    if config.batch_size < compared * shares:
         raise JobError(
-            f"objective '{config.objective}' compares images: expected at least 2 per process and micro-batch, found "
-            f"{config.batch_size // shares}; raise the batch size"
+            f"objective '{config.objective}' compares images: expected at least {compared} per process and "
+            f"micro-batch, found {config.batch_size // shares}; raise the batch size"
         )
 
 
@@ -93,8 +93,8 @@ def facts_of(
     facts["train images"] = data.train.content_hash
     facts["input mean"], facts["input std"] = data.normalisation.mean, data.normalisation.std
     facts["train ids"] = "all" if data.ids is None else content_hash(data.ids.tolist())
-    facts["memory bank"] = bank.spec.sha256 if bank is not None and config.needs_bank else None
-    facts["classifier"] = classifier if config.needs_embeddings else None
+    facts["memory bank"] = bank.spec.sha256 if bank is not None and config.needs.bank else None
+    facts["classifier"] = classifier if config.needs.embeddings else None
     return facts
 
 
@@ -117,12 +117,12 @@ def arithmetic(data: TrainData, config: FinetuneConfig, world: World) -> str:
     share = config.micro_batch / world.size
     processes = "1 process" if world.size == 1 else f"{world.size} processes"
     micro_batches = "1 micro-batch" if config.accumulate == 1 else f"{config.accumulate} micro-batches"
-    views = "1 view" if config.num_views == 1 else f"{config.num_views} views"
+    views = "1 view" if config.needs.views == 1 else f"{config.needs.views} views"
     together = config.micro_batch if config.synchronised_norm else share
     whose = "of all processes" if config.synchronised_norm and world.size > 1 else "of one process"
     return (
         f"training ({config.objective}) for {config.epochs} epochs of {steps} steps: one step takes "
         f"{config.batch_size} of {images} images = {processes} x {micro_batches} x {share:g} "
         f"images, each in {views}; {left_out} images sit out each epoch; batch statistics cover "
-        f"{together * config.num_views:g} views {whose}"
+        f"{together * config.needs.views:g} views {whose}"
     )

@@ -120,7 +120,7 @@ def start(
     if teacher is not None:
         teacher.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         teacher.eval()
-    student = Student(model, config, classifier if config.needs_embeddings else None)
+    student = Student(model, config, classifier if config.needs.embeddings else None)
     term = make_term(student.width, teacher_width, config, world)
     if term is not None:
         term.to(world.device)

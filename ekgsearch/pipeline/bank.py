@@ -14,7 +14,7 @@ from ekgsearch.bank.space import check_space
 from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.head import classifier, find_classifier
 from ekgsearch.experiment import expand_path
-from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.finetune.objectives.registry import needs_of
 from ekgsearch.methods.base import Decision
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, teachers_of
@@ -128,7 +128,7 @@ def bank_spec(context: RunContext, *, teachers: tuple[str, ...], weights_hash: s
     if ids is not None and len(ids) == num_images:
         ids = None
     num_images = num_images if ids is None else len(ids)
-    has_embeddings = section.embeddings or setup.job.finetune.objective in EMBEDDING_OBJECTIVES
+    has_embeddings = section.embeddings or needs_of(setup.job.finetune.objective).embeddings
     return BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=weights_hash,

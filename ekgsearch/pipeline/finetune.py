@@ -3,7 +3,8 @@
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-from ekgsearch.finetune.config import BANK_OBJECTIVES, FinetuneConfig, Objective
+from ekgsearch.finetune.config import FinetuneConfig
+from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
 from ekgsearch.methods.baselines.uniform import uniform_width
 from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.bank import bank_address
@@ -30,7 +31,7 @@ class Finetune(Phase):
 
     kind = PhaseKind.FINETUNE
 
-    def __init__(self, network: NetworkName, objective: Objective) -> None:
+    def __init__(self, network: NetworkName, objective: ObjectiveName) -> None:
         """Choose what is trained.
 
         Args:
@@ -50,7 +51,7 @@ class Finetune(Phase):
             choices["uniform"] = [setup.budget.limit, setup.budget.unit, setup.budget.counter]
         else:
             choices["subnetwork"] = final_subnetwork(context).sha256
-        if self._objective in BANK_OBJECTIVES:
+        if needs_of(self._objective).bank:
             line = context.committed("bank")
             assert line is not None, "the memory bank comes before the objectives that read it"
             choices["bank"] = line["manifest"]
@@ -74,7 +75,7 @@ class Finetune(Phase):
         subnetwork, config = self._subnetwork(context), finetune_config(context, self._objective)
         ids = context.setup.train_id_list
         task = TrainingTask(name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=True)
-        bank = bank_address(context) if self._objective in BANK_OBJECTIVES else None
+        bank = bank_address(context) if needs_of(self._objective).bank else None
         trained = train_by_backend(context, self, task, bank)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
 
@@ -96,7 +97,7 @@ def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -
     return Result(files=tuple(names), extras=(*trained.files, *trained.extras), fields={"weights": names[0]})
 
 
-def finetunings(objective: Objective, baselines: tuple[str, ...], *, cuts_uniformly: bool) -> list[Finetune]:
+def finetunings(objective: ObjectiveName, baselines: tuple[str, ...], *, cuts_uniformly: bool) -> list[Finetune]:
     """The fine-tunings of a job; a baseline that is the network itself is not trained twice.
 
     Args:
@@ -112,7 +113,7 @@ def finetunings(objective: Objective, baselines: tuple[str, ...], *, cuts_unifor
     return found
 
 
-def finetune_config(context: RunContext, objective: Objective) -> FinetuneConfig:
+def finetune_config(context: RunContext, objective: ObjectiveName) -> FinetuneConfig:
     """How the section `finetune` of the job trains a network with an objective."""
     setup, section = context.setup, context.setup.job.finetune
     config = training_config(

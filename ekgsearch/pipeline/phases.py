@@ -1,7 +1,7 @@
 """The phases of a job, in order."""
 
 from ekgsearch.experiment import Job
-from ekgsearch.finetune.config import BANK_OBJECTIVES
+from ekgsearch.finetune.objectives.registry import needs_of
 from ekgsearch.pipeline.bank import Bank
 from ekgsearch.pipeline.evaluate import Evaluate
 from ekgsearch.pipeline.finetune import finetunings
@@ -13,7 +13,7 @@ from ekgsearch.pipeline.warmup import Warmup
 
 def phases_of(job: Job) -> tuple[Phase, ...]:
     """List the phases that a job asks for."""
-    has_bank = job.finetune.objective in BANK_OBJECTIVES
+    has_bank = needs_of(job.finetune.objective).bank
     return (
         Pretrain(),
         Warmup(),

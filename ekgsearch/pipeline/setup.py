@@ -17,7 +17,7 @@ from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.subset import batches, split_search_subset
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
-from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.finetune.objectives.registry import OBJECTIVES, needs_of
 from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.section import EvaluatingSection
 from ekgsearch.nets.spec import NetSpec
@@ -165,7 +165,7 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = Fal
         JobError, DataError, NetworkError, BudgetError, StorageError: something is missing, damaged or out of reach.
     """
     devices = find_devices(job, cluster_has_gpus)
-    _check_lightly(job)
+    _check_package(job)
     images = open_images(job, in_run=in_run)
     dataset = images.dataset
     train_ids = first_of_each_class(dataset.train.labels, job.data.train_images, "train")
@@ -195,12 +195,14 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = Fal
     )
 
 
-def _check_lightly(job: Job) -> None:
+def _check_package(job: Job) -> None:
     """Refuse an objective whose package is missing; it would be needed only after the search."""
-    if job.finetune.objective in EMBEDDING_OBJECTIVES and importlib.util.find_spec("lightly") is None:
+    package = needs_of(job.finetune.objective).package
+    if package is not None and importlib.util.find_spec(package.partition(" ")[0]) is None:
+        names = " and ".join(name for name in OBJECTIVES if needs_of(name).package == package)
         raise JobError(
-            "the objectives contrastive and byol need lightly >= 1.6, found none; install it "
-            "(pip install 'lightly>=1.6'), or use ekg"
+            f"the objectives {names} need {package}, found none; install it "
+            f"(pip install '{package.replace(' ', '')}'), or use ekg"
         )
 
 

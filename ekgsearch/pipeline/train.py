@@ -9,7 +9,8 @@ import torch
 
 from ekgsearch.data.views import Augmentation
 from ekgsearch.experiment import Job
-from ekgsearch.finetune.config import FinetuneConfig, Objective
+from ekgsearch.finetune.config import FinetuneConfig
+from ekgsearch.finetune.objectives.registry import ObjectiveName
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Phase, Result
 from ekgsearch.runtime.environment import device_name, torch_threads
@@ -29,7 +30,7 @@ def driver_threads(job: Job) -> Iterator[None]:
 
 
 def training_config(
-    section: TrainingFields, *, objective: Objective, augmentation: Augmentation, seed: int, num_evaluations: int
+    section: TrainingFields, *, objective: ObjectiveName, augmentation: Augmentation, seed: int, num_evaluations: int
 ) -> FinetuneConfig:
     """Turn a training section of the job into a training configuration; milestones become epochs."""
     return FinetuneConfig(

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ekgsearch.fields import Count, Factor, Mark, Positive, Section, Seed, Width
-from ekgsearch.finetune.config import EMBEDDING_OBJECTIVES
+from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
 
 
 class TrainingFields(Section):
@@ -68,7 +68,7 @@ class WarmupSection(Section):
 class FinetuneSection(TrainingFields):
     """Fine-tuning of the slim network."""
 
-    objective: Literal["plain", "single", "ekg", "contrastive", "byol"] = Field(
+    objective: ObjectiveName = Field(
         "ekg",
         description="plain: cross-entropy; single: distillation from the unpruned network; ekg: from the memory bank; "
         "contrastive, byol: ekg and a term on embeddings (NT-Xent, BYOL)",
@@ -137,16 +137,17 @@ class FinetuneSection(TrainingFields):
         """What does not go together in this section; see `TrainingFields.contradictions`."""
         yield from super().contradictions(name, num_images)
         share, rest = divmod(self.batch_size, self.workers * self.accumulate)
+        compared = needs_of(self.objective).images
         if rest:
             yield (
                 f"{name}.batch_size = {self.batch_size} does not divide over {name}.workers = {self.workers} x "
                 f"{name}.accumulate = {self.accumulate}"
             )
-        elif self.objective in EMBEDDING_OBJECTIVES and share < 2:
+        elif share < compared:
             yield (
-                f"{name}.objective {self.objective} compares images: expected at least 2 per process and micro-batch, "
-                f"found {share} ({name}.batch_size = {self.batch_size} over {name}.workers x {name}.accumulate); raise "
-                f"{name}.batch_size"
+                f"{name}.objective {self.objective} compares images: expected at least {compared} per process and "
+                f"micro-batch, found {share} ({name}.batch_size = {self.batch_size} over {name}.workers x "
+                f"{name}.accumulate); raise {name}.batch_size"
             )
         if self.average_last > self.epochs:
             yield f"{name}.average_last = {self.average_last}, but there are only {name}.epochs = {self.epochs}"

@@ -225,8 +225,8 @@ def train_all(
                 data,
                 task.config,
                 world=world,
-                bank=bank if task.config.needs_bank else None,
-                teacher=network if task.config.objective == "single" else None,
+                bank=bank if task.config.needs.bank else None,
+                teacher=network if task.config.needs.teacher else None,
                 classifier=_classifier(network, task.config, spec.workload),
                 checkpoint=port,
                 checkpoint_every_steps=spec.checkpoint_every_steps,
@@ -257,7 +257,7 @@ def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.M
 
 def _classifier(network: nn.Module, config: FinetuneConfig, workload: Workload) -> str | None:
     """Path of the classifier, the same in the slim network, where the objective needs it."""
-    return classifier(analyse(network, workload.net.input_shape)).path if config.needs_embeddings else None
+    return classifier(analyse(network, workload.net.input_shape)).path if config.needs.embeddings else None
 
 
 class _Telling:

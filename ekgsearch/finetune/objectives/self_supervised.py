@@ -170,7 +170,7 @@ def make_term(
     Raises:
         JobError: lightly is not installed.
     """
-    if not config.needs_embeddings:
+    if not config.needs.embeddings:
         return None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sub_seed(config.seed, "heads"))
