@@ -85,7 +85,7 @@ class SubnetworkRow:
     kept: str = column("kept channel indices, as a JSON list")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRow:
     """One epoch of training of one network."""
 
@@ -96,11 +96,11 @@ class EpochRow:
     epoch: int = column("epoch, from 1")
     learning_rate: float = column("learning rate at the end of the epoch")
     loss: float = column("mean total loss per image over the epoch, nats")
-    loss_label: float = column("mean cross-entropy to the labels, nats per image")
-    loss_distillation: float = column("mean distillation term per image; 0 without a teacher")
-    num_teachers_used: float = column("mean number of teachers in use per batch; 0 without a memory bank")
-    train_top1: float = column("accuracy on the training views of this epoch, percent")
-    test_top1: float = column("accuracy on the test set in running mode, percent; NaN where not evaluated")
+    loss_label: float = column("mean cross-entropy to the labels, nats per image; NaN without labels", math.nan)
+    loss_distillation: float = column("mean distillation term per image; 0 without a teacher", 0.0)
+    num_teachers_used: float = column("mean number of teachers in use per batch; 0 without a memory bank", 0.0)
+    train_top1: float = column("accuracy on the training views of this epoch, percent; NaN without labels", math.nan)
+    test_top1: float = column("accuracy on the test set in running mode, percent; NaN where not evaluated", math.nan)
     images: int = column("training images seen in this epoch (views are not counted twice)")
     wall_seconds: float = column("wall time of the epoch, seconds, evaluation included")
     loss_contrastive: float = column("mean NT-Xent term, nats per image; 0 for other objectives", 0.0)

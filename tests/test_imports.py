@@ -64,7 +64,12 @@ def test_the_core_runs_where_ray_dali_lightly_and_torchvision_are_absent() -> No
 
 
 @pytest.mark.parametrize(
-    "statement", ["import ekgsearch", "import ekgsearch.cli as c; c.cli(['--help'], standalone_mode=False)"]
+    "statement",
+    [
+        "import ekgsearch",
+        "import ekgsearch.cli as c; c.cli(['--help'], standalone_mode=False)",
+        "import ekgsearch.sections.training",
+    ],
 )
 def test_importing_and_help_load_neither_torch_nor_ray(statement: str) -> None:
     heavy = {"torch", "ray", "pandas", "pyarrow", "matplotlib"}

@@ -283,6 +283,7 @@ def _plain(model: nn.Module, data: TrainData, settings: Settings, world: World) 
             views = batch.views.flatten(0, 1)
             with torch.autocast(views.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
                 logits = wrapped(views)
+            assert batch.labels is not None
             repeated = batch.labels.repeat_interleave(batch.views.shape[1])
             torch.autograd.backward(functional.cross_entropy(logits.float(), repeated))
             optimizer.step()

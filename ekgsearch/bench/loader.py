@@ -288,6 +288,7 @@ def _supply(settings: Settings, images: EncodedImages, name: str) -> list[Measur
             inputs = batch.views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 logits = network(inputs)
+            assert batch.labels is not None
             F.cross_entropy(logits.float(), batch.labels.repeat_interleave(2)).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             optimiser.zero_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ekgsearch.data.damage import StandIns
+from ekgsearch.data.images import ImageSet
 from ekgsearch.data.subset import batches, permutation, share
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError
@@ -31,6 +32,7 @@ class LoaderSettings:
     Attributes:
         batch_size: images of one batch over all processes.
         views: augmented views of each image.
+        labels: whether the batches have labels; without, images that have none will do.
         augmentation: how a view is made.
         normalisation: turns pixels into network input.
         seed: of the order of the images and of the views.
@@ -50,6 +52,7 @@ class LoaderSettings:
     augmentation: Augmentation
     normalisation: Normalisation
     seed: int
+    labels: bool = True
     shuffle: bool = True
     drop_last: bool = True
     loader: LoaderName = "auto"
@@ -84,7 +87,7 @@ class LoadedBatch:
 
     Attributes:
         ids: ids (B,), int64, of the images whose views these are.
-        labels: class indices (B,), int64.
+        labels: class indices (B,), int64; None where they are not asked for.
         views: network input (B, V, C, H, W), float32.
         global_size: images of the batch over all processes.
         replaced: images of this part that were damaged; others of their class, named in `ids`, stand in for them.
@@ -93,7 +96,7 @@ class LoadedBatch:
     """
 
     ids: Tensor
-    labels: Tensor
+    labels: Tensor | None
     views: Tensor
     global_size: int
     replaced: int = 0
@@ -135,13 +138,13 @@ class ReadBatch(Generic[Pixels]):
 
     Attributes:
         ids: ids (B,), int64, of the images that were read.
-        labels: class indices (B,), int64.
+        labels: class indices (B,), int64; None where they are not asked for.
         pixels: what was read of them.
         replaced: of them, those that stand in for a damaged one.
     """
 
     ids: Tensor
-    labels: Tensor
+    labels: Tensor | None
     pixels: Pixels
     replaced: int = 0
 
@@ -222,13 +225,19 @@ class ReadingLoader(Generic[Pixels]):
         waited = time.monotonic() - begin
         if views.is_cuda:  # made on another stream: its memory must not be used again before this one is done with it
             views.record_stream(torch.cuda.current_stream(views.device))
-        ids, labels = (to_device(values, self._settings.device) for values in (batch.ids, batch.labels))
+        ids = to_device(batch.ids, self._settings.device)
+        labels = None if batch.labels is None else to_device(batch.labels, self._settings.device)
         return LoadedBatch(ids, labels, views, global_size, batch.replaced, waited)
 
     def _views(self, batch: ReadBatch[Pixels], epoch: int) -> Tensor:
         if not len(batch.ids):
             return torch.empty(0, self._settings.views, *self._shape, device=self._settings.device)
         return self._render(batch, epoch)
+
+
+def labels_of(images: ImageSet, ids: Tensor, settings: LoaderSettings) -> Tensor | None:
+    """Labels (B,) of image ids (B,), where they are asked for."""
+    return images.labels[ids] if settings.labels else None
 
 
 def epoch_order(ids: Tensor, settings: LoaderSettings, epoch: int) -> list[Tensor]:

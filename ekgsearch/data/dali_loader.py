@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from ekgsearch.data.batching import LoaderSettings, Pixels, ReadBatch, ReadingLoader, to_device
+from ekgsearch.data.batching import LoaderSettings, Pixels, ReadBatch, ReadingLoader, labels_of, to_device
 from ekgsearch.data.dali import ArrayViews, Crops, Decoder, as_ppm, copied
 from ekgsearch.data.damage import StandIns
 from ekgsearch.data.decode import middle_part, square_geometry, square_pixels
@@ -52,7 +52,7 @@ def dali_loader(
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[list[bytes]]:
         found, pictures = stand_ins.read(batch, stored, pool)
-        return ReadBatch(found, images.labels[found], pictures, int((found != batch).sum()))
+        return ReadBatch(found, labels_of(images, found, settings), pictures, int((found != batch).sum()))
 
     if squares:
         render = _squares(images, settings, decoder, None if in_pipeline else pool)
@@ -81,7 +81,7 @@ def array_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Rea
     views = ArrayViews(settings, _share(settings, ids), shape)
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
-        return ReadBatch(batch, images.labels[batch], images.read(batch))
+        return ReadBatch(batch, labels_of(images, batch, settings), images.read(batch))
 
     def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return views.run(batch.pixels, batch.ids, epoch)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ekgsearch.data.batching import LoaderSettings, ReadBatch, ReadingLoader, to_device
+from ekgsearch.data.batching import LoaderSettings, ReadBatch, ReadingLoader, labels_of, to_device
 from ekgsearch.data.damage import StandIns
 from ekgsearch.data.decode import open_picture, pixels_of
 from ekgsearch.data.encoded import EncodedImages
@@ -26,7 +26,7 @@ def tensor_loader(images: ImageSet, settings: LoaderSettings, ids: Tensor) -> Re
     channels, height, width = images.read(ids[:0]).shape[1:]
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
-        return moved(batch, images.labels[batch], images.read(batch), settings.device)
+        return moved(batch, labels_of(images, batch, settings), images.read(batch), settings.device)
 
     render = square_views(settings)
     shape = (channels, height, width)
@@ -62,7 +62,7 @@ def encoded_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor)
                 views.render(picture, views.plan(torch.tensor([image_id]), epoch), 0, out[position])
 
         found, _ = stand_ins.read(batch, make, pool)
-        return moved(found, images.labels[found], out, settings.device, int((found != batch).sum()))
+        return moved(found, labels_of(images, found, settings), out, settings.device, int((found != batch).sum()))
 
     def render(batch: ReadBatch[Tensor], epoch: int) -> Tensor:
         return batch.pixels
@@ -79,7 +79,7 @@ def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor
 
     def read(batch: Tensor, epoch: int) -> ReadBatch[Tensor]:
         found, squares = stand_ins.read_squares(batch, pool)
-        return moved(found, images.labels[found], squares, settings.device, int((found != batch).sum()))
+        return moved(found, labels_of(images, found, settings), squares, settings.device, int((found != batch).sum()))
 
     return ReadingLoader(
         settings,
@@ -92,10 +92,12 @@ def _squares_loader(images: EncodedImages, settings: LoaderSettings, ids: Tensor
     )
 
 
-def moved(ids: Tensor, labels: Tensor, pixels: Tensor, device: torch.device, replaced: int = 0) -> ReadBatch[Tensor]:
+def moved(
+    ids: Tensor, labels: Tensor | None, pixels: Tensor, device: torch.device, replaced: int = 0
+) -> ReadBatch[Tensor]:
     """Bring what was read to the device of the network."""
-    ids, labels, pixels = (to_device(values, device) for values in (ids, labels, pixels))
-    return ReadBatch(ids, labels, pixels, replaced)
+    labels = None if labels is None else to_device(labels, device)
+    return ReadBatch(to_device(ids, device), labels, to_device(pixels, device), replaced)
 
 
 def square_views(settings: LoaderSettings) -> Callable[[ReadBatch[Tensor], int], Tensor]:

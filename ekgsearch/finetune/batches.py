@@ -19,20 +19,25 @@ class Batch:
     """The part of one global batch, or of one of its micro-batches, that belongs to one process.
 
     Attributes:
-        labels: class indices (B,), int64.
-        views: network input (B, V, 3, H, W), float32.
+        labels: class indices (B,), int64; None where the objective needs none.
+        views: network input (B, V, C, H, W), float32.
         rows: rows of the memory bank, or None.
         global_size: images of the whole batch over all processes.
         replaced: images of this part that were damaged and that others stand in for.
         wait_seconds: how long the computation waited for it, views and rows together.
     """
 
-    labels: Tensor
+    labels: Tensor | None
     views: Tensor
     rows: BankRows | None
     global_size: int
     replaced: int = 0
     wait_seconds: float = 0.0
+
+    @property
+    def num_images(self) -> int:
+        """Images of this part."""
+        return len(self.views)
 
     def micro_batches(self, count: int) -> list["Batch"]:
         """Deal the images out to so many micro-batches, in turn.
@@ -49,7 +54,8 @@ class Batch:
         rows = self.rows
         if rows is not None:
             rows = BankRows(rows.logits[part], None if rows.embeddings is None else rows.embeddings[part])
-        return Batch(self.labels[part], self.views[part], rows, self.global_size)
+        labels = None if self.labels is None else self.labels[part]
+        return Batch(labels, self.views[part], rows, self.global_size)
 
 
 def loader_settings(data: TrainData, config: FinetuneConfig, world: World) -> LoaderSettings:
@@ -60,6 +66,7 @@ def loader_settings(data: TrainData, config: FinetuneConfig, world: World) -> Lo
     return LoaderSettings(
         batch_size=config.batch_size,
         views=config.needs.views,
+        labels=config.needs.labels,
         augmentation=config.augmentation,
         normalisation=data.normalisation,
         seed=config.seed,

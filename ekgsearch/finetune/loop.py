@@ -16,16 +16,14 @@ from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
 from ekgsearch.finetune.batches import open_batches, read_epoch
 from ekgsearch.finetune.checkpoints import CheckpointPort
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
-from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.metrics import EpochMetrics, StepReport, TrainResult
-from ekgsearch.finetune.objective import LOSS_NAMES
+from ekgsearch.finetune.objectives.base import Objective
 from ekgsearch.finetune.preflight import arithmetic, facts_of
 from ekgsearch.finetune.preflight import check as check_inputs
 from ekgsearch.finetune.resume import Facts, read_checkpoint, save_checkpoint
 from ekgsearch.finetune.state import Running, TrainState, start
 from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World
-from ekgsearch.maths.schedules import step_decay
 from ekgsearch.runtime.seeds import sub_seed
 
 logger = logging.getLogger(__name__)
@@ -73,9 +71,9 @@ def train(
         data: images, and which of them.
         config: what decides the result.
         world: this process.
-        bank: memory bank of the training images, for the objectives `ekg`, `contrastive` and `byol`.
-        teacher: unpruned network, for the objective `single`; used in running mode.
-        classifier: path of the linear layer whose input is the embedding, for `contrastive` and `byol`.
+        bank: memory bank of the training images, for an objective that needs it.
+        teacher: unpruned network, for an objective that needs it; used in running mode.
+        classifier: path of the linear layer whose input is the embedding, for an objective that needs embeddings.
         checkpoint: where the state is kept after each epoch, and before it is evaluated, so that an evaluation that
             fails costs no step; None for a training short enough to repeat.
         checkpoint_every_steps: steps between two checkpoints within an epoch; 0 for none. No result depends on it.
@@ -125,7 +123,8 @@ def train(
             _run_epochs(state, training, on_epoch)
     finally:
         state.release()
-    return TrainResult(tuple(state.history), {name: average.network for name, average in state.averages.items()})
+    averages = {name: average.network for name, average in state.averages.items()}
+    return TrainResult(tuple(state.history), state.objective.metric, averages)
 
 
 def _continue(state: TrainState, training: _Training) -> bool:
@@ -152,7 +151,7 @@ def _run_epochs(state: TrainState, training: _Training, on_epoch: Callable[[Epoc
             logger.warning("%s; went back to the last checkpoint, for the %d. time", error, rollbacks)
             continue
         state.history.append(metrics)
-        state.running = Running.begin(training.world)
+        state.running = Running.begin(state.objective)
         if training.checkpoint is not None:
             save_checkpoint(training.checkpoint, state, training.facts, training.world)
         if on_epoch is not None:
@@ -169,7 +168,8 @@ def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
     state.parallel.train()
     for batch in read_epoch(training.loader, state.epoch, bank=training.bank, start=running.step):
         training.check()
-        running.learning_rate = learning_rate(config, state.epoch - 1 + running.step / num_steps)
+        progress = state.epoch - 1 + running.step / num_steps
+        running.learning_rate = state.objective.learning_rate(progress, state.history)
         loss = None
         try:
             sums = train_step(state, batch, config, world, rate=running.learning_rate, num_steps=num_steps)
@@ -219,42 +219,36 @@ def _is_evaluated(epoch: int, config: FinetuneConfig) -> bool:
 def _measure(state: TrainState, training: _Training, seen: list[float], begin: float) -> EpochMetrics:
     """Evaluate, and put what an epoch saw over all processes into words."""
     config, running = training.config, state.running
-    *losses, replaced, correct, images = seen
+    *totals, replaced, images = seen
     is_last = state.epoch == config.epochs
     if state.epoch > config.epochs - config.average_last:
         average = state.averages["averaged"]
         average.update(state.model, 1 / (average.count + 1))
-    top1: dict[str, float] = {}
+    values = {name: total / images for name, total in zip(state.objective.names, totals, strict=True)}
     if _is_evaluated(state.epoch, config):
         networks = {"test": state.model, **{name: average.network for name, average in state.averages.items()}}
         if not is_last:
             networks.pop("averaged", None)
-        top1 = {name: _evaluate(name, network, training) for name, network in networks.items()}
+        for name, network in networks.items():
+            values[state.objective.metric.of(name)] = _evaluate(name, network, state.objective, training)
     return EpochMetrics(
         epoch=state.epoch,
         learning_rate=running.learning_rate,
-        **{name: total / images for name, total in zip(LOSS_NAMES, losses, strict=True)},
-        train_top1=100.0 * correct / images,
-        **{f"{name}_top1": top1.get(name, math.nan) for name in ("test", "ema", "averaged")},
         images=int(images),
         replaced_images=int(replaced),
         skipped_steps=running.skipped,
         wall_seconds=time.monotonic() - begin,
         wait_seconds=running.waited,
+        values={name: value for name, value in values.items() if not math.isnan(value)},
     )
 
 
-def _evaluate(name: str, network: nn.Module, training: _Training) -> float:
-    """Accuracy on the test set, percent; NaN without one. Recalibrates the network where that is asked for."""
+def _evaluate(name: str, network: nn.Module, objective: Objective, training: _Training) -> float:
+    """The metric on the test set; NaN without one. Recalibrates the network where that is asked for."""
     data, config = training.data, training.config
     images = config.recalibrate_images or (RECALIBRATION_IMAGES if name == "averaged" else 0)
     if images:
         recalibrate_on(network, data, images=images, seed=config.seed, check=training.check)
     if data.test is None:
         return math.nan
-    return evaluate(network, data.test, data.normalisation, training.world, check=training.check).top1
-
-
-def learning_rate(config: FinetuneConfig, progress: float) -> float:
-    """Learning rate after so many epochs, fractions included."""
-    return step_decay(progress, base=config.learning_rate, milestones=config.milestones, decay=config.decay)
+    return objective.measure(network, data.test, data.normalisation, training.check)

@@ -30,7 +30,8 @@ Facts = Mapping[str, Any]
 def save_checkpoint(port: CheckpointPort, state: TrainState, facts: Facts, world: World) -> None:
     """Hand the state between two steps to a place for checkpoints; called by every process.
 
-    The learning rate is a function of the step and the loader starts at any batch, so neither has a state of its own.
+    The learning rate is a function of the step and of what the epochs before it measured, and the loader starts at any
+    batch, so neither has a state of its own.
     """
     metrics: dict[str, float] = state.history[-1].to_dict() if state.history else {"epoch": 0}
     if state.running.step:
@@ -48,7 +49,6 @@ def write_checkpoint(state: TrainState, facts: Facts, own: Mapping[str, Tensor],
         own: what each process has for itself, one row per process.
         folder: an existing folder.
     """
-    term, momentum = state.objective.term, state.momentum
     running = asdict(state.running)
     del running["sums"]  # one row per process in `own`
     save_state(
@@ -56,8 +56,7 @@ def write_checkpoint(state: TrainState, facts: Facts, own: Mapping[str, Tensor],
         {
             "facts": dict(facts),
             "model": state.model.state_dict(),
-            "term": None if term is None else _tensors(term),
-            "momentum": None if momentum is None else _tensors(momentum),
+            "objective": state.objective.own_tensors(),
             "optimizer": state.optimizer.state_dict()["state"],
             "averages": {
                 name: {"network": average.network.state_dict(), "count": average.count}
@@ -103,9 +102,7 @@ def read_checkpoint(state: TrainState, facts: Facts, folder: Path, config: Finet
         for name, average in state.averages.items():
             average.network.load_state_dict(saved["averages"][name]["network"])
             average.count = saved["averages"][name]["count"]
-        for module, values in ((state.objective.term, saved["term"]), (state.momentum, saved["momentum"])):
-            if module is not None:
-                _restore(module, values)
+        _restore(state.objective.own_tensors(), saved["objective"])
     except (RuntimeError, KeyError) as error:
         raise NetworkError(
             f"{folder} does not fit the network that is to be trained: {error}; remove the folder to start anew"
@@ -115,7 +112,7 @@ def read_checkpoint(state: TrainState, facts: Facts, folder: Path, config: Finet
     _lay_out_like_parameters(state.optimizer)
     state.history[:] = [EpochMetrics.from_dict(values) for values in saved["history"]]
     state.skipped_in_a_row = saved["skipped_in_a_row"]
-    state.running = Running(sums=Running.begin(world).sums, **saved["running"])
+    state.running = Running(sums=Running.begin(state.objective).sums, **saved["running"])
     _restore_own(state, saved["own"], config, world)
 
 
@@ -179,19 +176,13 @@ def _statistics(state: TrainState) -> list[Tensor]:
     return buffers or [torch.zeros(0)]
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by name, those that a state dict leaves out (lightly's queue) included."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
 @torch.no_grad()
-def _restore(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    """Undo `_tensors`.
+def _restore(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Put tensors back to what a checkpoint holds.
 
     Raises:
         RuntimeError: names or shapes differ.
     """
-    own = _tensors(module)
     if own.keys() != saved.keys():
         raise RuntimeError(f"expected {sorted(own)}, found {sorted(saved)}")
     for name, value in own.items():

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from ekgsearch.finetune.average import WeightAverage
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.metrics import EpochMetrics
-from ekgsearch.finetune.objective import LOSS_NAMES, Objective
-from ekgsearch.finetune.objectives.self_supervised import ByolTerm, MomentumTarget, make_term
-from ekgsearch.finetune.student import Student
+from ekgsearch.finetune.objectives.base import Given, Objective
+from ekgsearch.finetune.objectives.registry import objective_class
+from ekgsearch.finetune.student import Answer, Student
 from ekgsearch.finetune.synchronised_norm import synchronise_norms
 from ekgsearch.finetune.world import World
 
@@ -21,7 +21,7 @@ class Running:
     """The epoch under way.
 
     Attributes:
-        sums: sums over this process' images so far: `LOSS_NAMES`, replaced images, right answers, images; float64.
+        sums: sums over this process' images so far: what `Objective.names` lists, replaced images, images; float64.
         step: steps that are done.
         skipped: of them, those without a finite loss and gradient.
         seconds: wall time so far, seconds; that before a resume included.
@@ -37,9 +37,10 @@ class Running:
     learning_rate: float = float("nan")
 
     @classmethod
-    def begin(cls, world: World) -> "Running":
+    def begin(cls, objective: Objective) -> "Running":
         """An epoch without a step."""
-        return cls(torch.zeros(len(LOSS_NAMES) + 3, dtype=torch.float64, device=world.device))
+        device = objective.given.world.device
+        return cls(torch.zeros(len(objective.names) + 2, dtype=torch.float64, device=device))
 
 
 @dataclass
@@ -52,8 +53,6 @@ class TrainState:
         parallel: the objective as it is called: alone, or wrapped so that gradients are averaged over processes.
         optimizer: optimiser of network and heads.
         running: the epoch under way.
-        teacher: online teacher in evaluation mode, or None.
-        momentum: BYOL's target network, or None.
         averages: averages of the weights by name: `ema`, `averaged`.
         history: the epochs that are done.
         skipped_in_a_row: steps without a finite loss and gradient since the last good one.
@@ -64,8 +63,6 @@ class TrainState:
     parallel: nn.Module
     optimizer: torch.optim.SGD
     running: Running
-    teacher: Student | None = None
-    momentum: MomentumTarget | None = None
     averages: dict[str, WeightAverage] = field(default_factory=dict)
     history: list[EpochMetrics] = field(default_factory=list)
     skipped_in_a_row: int = 0
@@ -106,8 +103,8 @@ def start(
         model: network to train; `TrainState.release` undoes what is done to it beside the training.
         config: what decides the result.
         world: this process.
-        teacher: unpruned network, for `single`.
-        classifier: path of the linear layer whose input is the embedding, for `contrastive` and `byol`.
+        teacher: unpruned network, for an objective that needs it.
+        classifier: path of the linear layer whose input is the embedding, for an objective that needs embeddings.
         teacher_width: features of an embedding in the memory bank, for the same.
     """
     layout = torch.channels_last if config.channels_last else torch.preserve_format
@@ -121,19 +118,22 @@ def start(
         teacher.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         teacher.eval()
     student = Student(model, config, classifier if config.needs.embeddings else None)
-    term = make_term(student.width, teacher_width, config, world)
-    if term is not None:
-        term.to(world.device)
-    momentum = MomentumTarget(student, term.projection) if isinstance(term, ByolTerm) else None
-    objective = Objective(student, config, term=term, reduce=world.sum)
+    objective = objective_class(config.objective)(
+        Given(
+            student=student,
+            config=config,
+            world=world,
+            teacher=None if teacher is None else _outputs_of(Student(teacher, config)),
+            teacher_width=teacher_width,
+        )
+    )
     undo = [student.release]
     if config.synchronised_norm:
-        undo += [synchronise_norms(module, world) for module in (objective, momentum) if module is not None]
+        undo += [synchronise_norms(module, world) for module in (objective, *objective.followers.values())]
     if config.compile:
         student.compile()
-    heads = [] if term is None else list(term.parameters())
     optimizer = torch.optim.SGD(
-        [*model.parameters(), *heads],
+        objective.parameters(),
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.momentum > 0,
@@ -145,9 +145,18 @@ def start(
         objective,
         world.wrap(objective),
         optimizer,
-        Running.begin(world),
-        teacher=None if teacher is None else Student(teacher, config),
-        momentum=momentum,
+        Running.begin(objective),
         averages=averages,
         _undo=undo,
     )
+
+
+def _outputs_of(teacher: Student) -> Callable[[Tensor], Tensor]:
+    """A network as a function of views without a gradient, whose outputs are all that is asked of it."""
+
+    @torch.no_grad()
+    def outputs(views: Tensor) -> Tensor:
+        answer: Answer = teacher(views)
+        return answer.outputs
+
+    return outputs

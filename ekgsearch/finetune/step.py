@@ -8,8 +8,6 @@ from torch import Tensor
 from ekgsearch.errors import NumericsError
 from ekgsearch.finetune.batches import Batch
 from ekgsearch.finetune.config import FinetuneConfig
-from ekgsearch.finetune.objective import LOSS_NAMES
-from ekgsearch.finetune.objectives.self_supervised import ByolTerm
 from ekgsearch.finetune.state import TrainState
 from ekgsearch.finetune.world import World
 
@@ -28,7 +26,7 @@ def train_step(
         num_steps: steps of an epoch.
 
     Returns:
-        Sums over the images of the part: `LOSS_NAMES`, right answers averaged over the views, images; float64.
+        Sums over the images of the part: what `Objective.names` lists, replaced images, images; float64.
 
     Raises:
         NumericsError: a loss or gradient that is not finite, on any process; network and heads are left as they were.
@@ -50,43 +48,22 @@ def train_step(
     for parameters in state.optimizer.param_groups:
         parameters["lr"] = rate
     state.optimizer.step()
-    _follow(state, config, num_steps)
+    state.objective.after_step((state.epoch - 1) * num_steps + state.running.step, config.epochs * num_steps)
+    if "ema" in state.averages:
+        state.averages["ema"].update(state.model, 1 - config.ema_decay)
     return sums
 
 
 def _backward(state: TrainState, batch: Batch, world: World) -> Tensor:
     """Add the gradients of a micro-batch; returns its sums."""
-    teacher = momentum_views = None
-    if state.teacher is not None:
-        with torch.no_grad():
-            teacher = state.teacher(batch.views).logits
-    if state.momentum is not None:
-        momentum_views = state.momentum(batch.views)
-    losses, logits = state.parallel(
-        batch.views, batch.labels, rows=batch.rows, teacher=teacher, momentum_views=momentum_views
-    )
-    share = len(batch.labels) * world.size / batch.global_size  # makes the mean over processes the mean over images
-    torch.autograd.backward(losses["loss"] * share)
-    means = torch.stack([losses[name].detach().double() for name in LOSS_NAMES])
-    right = (logits.detach().argmax(dim=-1) == batch.labels[:, None]).float().mean(dim=1).sum().double().reshape(1)
-    replaced = torch.full_like(right, batch.replaced)
-    return torch.cat([means * len(batch.labels), replaced, right, torch.full_like(right, len(batch.labels))])
-
-
-def _follow(state: TrainState, config: FinetuneConfig, num_steps: int) -> None:
-    """Let everything that follows the network take its step."""
-    if state.momentum is not None:
-        assert isinstance(state.objective.term, ByolTerm)
-        done = (state.epoch - 1) * num_steps + state.running.step
-        state.momentum.follow(
-            state.objective.student,
-            state.objective.term.projection,
-            start=config.target_momentum,
-            step=done,
-            num_steps=config.epochs * num_steps,
-        )
-    if "ema" in state.averages:
-        state.averages["ema"].update(state.model, 1 - config.ema_decay)
+    objective, images = state.objective, batch.num_images
+    parts, outputs = state.parallel(batch, objective.targets(batch))
+    share = images * world.size / batch.global_size  # makes the mean over processes the mean over images
+    torch.autograd.backward(parts["loss"] * share)
+    means = torch.stack([parts[name].detach().double() for name in objective.parts])
+    counts = objective.count(outputs.detach(), batch)
+    replaced, seen = (means.new_full((1,), number) for number in (batch.replaced, images))
+    return torch.cat([means * images, counts, replaced, seen])
 
 
 def _check_finite(state: TrainState, sums: Tensor, world: World, rate: float) -> None:
@@ -101,7 +78,8 @@ def _check_finite(state: TrainState, sums: Tensor, world: World, rate: float) ->
     what = "loss" if any(of_losses) else "gradient"
     bad = [rank for rank, flag in enumerate(of_losses if any(of_losses) else of_gradients) if flag]
     images = max(1.0, sums[-1].item())
-    here = ", ".join(f"{name} {value / images:.6g}" for name, value in zip(LOSS_NAMES, sums.tolist(), strict=False))
+    parts = zip(state.objective.parts, sums.tolist(), strict=False)
+    here = ", ".join(f"{name} {value / images:.6g}" for name, value in parts)
     raise NumericsError(
         f"epoch {state.epoch}, step {state.running.step + 1}: expected a finite {what}, found none on rank "
         f"{', '.join(map(str, bad))} of {world.size} (rank {world.rank} here: {here}); the update was not made; lower "

@@ -1,4 +1,4 @@
-"""A network as the objectives see it: logits of all views of a batch and, where asked for, their embeddings."""
+"""A network as the objectives see it: outputs of all views of a batch and, where asked for, their embeddings."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,11 @@ class Answer:
     """What a network says to the views of a batch.
 
     Attributes:
-        logits: logits (B, V, C), float32.
+        outputs: outputs (B, V, ...), float32: logits (B, V, C) of a classifier.
         embeddings: inputs (B, V, F) of the classifier, float32; None where they are not kept.
     """
 
-    logits: Tensor
+    outputs: Tensor
     embeddings: Tensor | None
 
 
@@ -34,7 +34,7 @@ class Student(nn.Module):
         """Wrap a network; the wrapper adds no parameters.
 
         Args:
-            network: logits (N, C) of images (N, 3, H, W).
+            network: outputs (N, ...) of images (N, C, H, W).
             config: names precision and memory layout.
             classifier: path of the linear layer whose input is the embedding; None where no embeddings are needed.
 
@@ -53,18 +53,18 @@ class Student(nn.Module):
             self._hook = linear.register_forward_pre_hook(self._keep)
 
     def forward(self, views: Tensor) -> Answer:
-        """Answer to views (B, V, 3, H, W)."""
+        """Answer to views (B, V, C, H, W)."""
         images = views.flatten(0, 1)
         if self._config.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16"):
-            logits = self.network(images)
-        shape = (*views.shape[:2], -1)
+            outputs = self.network(images).float()
+        outputs = outputs.view(*views.shape[:2], *outputs.shape[1:])
         if not self.width:  # the compiler does not look at hooks: this tells it that with and without them differ
-            return Answer(logits.float().view(shape), None)
+            return Answer(outputs, None)
         embeddings, self._embeddings = self._embeddings, None
         assert embeddings is not None, "the forward pass of the classifier keeps its input"
-        return Answer(logits.float().view(shape), embeddings.float().view(shape))
+        return Answer(outputs, embeddings.float().view(*views.shape[:2], -1))
 
     def release(self) -> None:
         """Leave the network as it was before it was wrapped."""

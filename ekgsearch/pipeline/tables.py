@@ -136,11 +136,11 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         searched_top1=top1["searched"],
         recalibrated_top1=top1["recalibrated"],
         final_top1=top1["final"],
-        best_top1=_trained(context, "slim", lambda result: result.best_top1),
+        best_top1=_trained(context, "slim", lambda result: result.best_value),
         plain_top1=_trained(
-            context, "slim" if job.finetune.objective == "plain" else "plain", lambda result: result.last_top1
+            context, "slim" if job.finetune.objective == "plain" else "plain", lambda result: result.last()
         ),
-        uniform_top1=_trained(context, "uniform", lambda result: result.last_top1),
+        uniform_top1=_trained(context, "uniform", lambda result: result.last()),
         counter=setup.budget.counter,
         full_macs=setup.full_costs.macs,
         kept_macs=kept.macs,
@@ -156,8 +156,8 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         candidates=sum(len(decision.candidates) for decision in made),
         device_hours=sum(row.device_hours for row in device_hours),
         device=", ".join(sorted(set(devices))),
-        ema_top1=_trained(context, "slim", lambda result: result.ema_top1),
-        averaged_top1=_trained(context, "slim", lambda result: result.averaged_top1),
+        ema_top1=_trained(context, "slim", lambda result: result.last("ema")),
+        averaged_top1=_trained(context, "slim", lambda result: result.last("averaged")),
         replaced_bank_images=replaced_in_bank(context),
         finetune_epochs=job.finetune.epochs,
         latency_ratio=latencies.get("ratio_batch1", math.nan),

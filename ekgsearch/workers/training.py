@@ -1,6 +1,5 @@
 """Train the networks of a run, one after the other, in however many processes the backend provides."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from ekgsearch.finetune.checkpoints import CheckpointPort, FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import EpochMetrics, StepReport, TrainResult
+from ekgsearch.finetune.objectives.registry import objective_class
 from ekgsearch.finetune.world import World
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.rows import EpochRow
@@ -133,7 +133,8 @@ class Outcome:
             values = read_sealed(path)
             epochs = tuple(EpochMetrics.from_dict(epoch) for epoch in values["epochs"])
             averages = {average: weights_path(folder, name, average) for average in values.get("averages", ())}
-            result, weights = TrainResult(epochs), weights_path(folder, name)
+            result = TrainResult(epochs, objective_class(values["objective"]).metric)
+            weights = weights_path(folder, name)
             test_images = values.get("test_images", 0)
             return cls(name, values["phase"], values["objective"], result, weights, averages, test_images)
         except (ValueError, KeyError, TypeError) as error:
@@ -265,6 +266,7 @@ class _Telling:
 
     def __init__(self, listener: Listener, spec: TrainingSpec, task: TrainingTask, num_images: int) -> None:
         self._listener, self._phase, self._network = listener, spec.instance, task.name
+        self._metric = objective_class(task.config.objective).metric.of("test")
         self._label = f"{spec.phase.value} {task.name} ({task.config.objective})"
         images, batch_size = num_images if task.ids is None else len(task.ids), task.config.batch_size
         self._total = max(1, images // batch_size) * min(images, batch_size) * task.config.epochs
@@ -284,8 +286,8 @@ class _Telling:
         """Tell of an epoch, whose measurements are then shown next to the progress."""
         self.epochs_before([metrics])
         shown: dict[str, float | int | str] = {"epoch": metrics.epoch, "loss": f"{metrics.loss:.4f}"}
-        if not math.isnan(metrics.test_top1):
-            shown["test_top1"] = f"{metrics.test_top1:.2f}"
+        if self._metric in metrics.values:
+            shown[self._metric] = f"{metrics.values[self._metric]:#.4g}"
         self._advance(0, shown)
 
     def epochs_before(self, epochs: Sequence[EpochMetrics]) -> None:

@@ -7,7 +7,7 @@ per rank; rank 0 also saves the weights.
 import importlib.util
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from ekgsearch.data.batching import epoch_order
 from ekgsearch.errors import NumericsError
-from ekgsearch.finetune import objective
 from ekgsearch.finetune.batches import loader_settings
 from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
+from ekgsearch.finetune.objectives import distilled
 from ekgsearch.finetune.synchronised_norm import synchronise_norms
 from ekgsearch.finetune.world import World
 from ekgsearch.maths.distillation import ekg_loss
@@ -67,7 +67,7 @@ class Scenarios:
             teachers.append(use.tolist())
             return parts, use
 
-        with patch.object(objective, "ekg_loss", ekg_loss if config.compile else noting_teachers):
+        with patch.object(distilled, "ekg_loss", ekg_loss if config.compile else noting_teachers):
             result = train(
                 model,
                 self.data,
@@ -79,7 +79,7 @@ class Scenarios:
                 on_step=lambda step: losses.append([step.epoch, step.step, float(step.loss)]),
                 **given,
             )
-        rows = [asdict(metrics) for metrics in result.epochs]
+        rows = [metrics.to_dict() for metrics in result.epochs]
         for row in rows:
             del row["wall_seconds"], row["wait_seconds"]
         path = self.folder / f"{name}-{self.world.rank}.json"

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -54,10 +54,9 @@ def main(rank: int, folder: Path, options: dict, *, wait: bool) -> None:
         checkpoint_every_steps=2,
         on_step=on_step,
     )
-    rows = [asdict(metrics) for metrics in result.epochs]
+    rows = [metrics.to_dict() for metrics in result.epochs]
     for row in rows:
-        for name in ("wall_seconds", "wait_seconds", "averaged_top1"):
-            del row[name]
+        del row["wall_seconds"], row["wait_seconds"]
     (folder / f"{rank}.json").write_text(json.dumps({"epochs": rows, "steps": steps}))
     save_tensors(folder / f"ema-{rank}.safetensors", result.averages["ema"].state_dict())
     if rank == 0:

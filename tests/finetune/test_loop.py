@@ -19,7 +19,7 @@ from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.loop import train
-from ekgsearch.finetune.metrics import EpochMetrics, TrainResult
+from ekgsearch.finetune.metrics import EpochMetrics, Metric, TrainResult
 from ekgsearch.finetune.resume import read_checkpoint, write_checkpoint
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.world import World
@@ -47,18 +47,18 @@ def test_every_objective_learns(data: TrainData, config: FinetuneConfig, make_ne
     if objective == "single":
         train(teacher, data, replace(config, objective="plain"), world=ALONE)
     result = train(make_network(), data, config, world=ALONE, bank=bank, teacher=teacher, classifier=CLASSIFIER)
-    assert result.last_top1 > 90
+    assert result.last() > 90
     assert result.epochs[-1].loss < 0.7 * result.epochs[0].loss
     assert [metrics.epoch for metrics in result.epochs] == list(range(1, 13))
     assert all(metrics.images == 48 for metrics in result.epochs)
-    assert (result.epochs[0].loss_distillation > 0) == (objective != "plain")
+    assert (result.epochs[0].values.get("loss_distillation", 0) > 0) == (objective != "plain")
 
 
 def test_teachers_worse_than_the_student_fall_out_of_use(
     data: TrainData, config: FinetuneConfig, make_network: Make, bank
 ) -> None:
     result = train(make_network(), data, replace(config, epochs=25, milestones=()), world=ALONE, bank=bank)
-    used = [metrics.num_teachers_used for metrics in result.epochs]
+    used = [metrics.values["num_teachers_used"] for metrics in result.epochs]
     assert used[0] > used[-1] >= 1
 
 
@@ -161,7 +161,7 @@ def test_only_the_named_ids_are_trained_on(data: TrainData, config: FinetuneConf
     part = replace(data, train=images, ids=torch.arange(5, 37), test=None)
     result = train(make_network(), part, replace(config, objective="plain", epochs=1), world=ALONE)
     assert sorted(seen) == list(range(5, 37))
-    assert math.isnan(result.last_top1)
+    assert math.isnan(result.last())
     assert result.epochs[0].images == 32
 
 
@@ -198,7 +198,7 @@ def test_evaluation_every_few_epochs_always_includes_the_last(
 ) -> None:
     config = replace(config, objective="plain", evaluate_every=3)
     result = train(make_network(), data, config, world=ALONE)
-    assert [math.isnan(metrics.test_top1) for metrics in result.epochs] == [True, True, False, False]
+    assert ["test_top1" in metrics.values for metrics in result.epochs] == [False, False, True, True]
 
 
 def test_waiting_for_the_memory_bank_counts_and_reaches_the_table(
@@ -218,13 +218,17 @@ def test_waiting_for_the_memory_bank_counts_and_reaches_the_table(
 
 def test_the_earliest_of_equally_good_epochs_is_the_best() -> None:
     def epoch(number: int, top1: float) -> EpochMetrics:
-        zeros = dict.fromkeys(("learning_rate", "loss", "loss_label", "loss_distillation", "num_teachers_used"), 0.0)
-        clocks = {"wall_seconds": 0.0, "wait_seconds": 0.0, "train_top1": 0.0}
-        return EpochMetrics(epoch=number, test_top1=top1, images=1, **zeros, **clocks)
+        values = {"loss": 1.0} if math.isnan(top1) else {"loss": 1.0, "test_top1": top1}
+        given = dict.fromkeys(("learning_rate", "wall_seconds", "wait_seconds"), 0.0)
+        return EpochMetrics(epoch=number, images=1, values=values, **given)
 
-    result = TrainResult((epoch(1, 80.0), epoch(2, 90.0), epoch(3, math.nan), epoch(4, 90.0), epoch(5, 85.0)))
+    epochs = (epoch(1, 80.0), epoch(2, 90.0), epoch(3, math.nan), epoch(4, 90.0), epoch(5, 80.0))
+    result = TrainResult(epochs, Metric("top1"))
     assert result.best is not None
-    assert (result.best.epoch, result.best_top1, result.last_top1) == (2, 90.0, 85.0)
+    assert (result.best.epoch, result.best_value, result.last()) == (2, 90.0, 80.0)
+    lowest = TrainResult(epochs, Metric("top1", highest_is_best=False))
+    assert lowest.best is not None
+    assert (lowest.best.epoch, lowest.best_value) == (1, 80.0)
     assert result.epochs[2].row(run="r", phase="finetune", network="slim", objective="ekg", test_images=9).epoch == 3
     assert repr(EpochMetrics.from_dict(result.epochs[2].to_dict())) == repr(result.epochs[2])
 

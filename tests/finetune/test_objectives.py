@@ -3,16 +3,19 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ekgsearch.bank.rows import BankRows
+from ekgsearch.finetune.batches import Batch
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
-from ekgsearch.finetune.objective import LOSS_NAMES, Objective
-from ekgsearch.finetune.objectives.self_supervised import ByolTerm, ContrastiveTerm, MomentumTarget, make_term
+from ekgsearch.finetune.objectives.base import Given
+from ekgsearch.finetune.objectives.registry import OBJECTIVES, ObjectiveName, objective_class
+from ekgsearch.finetune.objectives.self_supervised import ByolTerm, ContrastiveTerm, MomentumTarget
 from ekgsearch.finetune.state import start
 from ekgsearch.finetune.student import Student
 from ekgsearch.finetune.world import World
@@ -38,9 +41,9 @@ def small(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def make(name: str, config: FinetuneConfig) -> ContrastiveTerm | ByolTerm:
-    term = make_term(WIDTH, TEACHER_WIDTH, replace(config, objective=name), ALONE)  # type: ignore[arg-type]
-    assert term is not None
-    return term
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, WIDTH), nn.Linear(WIDTH, 3))
+    student = Student(network, config, "3")
+    return objective_class(name)(Given(student=student, config=config, world=ALONE, teacher_width=TEACHER_WIDTH)).term
 
 
 def test_the_ensemble_embedding_is_the_mean_direction_of_the_teachers_in_use() -> None:
@@ -140,6 +143,10 @@ def test_the_momentum_target_sees_batch_statistics_without_dropout(small: Finetu
     torch.testing.assert_close(shifted, first, rtol=1e-2, atol=1e-2)  # what scale there was, the batch norm takes out
 
 
+def test_a_job_may_name_every_objective_and_no_other() -> None:
+    assert get_args(ObjectiveName) == tuple(OBJECTIVES)
+
+
 @pytest.mark.parametrize("objective", ["contrastive", "byol"])
 def test_at_weight_0_the_network_is_that_of_ekg_to_the_bit(
     data: TrainData, small: FinetuneConfig, make_network: Make, bank, objective: str
@@ -153,13 +160,13 @@ def test_at_weight_0_the_network_is_that_of_ekg_to_the_bit(
     without, plain = results[objective, 0.0], results["ekg", 1.0]
     names = ("loss", "loss_label", "loss_distillation", "num_teachers_used", "train_top1", "test_top1")
     for one, other in zip(without.epochs, plain.epochs, strict=True):
-        assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
+        assert [one.values[name] for name in names] == [other.values[name] for name in names]
     expected = networks["ekg", 1.0].state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in networks[objective, 0.0].state_dict().items())
     assert not torch.equal(networks[objective, 1.0].state_dict()["0.weight"], expected["0.weight"])
 
 
-@pytest.mark.parametrize("objective", ["plain", "single", "ekg", "contrastive", "byol"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_part_of_the_loss_is_measured_and_they_add_up(
     data: TrainData, small: FinetuneConfig, make_network: Make, bank, objective: str
 ) -> None:
@@ -167,10 +174,12 @@ def test_every_part_of_the_loss_is_measured_and_they_add_up(
     given = {"world": ALONE, "bank": bank, "classifier": CLASSIFIER, "teacher": make_network()}
     network = make_network()
     (epoch,) = train(network, data, config, **given).epochs
-    extra = epoch.loss_contrastive + epoch.loss_views + epoch.loss_regression
-    assert epoch.loss == pytest.approx(epoch.loss_label + epoch.loss_distillation + 0.5 * extra, rel=1e-5)
-    assert (epoch.loss_contrastive > 0) == (objective == "contrastive")
-    assert (epoch.loss_views != 0) == (epoch.loss_regression != 0) == (objective == "byol")
+    row = epoch.row(run="r", phase="finetune", network="slim", objective=objective, test_images=30)
+    extra = row.loss_contrastive + row.loss_views + row.loss_regression
+    assert row.loss == pytest.approx(row.loss_label + row.loss_distillation + 0.5 * extra, rel=1e-5)
+    assert (row.loss_contrastive > 0) == (objective == "contrastive")
+    assert (row.loss_views != 0) == (row.loss_regression != 0) == (objective == "byol")
+    assert (row.num_teachers_used >= 1) == (objective != "plain")
     assert network.state_dict().keys() == make_network().state_dict().keys(), "heads are dropped"
     assert not network[6]._forward_pre_hooks  # type: ignore[index]
 
@@ -200,7 +209,7 @@ def test_label_smoothing_mixes_the_label_with_all_classes() -> None:
     torch.testing.assert_close(parts["loss_label"], found.mean())
 
 
-@pytest.mark.parametrize("objective", ["plain", "single", "ekg", "contrastive", "byol"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_label_smoothing_reaches_every_objective(
     small: FinetuneConfig, make_network: Make, bank, objective: str
 ) -> None:
@@ -210,10 +219,9 @@ def test_label_smoothing_reaches_every_objective(
         config = replace(small, objective=objective, label_smoothing=smoothing)
         state = start(make_network().eval(), config, ALONE, classifier=CLASSIFIER, teacher_width=TEACHER_WIDTH)
         rows: BankRows = bank.read(torch.arange(6))
-        given = {"teacher": draw(6, 2, 3, seed=2), "momentum_views": draw(6, 2, 8, seed=3)}
-        assert isinstance(state.objective, Objective)
-        parts, logits = state.objective.eval()(views, labels, rows=rows, **given)
-        assert set(parts) == set(LOSS_NAMES)
+        targets = {"teacher": draw(6, 2, 3, seed=2), "projections": draw(6, 2, 8, seed=3)}
+        parts, logits = state.objective.eval()(Batch(labels, views, rows, 6), targets)
+        assert set(parts) == set(state.objective.parts)
         torch.testing.assert_close(parts["loss_label"], label_losses(logits, labels, smoothing).mean())
         measured.append(parts["loss_label"].item())
     assert measured[0] != measured[1]

@@ -48,7 +48,7 @@ def test_one_epoch_of_warmup_gives_the_recorded_network(data_dir: Path) -> None:
     recorded = json.loads((data_dir / "oracle" / "warmup.json").read_text())
     assert losses == pytest.approx([step["loss"] / 2 for step in recorded], rel=1e-3)  # it divided 256 images by 128
     assert result.epochs[0].loss == pytest.approx(recorded[-1]["loss_running_mean"] / 2, rel=1e-4)
-    assert result.epochs[0].train_top1 == 100.0
+    assert result.epochs[0].values["train_top1"] == 100.0
     expected, _ = load_tensors(data_dir / "oracle" / "resnet56_after_warmup.safetensors", require_checksum=False)
     found = network.state_dict()
     for name, value in expected.items():

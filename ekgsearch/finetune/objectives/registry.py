@@ -1,10 +1,15 @@
-"""The objectives by name: what each of them needs.
+"""The objectives by name: what each of them needs, and where its class is.
 
-Free of torch, so that a job can be read and checked without it.
+Free of torch, so that a job can be read and checked without it; the class of an objective is imported where a training
+begins.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ekgsearch.finetune.objectives.base import Objective
 
 ObjectiveName = Literal["plain", "single", "ekg", "contrastive", "byol"]
 """Cross-entropy on one view; distillation from the unpruned network; distillation from the memory bank; the same with a
@@ -34,18 +39,38 @@ class Needs:
     package: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One objective.
+
+    Attributes:
+        place: its class, as `module:class`.
+        needs: what it takes.
+    """
+
+    place: str
+    needs: Needs
+
+
+_ROOM = "ekgsearch.finetune.objectives"
 _ON_EMBEDDINGS = Needs(views=2, bank=True, embeddings=True, images=2, package="lightly >= 1.6")
 
-OBJECTIVES: dict[str, Needs] = {
-    "plain": Needs(views=1),
-    "single": Needs(views=2, teacher=True),
-    "ekg": Needs(views=2, bank=True),
-    "contrastive": _ON_EMBEDDINGS,
-    "byol": _ON_EMBEDDINGS,
+OBJECTIVES: dict[str, Entry] = {
+    "plain": Entry(f"{_ROOM}.labels:Plain", Needs(views=1)),
+    "single": Entry(f"{_ROOM}.distilled:Single", Needs(views=2, teacher=True)),
+    "ekg": Entry(f"{_ROOM}.distilled:Ekg", Needs(views=2, bank=True)),
+    "contrastive": Entry(f"{_ROOM}.embeddings:Contrastive", _ON_EMBEDDINGS),
+    "byol": Entry(f"{_ROOM}.embeddings:Byol", _ON_EMBEDDINGS),
 }
 """Every objective by its name in jobs and tables."""
 
 
 def needs_of(name: str) -> Needs:
     """Look up what an objective takes."""
-    return OBJECTIVES[name]
+    return OBJECTIVES[name].needs
+
+
+def objective_class(name: str) -> "type[Objective]":
+    """Import the class of an objective."""
+    found: type[Objective] = resolve_name(OBJECTIVES[name].place)
+    return found

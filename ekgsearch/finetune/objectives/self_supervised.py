@@ -17,7 +17,6 @@ from ekgsearch.errors import JobError
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.student import Student
 from ekgsearch.finetune.world import World
-from ekgsearch.runtime.seeds import sub_seed
 
 
 class ContrastiveTerm(nn.Module):
@@ -154,29 +153,6 @@ class MomentumTarget(nn.Module):
         momentum = cosine_schedule(step, num_steps, start, 1.0)
         update_momentum(student, self.student, momentum)
         update_momentum(projection, self.projection, momentum)
-
-
-def make_term(
-    width: int, teacher_width: int, config: FinetuneConfig, world: World
-) -> ContrastiveTerm | ByolTerm | None:
-    """Make the term on embeddings of an objective; equal seeds give equal heads on every process.
-
-    Args:
-        width: F of the student.
-        teacher_width: F of the memory bank.
-        config: names the objective and the seed.
-        world: this process.
-
-    Raises:
-        JobError: lightly is not installed.
-    """
-    if not config.needs.embeddings:
-        return None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(sub_seed(config.seed, "heads"))
-        if config.objective == "contrastive":
-            return ContrastiveTerm(width, teacher_width, config, world)
-        return ByolTerm(width, teacher_width, config)
 
 
 def _lightly() -> tuple[Any, Any]:
