@@ -22,23 +22,30 @@ from ekgsearch.finetune.checkpoints import FolderCheckpoints
 from ekgsearch.finetune.config import FinetuneConfig, TrainData
 from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.objectives import distilled
+from ekgsearch.finetune.objectives.registry import OBJECTIVES
 from ekgsearch.finetune.synchronised_norm import synchronise_norms
 from ekgsearch.finetune.world import World
 from ekgsearch.maths.distillation import ekg_loss
 from ekgsearch.storage.tensors import save_tensors
 
 CLASSIFIER = "5"
-OBJECTIVES = ("plain", "single", "ekg", "contrastive", "byol")
+
+NAMES = ("plain", "single", "ekg", "contrastive", "byol")
 CONFIG = FinetuneConfig(epochs=4, batch_size=15, learning_rate=0.1, milestones=(3,))  # 15: shares of 7 and 8
 EVEN = replace(CONFIG, epochs=2, batch_size=16, learning_rate=0.05, milestones=(1,), head_width=16, projection_width=8)
 
 
 def load_fixtures():
     """Import the conftest beside this file, which makes the images and the bank."""
-    spec = importlib.util.spec_from_file_location("fixtures", Path(__file__).with_name("conftest.py"))
+    return load_beside("conftest")
+
+
+def load_beside(name: str):
+    """Import a module beside this file."""
+    spec = importlib.util.spec_from_file_location(f"beside_{name}", Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -59,8 +66,8 @@ class Scenarios:
         self.data: TrainData = fixtures.make_data()
         self.bank = fixtures.make_bank()
 
-    def train(self, name: str, config: FinetuneConfig, *, normalised: bool, **given) -> None:
-        model, losses, teachers = network(normalised=normalised), [], []
+    def train(self, name: str, config: FinetuneConfig, *, normalised: bool, model=None, data=None, **given) -> None:
+        model, losses, teachers = model or network(normalised=normalised), [], []
 
         def noting_teachers(*arguments, **options) -> tuple[dict[str, Tensor], Tensor]:
             parts, use = ekg_loss(*arguments, **options)
@@ -70,7 +77,7 @@ class Scenarios:
         with patch.object(distilled, "ekg_loss", ekg_loss if config.compile else noting_teachers):
             result = train(
                 model,
-                self.data,
+                data or self.data,
                 config,
                 world=self.world,
                 bank=self.bank,
@@ -113,8 +120,9 @@ class Scenarios:
             for name in ("ekg", "single", "plain"):
                 self.train(name, replace(CONFIG, objective=name), normalised=False)
             self.train("norm", CONFIG, normalised=True)
+            self._own_objective()
             self._interrupt()
-        for name in OBJECTIVES:
+        for name in NAMES:
             config = replace(EVEN, objective=name, synchronised_norm=True)
             self.train(f"shared-{name}", config, normalised=True)
         self.train("shared-accumulated", replace(EVEN, accumulate=2, synchronised_norm=True), normalised=True)
@@ -127,6 +135,14 @@ class Scenarios:
         for name in ("ekg", "byol"):
             config = replace(EVEN, objective=name, synchronised_norm=True, compile=True)
             self.train(f"compiled-{name}", config, normalised=True)
+
+    def _own_objective(self) -> None:
+        """An objective that the package does not know, on images without labels."""
+        own = load_beside("reconstruction")
+        with patch.dict(OBJECTIVES, {"reconstruction": own.ENTRY}):
+            config = replace(own.CONFIG, objective="reconstruction")
+            model, data = own.make_autoencoder(), own.unlabelled(self.data)
+            self.train("reconstruction", config, normalised=False, model=model, data=data)
 
     def _interrupt(self) -> None:
         place = FolderCheckpoints(self.folder / "checkpoints")

@@ -95,7 +95,7 @@ def weights(folder: Path, name: str, rank: int = 0) -> dict[str, torch.Tensor]:
     return load_tensors(folder / f"{name}-{rank}.safetensors")[0]
 
 
-@pytest.mark.parametrize("objective", ["plain", "single", "ekg"])
+@pytest.mark.parametrize("objective", ["plain", "single", "ekg", "reconstruction"])
 def test_two_processes_train_a_network_without_normalisation_like_one(folders: dict[int, Path], objective: str) -> None:
     alone, together = weights(folders[1], objective), weights(folders[2], objective)
     for name, value in alone.items():
@@ -182,7 +182,8 @@ def test_any_number_of_processes_uses_the_same_teachers(folders: dict[int, Path]
 
 
 @pytest.mark.parametrize(
-    ("size", "name"), [*((2, name) for name in ("plain", "single", "ekg", "norm")), *((4, name) for name in SHARED)]
+    ("size", "name"),
+    [*((2, name) for name in ("plain", "single", "ekg", "reconstruction", "norm")), *((4, name) for name in SHARED)],
 )
 def test_all_processes_end_with_the_same_network_and_the_same_numbers(
     folders: dict[int, Path], name: str, size: int
