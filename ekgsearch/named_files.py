@@ -39,7 +39,7 @@ def _of_job(job: Job) -> Iterator[Missing]:
 
 def _of_bench(settings: BaseModel) -> Iterator[Missing]:
     """Look for what the benchmarks name; which of these fields one has is its own affair."""
-    for name in ("weights", "journal"):
+    for name in ("weights", "wide_weights", "journal"):
         yield from _file(name, getattr(settings, name, None))
     yield from _folder("folder", getattr(settings, "folder", None))
     yield from _store("uri", getattr(settings, "uri", None))

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ekgsearch.bench import bank, distillation, loader, macs, ray, search
+from ekgsearch.bench import bank, distillation, epruner, loader, macs, ray, search
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import kinds_of
@@ -146,6 +146,10 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
             "pairs": whole(1),
             "processes": whole(1, 2),
         },
+    ),
+    epruner.Settings: (
+        {"bench": "epruner"},
+        {"beta": real(0, 1, without="low"), "betas": real(0, 1, without="low"), "pairs": whole(1)},
     ),
     loader.Settings: (
         {"bench": "loader", "folder": "pictures"},

@@ -137,3 +137,6 @@ def test_what_benchmarks_name(
     assert lines(monkeypatch, capsys, loader, "--paths")[0].endswith(f"there is no folder {tmp_path}/pictures")
     fill(tmp_path, "pictures")
     assert lines(monkeypatch, capsys, loader, "--paths") == []
+    epruner = tmp_path / "epruner.yaml"
+    epruner.write_text(f"bench: epruner\nwide_weights: {tmp_path}/wide\n")
+    assert lines(monkeypatch, capsys, epruner, "--paths")[0].endswith(f"there is no file {tmp_path}/wide")

@@ -88,6 +88,7 @@ class _Messages:
         responsibility, availability: r and a of each pair, (B, n, m).
         left_out: s of the pairs left out, -inf elsewhere, (B * n, n).
         highest: the largest number of each row of `left_out`, (B * n,).
+        highest_at: its column, (B * n,).
         common: the availability of the pairs left out of each column, (B, n).
         scratch: room for one number per pair, (B, n, m).
         starts: where each row begins in a flat array of pairs, (B * n,).
@@ -99,6 +100,7 @@ class _Messages:
     availability: Floats
     left_out: Floats
     highest: Floats
+    highest_at: Indices
     common: Floats
     scratch: Floats
     starts: Indices
@@ -124,13 +126,15 @@ class _Messages:
         left_out = similarities.reshape(batch * n, n).copy()
         left_out.reshape(-1)[used] = -np.inf
         left_out[points, points % n] = -np.inf
+        highest_at = left_out.argmax(axis=1)
         return cls(
             similarity=similarity,
             column=column,
             responsibility=np.zeros_like(similarity),
             availability=np.zeros_like(similarity),
             left_out=left_out,
-            highest=left_out.max(axis=1),
+            highest=left_out[points, highest_at],
+            highest_at=highest_at,
             common=np.zeros((batch, n)),
             scratch=np.empty_like(similarity),
             starts=points * m,
@@ -149,6 +153,7 @@ class _Messages:
             availability=self.availability[kept],
             left_out=self.left_out[is_kept_row],
             highest=self.highest[is_kept_row],
+            highest_at=self.highest_at[is_kept_row],
             common=self.common[kept],
             scratch=self.scratch[: len(kept)],
             starts=self.starts[: len(kept) * n],
@@ -172,12 +177,20 @@ class _Messages:
         second = new.max(axis=2).reshape(-1)
         (rows,) = (second < self.highest).nonzero()  # only where the diagonal, above all left out, is the largest
         if rows.size:
-            others = self.left_out[rows]
-            others += self.common[rows // self.common.shape[1]]
-            second[rows] = np.maximum(second[rows], others.max(axis=1))
+            second[rows] = np.maximum(second[rows], self._largest_left_out(rows))
         np.subtract(self.similarity, largest.reshape(*new.shape[:2], 1), out=new)
         flat[largest_at] = self.similarity.reshape(-1)[largest_at] - second
         _damp(self.responsibility, new, damping)
+
+    def _largest_left_out(self, rows: Indices) -> Floats:
+        """Largest a(i,j) + s(i,j) of the pairs left out of some rows; no a(i,j) is positive."""
+        largest = self.highest[rows]
+        matrices = rows // self.common.shape[1]
+        is_lowered = self.common[matrices, self.highest_at[rows]] < 0
+        others = self.left_out[rows[is_lowered]]
+        others += self.common[matrices[is_lowered]]
+        largest[is_lowered] = others.max(axis=1)
+        return largest
 
     def _renew_availabilities(self, damping: float) -> None:
         """a(i,j) = min(0, r(j,j) + sum over i' not in {i, j} of max(0, r(i',j))); a(j,j) is the sum alone."""
