@@ -6,9 +6,9 @@ import pytest
 from small_search import SmallSearch
 
 from ekgsearch.methods.base import Decision
+from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.methods.ekg.reach import depends_on_budget
 from ekgsearch.methods.ekg.search import EkgSearch
-from ekgsearch.methods.ekg.method import ekg_settings
 from ekgsearch.workers.backend import InProcessBackend
 
 
