@@ -14,6 +14,7 @@ from ekgsearch.finetune.objectives.registry import needs_of
 from ekgsearch.methods.baselines.section import UniformSection
 from ekgsearch.methods.ekg.quirks import expand_reference
 from ekgsearch.methods.ekg.section import EkgSection
+from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.records import content_hash
 from ekgsearch.sections.bank import BankSection
 from ekgsearch.sections.cluster import ClusterSection
@@ -21,7 +22,7 @@ from ekgsearch.sections.data import DataSection, NetSection, network_contradicti
 from ekgsearch.sections.phases import PhasesSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
 
-SearchChoice = EkgSection | UniformSection
+SearchChoice = EkgSection | EprunerSection | UniformSection
 """The methods; where `search.method` is left out, the first."""
 
 
@@ -74,6 +75,13 @@ class Job(Section):
         num_images = self.data.train_images or (self.data.known.train if self.data.known else None)
         yield from self.pretrain.contradictions("pretrain", num_images if self.net.weights is None else None)
         yield from self.finetune.contradictions("finetune", num_images)
+        if self.bank.betas is not None and not self.search.takes_betas:
+            yield f"bank.betas does nothing with search.method {self.search.method}; leave it out"
+        if self.search.takes_betas and self.bank.betas is None and needs_of(self.finetune.objective).bank:
+            yield (
+                f"search.method {self.search.method} leaves no interim sub-networks, so finetune.objective "
+                f"{self.finetune.objective} has no teachers; give bank.betas, or use plain or single"
+            )
         if not self.search.leaves_teachers and needs_of(self.finetune.objective).bank:
             yield (
                 f"search.method {self.search.method} leaves no interim sub-networks, so finetune.objective "

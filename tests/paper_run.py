@@ -13,6 +13,7 @@ from typing import Any
 from ekgsearch.methods.base import Decision, Evaluation
 from ekgsearch.methods.ekg.search import own_record
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.decisions import SLIM_FILE
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.phases import phases_of
 from ekgsearch.pipeline.setup import Setup
@@ -58,7 +59,8 @@ def commit(context: RunContext, phase: Phase) -> str:
             fields = {"manifest": content_hash(["manifest", key]), "teachers": [0]}
         case PhaseKind.EVALUATE:
             fields = {"images": 1}
-    files = {fields["weights"]: content_hash(["file", key])} if "weights" in fields else {}
+    names = [fields["weights"]] if "weights" in fields else [SLIM_FILE] if phase.kind is PhaseKind.SEARCH else []
+    files = {name: content_hash(["file", key]) for name in names}
     context.commit(phase, {"files": files, **fields})
     return key
 
@@ -74,9 +76,9 @@ def commit_until(context: RunContext, last: str) -> dict[str, str]:
 
 
 def _search(context: RunContext, phase: Phase, key: str) -> Subnetwork:
-    """Journal three decisions, if the search decides, and leave a sub-network."""
+    """Journal three decisions, and leave a sub-network."""
     current = context.setup.graph.full()
-    for iteration in range(3 if phase.needs_workers else 0):
+    for iteration in range(3):
         group = context.setup.graph.groups[iteration]
         if iteration:
             current = current.replace(group.name, _some(group.size, f"{key}{iteration}"))

@@ -14,6 +14,8 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import kinds_of
 from ekgsearch.finetune.config import FinetuneConfig
+from ekgsearch.methods.baselines.section import UniformSection
+from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.pipeline.study import StudySection
 from ekgsearch.sections.cluster import ClusterSection
 
@@ -41,6 +43,7 @@ ABOVE_0: Bounds = (0.0, TINY, HUGE, math.inf)
 FROM_0: Bounds = (-TINY, 0.0, HUGE, math.inf)
 SHARE = real(0, 1, without="both")
 FACTOR = real(0, 1, without="high")
+UP_TO_1 = real(0, 1, without="low")
 TRAINING: dict[str, Bounds] = {
     "epochs": whole(0),
     "batch_size": whole(1),
@@ -83,7 +86,7 @@ SECTIONS: dict[str, dict[str, Bounds]] = {
         "racing": SHARE,
         "max_candidates": whole(1),
     },
-    "bank": {"teachers": whole(1), "batch_size": whole(1)},
+    "bank": {"teachers": whole(1), "batch_size": whole(1), "betas": UP_TO_1},
     "finetune": {
         **TRAINING,
         "seed": whole(0, INT64),
@@ -188,14 +191,14 @@ def check(model: type[BaseModel], table: Mapping[str, Bounds], base: Mapping[str
     """Try both sides of every bound, and see that no field with a bound is missing from the table."""
     assert set(table) == {name for name, field in model.model_fields.items() if is_bounded(field)}
     for name, (below, first, last, above) in table.items():
-        is_list = str(model.model_fields[name].annotation).startswith("tuple")
+        length = (2 if name == "betas" else 1) if str(model.model_fields[name].annotation).startswith("tuple") else 0
         given = {**(base or {}), **({"subnetworks": MOST} if name == "by_l1" else {})}
         for value in (first, last):
-            model.model_validate({**given, name: (value,) if is_list else value})
+            model.model_validate({**given, name: (value,) * length if length else value})
         for value in (below, above):
             if value is not None and value != first:
                 with pytest.raises(ValidationError, match=name):
-                    model.model_validate({**given, name: (value,) if is_list else value})
+                    model.model_validate({**given, name: (value,) * length if length else value})
 
 
 def is_bounded(field: FieldInfo) -> bool:
@@ -213,12 +216,19 @@ def parts_of(annotation: Any) -> list[Any]:
     return [annotation, *(part for one in inner for part in parts_of(one))]
 
 
+OF_EVERY_METHOD = {name: SECTIONS["search"][name] for name in ("reduction", "budget", "images_per_class")}
+OTHERS: dict[type[BaseModel], dict[str, Bounds]] = {
+    UniformSection: OF_EVERY_METHOD,
+    EprunerSection: {**OF_EVERY_METHOD, "beta": UP_TO_1, "late_beta": UP_TO_1, "late_from": whole(0)},
+}
+
+
 @pytest.mark.parametrize("name", SECTIONS)
 def test_bounds_of_a_section(name: str) -> None:
     kind, *others = kinds_of(Job, name)
     check(kind, SECTIONS[name])
     for other in others:
-        check(other, {field: SECTIONS[name][field] for field in other.model_fields if field in SECTIONS[name]})
+        check(other, OTHERS[other])
 
 
 def test_bounds_of_jobs_studies_and_benchmarks() -> None:

@@ -1,6 +1,7 @@
 """What a sub-network costs, under the four counters of the literature."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 from weakref import WeakKeyDictionary
@@ -204,10 +205,12 @@ def layer_costs(graph: ChannelGraph, sub: Subnetwork, counter: Counter = "macs")
     ]
 
 
-def reachable(graph: ChannelGraph, counter: Counter = "macs") -> Costs:
-    """Count the smallest sub-network: one channel in every channel group; see `cost`."""
+def reachable(graph: ChannelGraph, counter: Counter = "macs", groups: Sequence[ChannelGroup] | None = None) -> Costs:
+    """Count the smallest sub-network: one channel in every channel group, or in some, the others full; see `cost`."""
     table = _table(graph)
-    return table.costs(np.ones_like(table.full), counter)
+    kept = table.full.copy()
+    kept[[table.column[group.name] for group in (graph.groups if groups is None else groups)]] = 1
+    return table.costs(kept, counter)
 
 
 def group_share(graph: ChannelGraph, group: ChannelGroup | str, counter: Counter = "macs") -> float:

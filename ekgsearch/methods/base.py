@@ -8,9 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.methods.budget import Budget
 from ekgsearch.records import Subnetwork
 
@@ -269,11 +271,14 @@ class Materials:
         seed: of random choices.
         threads: what a search may compute with in this process.
         evaluator: starts the workers, for a method that needs them.
-        batches: indices of the batches that they hold.
+        groups: channel groups that may be cut.
+        batches: indices of the batches that the workers hold.
         tie_tolerance: share of the lowest score within which the evaluator's rounding could decide.
+        betas: for a method that makes teachers on request, what they are made with, ascending.
     """
 
     graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
     open_graph: Callable[[], ChannelGraph]
     budget: Budget
     seed: int
@@ -281,6 +286,7 @@ class Materials:
     evaluator: Callable[[], BatchwiseEvaluator]
     batches: Sequence[int]
     tie_tolerance: float
+    betas: tuple[float, ...] = ()
 
     def costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
         """Multiply-accumulates and parameters of a sub-network under the counter of the budget."""
@@ -305,6 +311,15 @@ class Search(Protocol):
 
     def depends_on_budget(self, made: Sequence[Decision]) -> bool:
         """Whether the decision after these may depend on how much is to be removed."""
+        ...
+
+    def slim(self, graph: ChannelGraph, subnetwork: Subnetwork) -> nn.Module:
+        """The slim network that fine-tuning starts from.
+
+        Args:
+            graph: the network with the weights that the search started from; they may be changed.
+            subnetwork: what stays.
+        """
         ...
 
 

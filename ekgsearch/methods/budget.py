@@ -1,10 +1,13 @@
 """What the search aims at: a cost to meet from below, refused where it cannot be reached."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ekgsearch.channels.cost import cost, reachable
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import BudgetError
 from ekgsearch.records import Counter
 
@@ -16,7 +19,8 @@ class Budget:
     """A limit on multiply-accumulates or parameters under one counter.
 
     Attributes:
-        limit: the search ends with the first network whose cost is at most this.
+        limit: the search ends with the first network whose cost is at most this; infinite where the method decides how
+            much goes.
         unit: what is limited.
         counter: how it is counted.
     """
@@ -24,6 +28,11 @@ class Budget:
     limit: float
     unit: Unit
     counter: Counter
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether there is one."""
+        return math.isfinite(self.limit)
 
     def measured(self, macs: int, params: int) -> int:
         """The one of the two costs that this budget limits."""
@@ -39,22 +48,31 @@ class Budget:
 
 
 def set_budget(
-    graph: ChannelGraph, *, reduction: float | None, absolute: int | None, unit: Unit, counter: Counter
+    graph: ChannelGraph,
+    *,
+    reduction: float | None,
+    absolute: int | None,
+    unit: Unit,
+    counter: Counter,
+    groups: Sequence[ChannelGroup] | None = None,
 ) -> Budget:
     """Turn a share to remove (tau) or an absolute cost into a budget that this network can meet.
 
     Args:
         graph: the network's channel groups.
-        reduction: share of the full cost to remove, in (0, 1); None if `absolute` is given.
-        absolute: largest cost allowed; None if `reduction` is given.
+        reduction: share of the full cost to remove, in (0, 1); None if `absolute` is given, or nothing limits.
+        absolute: largest cost allowed; None if `reduction` is given, or nothing limits.
         unit: what is limited.
         counter: how it is counted.
+        groups: channel groups that may be cut; None for all.
 
     Raises:
         BudgetError: the cost cannot be reached even with one channel left in every channel group, or is above the
             cost of the full network. At that cost nothing is cut, and the full network is the only teacher.
     """
-    full_costs, least_costs = cost(graph, graph.full(), counter), reachable(graph, counter)
+    if reduction is None and absolute is None:
+        return Budget(math.inf, unit, counter)
+    full_costs, least_costs = cost(graph, graph.full(), counter), reachable(graph, counter, groups)
     budget = Budget(0, unit, counter)
     full = budget.measured(full_costs.macs, full_costs.params)
     least = budget.measured(least_costs.macs, least_costs.params)

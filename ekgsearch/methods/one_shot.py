@@ -4,6 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.slim import slim
 from ekgsearch.methods.base import Decision, Materials
 from ekgsearch.records import Subnetwork
 
@@ -26,10 +30,10 @@ class OneShot(ABC):
         """
         full = self.materials.graph.full()
         if not made:
-            yield self._decision(0, full, {})
+            yield decided(self.materials, 0, full, {})
         if len(made) < 2:
             found, own = self.cut()
-            yield self._decision(1, found, own)
+            yield decided(self.materials, 1, found, own)
 
     def is_over(self, made: Sequence[Decision]) -> bool:
         """Whether both are made."""
@@ -39,15 +43,28 @@ class OneShot(ABC):
         """Both are stored with the budget: there is nothing to share but the unpruned network."""
         return True
 
-    def _decision(self, iteration: int, subnetwork: Subnetwork, own: Mapping[str, Any]) -> Decision:
-        full = dict(self.materials.graph.full().kept)
-        macs, params = self.materials.costs(subnetwork)
-        return Decision(
-            iteration=iteration,
-            group="",
-            changed=tuple(name for name, kept in subnetwork.kept if kept != full[name]),
-            subnetwork=subnetwork,
-            macs=macs,
-            params=params,
-            own=own,
-        )
+    def slim(self, graph: ChannelGraph, subnetwork: Subnetwork) -> nn.Module:
+        """The weights of the channels that stay."""
+        return slim(graph, subnetwork)
+
+
+def decided(materials: Materials, iteration: int, subnetwork: Subnetwork, own: Mapping[str, Any]) -> Decision:
+    """A decision that cuts many channel groups of the unpruned network at once.
+
+    Args:
+        materials: of the search.
+        iteration: its number.
+        subnetwork: what stays.
+        own: what else the method records.
+    """
+    full = dict(materials.graph.full().kept)
+    macs, params = materials.costs(subnetwork)
+    return Decision(
+        iteration=iteration,
+        group="",
+        changed=tuple(name for name, kept in subnetwork.kept if kept != full[name]),
+        subnetwork=subnetwork,
+        macs=macs,
+        params=params,
+        own=own,
+    )

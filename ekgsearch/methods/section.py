@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ekgsearch.fields import Cost, Positive, Section, Share
+from ekgsearch.fields import Cost, Positive, Section, Share, Text
 from ekgsearch.methods.rules import Rules
 from ekgsearch.records import Counter, NormMode, Precision
 
@@ -27,11 +27,13 @@ class SearchSection(Section, ABC):
     Attributes:
         needs_workers: whether its search looks at the search subset, with workers that evaluate networks.
         leaves_teachers: whether it leaves interim sub-networks, which can become teachers.
+        takes_betas: whether it makes teachers on request, one for each value of `bank.betas`.
         can_be_audited: whether any decision can be made once more by another evaluator (`methods.base.Repeats`).
     """
 
     needs_workers: ClassVar[bool] = False
     leaves_teachers: ClassVar[bool] = False
+    takes_betas: ClassVar[bool] = False
     can_be_audited: ClassVar[bool] = False
 
     method: str = Field(description="who decides which channels go")
@@ -39,6 +41,12 @@ class SearchSection(Section, ABC):
     budget: Cost | None = Field(None, description="largest cost allowed, an absolute number; this or `reduction`")
     unit: Literal["macs", "params"] = Field("macs", description="what `reduction` and `budget` limit")
     counter: Counter = Field("macs", description="how operations and parameters are counted")
+    groups: Literal["all", "private"] = Field(
+        "all", description="which channel groups may be cut; private: those with one producer, all: residual ones too"
+    )
+    skip: tuple[Text, ...] = Field(
+        (), description="names of channel groups that are left alone; * stands for any characters"
+    )
     images_per_class: Positive = Field(
         32, description="images of the search subset per class; those of the warm-up subset come after them"
     )

@@ -24,7 +24,7 @@ from ekgsearch.pipeline.setup import Setup
 from ekgsearch.records import PhaseKind, content_hash
 from ekgsearch.runtime.listener import Advanced
 from ekgsearch.storage.objects import open_store
-from ekgsearch.workers.spec import BuiltBlock
+from ekgsearch.workers.spec import BuiltBlock, SearchSpec
 from ekgsearch.workers.team import BankOrder
 from ekgsearch.workers.training import BankAddress
 
@@ -214,7 +214,8 @@ def _build(context: RunContext, order: BankOrder) -> None:
     setup, backend = context.setup, context.backend
     device = setup.devices.search
     # A new team has no batch: the bank replaces damaged pictures, so nobody may stop at one of the search.
-    spec = replace(setup.search_spec, batches=())
+    plain = SearchSpec(run=setup.job.run_name, batches=(), nominal_batch=None)
+    spec = replace(setup.search_spec, batches=()) if setup.job.search.needs_workers else plain
     team = context.teams.get(setup.workload(context.start_weights, device), spec)
     backend.enlist(len(order.missing))
     name, devices = setup.devices.name(device), backend.num_search_devices

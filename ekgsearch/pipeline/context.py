@@ -117,7 +117,13 @@ class RunContext:
         """SHA-256 of the weights that a phase has committed."""
         line = self.committed(phase)
         assert line is not None, f"phase {phase} comes before those that need its weights"
-        return str(line["files"][line["weights"]])
+        return self.sha256_of(phase, line["weights"])
+
+    def sha256_of(self, phase: str, name: str) -> str:
+        """SHA-256 of a file that a phase has committed."""
+        line = self.committed(phase)
+        assert line is not None, f"phase {phase} comes before those that need its files"
+        return str(line["files"][name])
 
     @property
     def start_weights(self) -> Path:

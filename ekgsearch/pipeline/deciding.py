@@ -24,6 +24,7 @@ class Deciding:
 
     Attributes:
         made: all decisions, in order; each is in the journal.
+        search: that of the method.
     """
 
     def __init__(self, context: RunContext, made: list[Decision]) -> None:
@@ -37,7 +38,7 @@ class Deciding:
         self._context = context
         self._setup = context.setup
         self._clock: Clock | None = None
-        self._search: Search = self._setup.job.search.open(materials(context, self._evaluator))
+        self.search: Search = self._setup.job.search.open(materials(context, self._evaluator))
         self._full = self._setup.budget.measured(self._setup.full_costs.macs, self._setup.full_costs.params)
         self._tell(self._removed)
 
@@ -64,7 +65,7 @@ class Deciding:
         """
         self._store_made(store, common, own)
         while not self._is_over:
-            key = own if self._search.depends_on_budget(self.made) else common
+            key = own if self.search.depends_on_budget(self.made) else common
             number = len(self.made)
             found = None if self._context.verifies else store.decision(key, number)
             if found is not None:
@@ -82,7 +83,7 @@ class Deciding:
     def _store_made(self, store: PhaseStore, common: str, own: str) -> None:
         """Store what this run has decided before: what follows in the store belongs to the same decisions."""
         for number, decision in enumerate(self.made):
-            key = own if self._search.depends_on_budget(self.made[:number]) else common
+            key = own if self.search.depends_on_budget(self.made[:number]) else common
             self._keep(store, key, decision, is_made=True)
 
     def _keep(self, store: PhaseStore, key: str, decision: Decision, *, is_made: bool) -> tuple[dict[str, Any], str]:
@@ -99,7 +100,7 @@ class Deciding:
 
     def _compute_and_store(self, store: PhaseStore, key: str) -> None:
         """Decide for as long as the store has nothing under the key, and decisions belong to it."""
-        is_common = not self._search.depends_on_budget(self.made)
+        is_common = not self.search.depends_on_budget(self.made)
         with ExitStack() as work:
             for decision in self._computing(work):
                 record, producer = self._keep(store, key, decision, is_made=False)
@@ -107,7 +108,7 @@ class Deciding:
                     self._adopt(record, producer)
                     return
                 self._take(decision)
-                if is_common and self._search.depends_on_budget(self.made):
+                if is_common and self.search.depends_on_budget(self.made):
                     return
 
     @contextmanager
@@ -133,7 +134,9 @@ class Deciding:
         device = setup.devices.name(setup.devices.search if has_workers else "cpu")
         num_devices = backend.num_search_devices if has_workers else setup.job.cluster.threads
         self._clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, num_devices))
-        yield from self._search.run(tuple(self.made))
+        if not has_workers:
+            work.enter_context(self._clock.working(num_devices))
+        yield from self.search.run(tuple(self.made))
 
     def _evaluator(self) -> BatchwiseEvaluator:
         """The search workers, whose work is charged to the search."""
@@ -177,12 +180,13 @@ class Deciding:
             if last.evaluation is not None:
                 shown["loss"] = f"{last.evaluation.loss:.4f}"
             shown["reduction"] = f"{self._removed / self._full:.1%}"
+        budget = self._setup.budget
         self._context.listener.hear(
             Advanced(
                 label="search",
                 done=removed,
-                total=round(self._full - self._setup.budget.limit),
-                unit=f"{self._setup.budget.unit} removed",
+                total=round(self._full - budget.limit) if budget.is_limit else self._removed,
+                unit=f"{budget.unit} removed",
                 shown=shown,
                 is_end=self._is_over,
             )
@@ -195,4 +199,4 @@ class Deciding:
 
     @property
     def _is_over(self) -> bool:
-        return self._search.is_over(self.made)
+        return self.search.is_over(self.made)

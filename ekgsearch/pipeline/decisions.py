@@ -10,6 +10,9 @@ from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.lines import content
 from ekgsearch.records import Subnetwork
 
+SLIM_FILE = "slim.safetensors"
+"""Weights of the slim network that fine-tuning starts from, in the run directory."""
+
 
 def decisions(context: RunContext) -> list[Decision]:
     """The committed decisions of the search."""
@@ -17,7 +20,12 @@ def decisions(context: RunContext) -> list[Decision]:
 
 
 def teachers_of(context: RunContext, made: Sequence[Decision]) -> tuple[int, ...]:
-    """Iterations whose interim sub-networks become teachers; the last one is the student and is left out."""
+    """Iterations whose interim sub-networks become teachers; the last one is the student and is left out.
+
+    Where they were made on request and none is evaluated, all are; the unpruned network is left out.
+    """
+    if context.setup.job.bank.betas is not None:
+        return tuple(range(1, len(made) - 1))
     losses = [decision.evaluation.loss for decision in made[:-1] or made if decision.evaluation is not None]
     return choose_teachers(losses, context.setup.job.bank.teachers)
 

@@ -3,13 +3,15 @@
 from dataclasses import fields, replace
 from typing import Any, Literal
 
+from ekgsearch.channels.cost import cost
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
 from ekgsearch.methods.baselines.uniform import uniform_width
+from ekgsearch.methods.budget import Budget
 from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.bank import bank_address
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.decisions import final_subnetwork
+from ekgsearch.pipeline.decisions import SLIM_FILE, final_subnetwork
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.pipeline.train import train_by_backend, training_config
@@ -47,10 +49,13 @@ class Finetune(Phase):
         """The network, and everything that its training depends on."""
         setup, job = context.setup, context.setup.job
         choices: dict[str, Any] = {"seed": job.finetune_seed}
+        files = {"weights": context.weights_sha256("warmup")}
         if self.training == "uniform":
-            choices["uniform"] = [setup.budget.limit, setup.budget.unit, setup.budget.counter]
+            budget = _baseline_budget(context)
+            choices["uniform"] = [budget.limit, budget.unit, budget.counter, [group.name for group in setup.groups]]
         else:
             choices["subnetwork"] = final_subnetwork(context).sha256
+            files["slim"] = context.sha256_of("search", SLIM_FILE)
         if needs_of(self._objective).bank:
             line = context.committed("bank")
             assert line is not None, "the memory bank comes before the objectives that read it"
@@ -58,7 +63,7 @@ class Finetune(Phase):
         return Inputs(
             semantics=SEMANTICS,
             sections={"finetune": job.finetune.model_copy(update={"objective": self._objective}).identity()},
-            files={"weights": context.weights_sha256("warmup")},
+            files=files,
             images={
                 "train": setup.selection(setup.train_ids),
                 "test": setup.test.content_hash,
@@ -74,15 +79,27 @@ class Finetune(Phase):
         """Train, in however many processes the job asks for."""
         subnetwork, config = self._subnetwork(context), finetune_config(context, self._objective)
         ids = context.setup.train_id_list
-        task = TrainingTask(name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=True)
+        initial = None if self.training == "uniform" else context.file("search", SLIM_FILE)
+        task = TrainingTask(
+            name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=True, initial=initial
+        )
         bank = bank_address(context) if needs_of(self._objective).bank else None
         trained = train_by_backend(context, self, task, bank)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
 
     def _subnetwork(self, context: RunContext) -> Subnetwork:
         if self.training == "uniform":
-            return uniform_width(context.open_graph(), context.setup.budget)
+            return uniform_width(context.open_graph(), _baseline_budget(context), context.setup.groups)
         return final_subnetwork(context)
+
+
+def _baseline_budget(context: RunContext) -> Budget:
+    """What baselines are cut to: the budget of the job, else what the search has left."""
+    setup = context.setup
+    if setup.budget.is_limit:
+        return setup.budget
+    costs = cost(setup.graph, final_subnetwork(context), setup.budget.counter)
+    return replace(setup.budget, limit=setup.budget.measured(costs.macs, costs.params))
 
 
 def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -> Result:
@@ -97,18 +114,18 @@ def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -
     return Result(files=tuple(names), extras=(*trained.files, *trained.extras), fields={"weights": names[0]})
 
 
-def finetunings(objective: ObjectiveName, baselines: tuple[str, ...], *, cuts_uniformly: bool) -> list[Finetune]:
+def finetunings(objective: ObjectiveName, baselines: tuple[str, ...], *, method: str) -> list[Finetune]:
     """The fine-tunings of a job; a baseline that is the network itself is not trained twice.
 
     Args:
         objective: objective of the slim network.
         baselines: those that the job asks for.
-        cuts_uniformly: whether the slim network is the uniform one.
+        method: of the search that has found the slim network.
     """
     found = [Finetune("slim", objective)]
     if "plain" in baselines and objective != "plain":
         found.append(Finetune("plain", "plain"))
-    if "uniform" in baselines and not cuts_uniformly:
+    if "uniform" in baselines and method != "uniform":
         found.append(Finetune("uniform", "plain"))
     return found
 

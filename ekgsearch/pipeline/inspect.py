@@ -38,13 +38,13 @@ def _describe(job: Job, found: OpenedNetwork, group: ChannelGroup) -> str:
 
 def _totals(job: Job, found: OpenedNetwork) -> list[str]:
     search, budget = job.search, found.budget
-    full, least = found.full_costs, reachable(found.graph, search.counter)
+    full, least = found.full_costs, reachable(found.graph, search.counter, found.groups)
     return [
         f"{len(found.graph.groups)} channel groups, "
         f"{sum(group.size for group in found.graph.groups):,} channels that can be cut (counter {search.counter})",
         _total("MACs", full.macs, least.macs),
         _total("params", full.params, least.params),
-        f"budget  {budget.limit:>15,.0f}  {budget.unit}",
+        *([f"budget  {budget.limit:>15,.0f}  {budget.unit}"] if budget.is_limit else []),
         *(f"warning: {warning}" for warning in found.graph.warnings),
     ]
 

@@ -24,11 +24,13 @@ def materials(
         spec = setup.search_spec
     return Materials(
         graph=setup.graph,
+        groups=setup.groups,
         open_graph=context.open_graph,
         budget=setup.budget,
         seed=sub_seed(setup.job.seed, "criterion"),
         threads=setup.job.cluster.threads,
         evaluator=evaluator,
         batches=[] if spec is None else [index for index, _ in spec.batches],
+        betas=setup.job.bank.betas or (),
         tie_tolerance=0.0 if spec is None else spec.tie_tolerance,
     )

@@ -9,9 +9,11 @@ from torch import nn
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import NetworkError
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.methods.budget import Budget, set_budget
+from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.nets.spec import NetSpec, Padding
 from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
@@ -30,6 +32,7 @@ class OpenedNetwork:
         net: what it is.
         network: the same, built, with the given weights or freshly initialised.
         graph: its channel groups.
+        groups: those of them that the search may cut.
         full_costs: its costs under the job's counter.
         budget: what the search aims at.
         sidecar: of the given weights, if there is one.
@@ -38,6 +41,7 @@ class OpenedNetwork:
     net: NetSpec
     network: nn.Module
     graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
     full_costs: Costs
     budget: Budget
     sidecar: Sidecar | None
@@ -64,10 +68,16 @@ def open_network(job: Job, num_classes: int, image_shape: Sequence[int]) -> Open
     log.info("%s on %s: %d channel groups, %d frozen", net.name, job.data.name, len(graph.groups), len(graph.frozen))
     for warning in graph.warnings:
         log.warning("%s: %s", net.name, warning)
+    groups = chosen_groups(graph, search)
     budget = set_budget(
-        graph, reduction=search.reduction, absolute=search.budget, unit=search.unit, counter=search.counter
+        graph,
+        reduction=search.reduction,
+        absolute=search.budget,
+        unit=search.unit,
+        counter=search.counter,
+        groups=groups,
     )
-    return OpenedNetwork(net, network, graph, cost(graph, graph.full(), search.counter), budget, sidecar)
+    return OpenedNetwork(net, network, graph, groups, cost(graph, graph.full(), search.counter), budget, sidecar)
 
 
 def net_spec(

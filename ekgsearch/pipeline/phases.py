@@ -19,6 +19,6 @@ def phases_of(job: Job) -> tuple[Phase, ...]:
         Warmup(),
         Search(needs_workers=job.search.needs_workers),
         *([Bank()] if has_bank else []),
-        *finetunings(job.finetune.objective, job.finetune.baselines, cuts_uniformly=not job.search.needs_workers),
+        *finetunings(job.finetune.objective, job.finetune.baselines, method=job.search.method),
         Evaluate(),
     )

@@ -3,10 +3,10 @@
 import logging
 from typing import Any
 
-from ekgsearch.channels.slim import slim
+from ekgsearch.methods.base import Search as MethodSearch
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.deciding import PHASE, Deciding
-from ekgsearch.pipeline.decisions import decisions
+from ekgsearch.pipeline.decisions import SLIM_FILE, decisions
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
@@ -53,7 +53,7 @@ class Search(Phase):
             deciding.share(context.store, search_inputs(context, with_budget=False).key, own)
         else:  # also where another version goes on than the one that began
             deciding.compute()
-        return write_found(context, made[-1].subnetwork)
+        return write_found(context, deciding.search, made[-1].subnetwork)
 
 
 def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
@@ -69,6 +69,8 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
         "groups": {group.name: group.size for group in setup.graph.groups},
         "full_costs": [setup.full_costs.macs, setup.full_costs.params],
     }
+    if job.bank.betas is not None:
+        choices["bank.betas"] = list(job.bank.betas)
     if job.search.draws_at_random:
         choices["seed"] = job.seed
     return Inputs(
@@ -77,16 +79,16 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
         files={"weights": context.weights_sha256("warmup")},
         images={"search": setup.selection(setup.search_ids)} if job.search.needs_workers else {},
         network=setup.network_identity,
-        choices=choices | ({"budget": setup.budget.limit} if with_budget else {}),
+        choices=choices | ({"budget": setup.budget.limit} if with_budget and setup.budget.is_limit else {}),
         device=setup.devices.search if job.search.needs_workers else "cpu",
         threads=job.cluster.threads_per_worker if job.search.needs_workers else job.cluster.threads,
     )
 
 
-def write_found(context: RunContext, subnetwork: Subnetwork) -> Result:
+def write_found(context: RunContext, search: MethodSearch, subnetwork: Subnetwork) -> Result:
     """Write the chosen sub-network and its slim network."""
-    found, path = context.folder / "subnetwork.json", context.folder / "slim.safetensors"
+    found, path = context.folder / "subnetwork.json", context.folder / SLIM_FILE
     write_atomically(found, (canonical_json(subnetwork.to_dict()) + "\n").encode())
-    slimmed = slim(context.open_graph(), subnetwork)
+    slimmed = search.slim(context.open_graph(), subnetwork)
     save_tensors(path, slimmed.state_dict(), structure_metadata(context.setup, subnetwork))
     return Result(files=(found.name, path.name), fields={"subnetwork": subnetwork.sha256})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.data.datasets import Dataset, ImageSet
 from ekgsearch.data.encoded import EncodedImages
 from ekgsearch.data.subset import batches, split_search_subset
@@ -46,6 +47,7 @@ class Setup:
         net: the unpruned network.
         network: the same, built, with the given weights or freshly initialised.
         graph: its channel groups.
+        groups: those of them that the search may cut.
         full_costs: its costs under the job's counter.
         budget: what the search aims at.
         mean, std: input normalisation in pixel units 0..255.
@@ -61,6 +63,7 @@ class Setup:
     net: NetSpec
     network: nn.Module
     graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
     full_costs: Costs
     budget: Budget
     mean: tuple[float, ...]
@@ -187,6 +190,7 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = Fal
         net=opened.net,
         network=opened.network,
         graph=opened.graph,
+        groups=opened.groups,
         full_costs=opened.full_costs,
         budget=opened.budget,
         mean=sidecar.mean if sidecar else dataset.mean,

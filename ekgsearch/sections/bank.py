@@ -8,11 +8,19 @@ from pydantic import Field, field_validator
 from ekgsearch.fields import Mark, Positive, Section, Text
 from ekgsearch.storage.secrets import credentials_in
 
+Beta = Annotated[float, Field(gt=0, le=1)]
+
 
 class BankSection(Section):
     """The memory bank of the teachers' outputs."""
 
     teachers: Positive = Field(5, description="K, number of interim sub-networks kept as teachers")
+    betas: tuple[Beta, ...] | None = Field(
+        None,
+        min_length=2,
+        description="for search.method epruner, which leaves no interim sub-networks: the teachers are its networks at "
+        "these values of beta, two or more",
+    )
     uri: Annotated[Text | None, Mark.NO_RESULT, Mark.PATH] = Field(
         None,
         description="folder ($VARIABLES are expanded) or object storage of the bank; null: inside the run directory",

@@ -60,6 +60,8 @@ class TrainingTask:
         subnetwork: which channels it keeps; None for the unpruned network.
         ids: training images that are used; None for all.
         evaluate: whether the test set is evaluated after epochs.
+        initial: safetensors file, readable from every node, with the weights of the slim network that it starts from;
+            None for those of the unpruned network, cut.
     """
 
     name: str
@@ -67,6 +69,7 @@ class TrainingTask:
     subnetwork: Subnetwork | None
     ids: tuple[int, ...] | None
     evaluate: bool
+    initial: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +256,10 @@ def _held(images: ImageSet, device: torch.device) -> ImageSet:
 def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.Module:
     if task.subnetwork is None:
         return network
-    return slim(analyse(network, workload.net.input_shape), task.subnetwork)
+    student = slim(analyse(network, workload.net.input_shape), task.subnetwork)
+    if task.initial is not None:
+        student.load_state_dict(load_tensors(task.initial)[0])
+    return student
 
 
 def _classifier(network: nn.Module, config: FinetuneConfig, workload: Workload) -> str | None:

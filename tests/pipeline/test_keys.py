@@ -72,6 +72,14 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.budget": ("1500000", "sbfFUe"),
     "search.unit": ("params", "sbfFUe"),
     "search.counter": ("ekg", "sbfFUe"),
+    "search.groups": ("private", "sbfFUe"),
+    "search.skip": ("[layer1.*]", "sbfFUe"),
+    "search.beta": ("0.8", "sfFe"),
+    "search.late_beta": ("0.96", "sfFe"),
+    "search.late_from": ("4", "sfFe"),
+    "search.late_first_conv": ("true", "sfFe"),
+    "search.initialisation": ("l1", "sfFe"),
+    "search.norms": ("slice", "sfFe"),
     "search.step": ("0.3", SEARCHED),
     "search.trim": ("0.1", SEARCHED),
     "search.images_per_class": ("13", SEARCHED),
@@ -87,6 +95,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.racing": ("0.05", SEARCHED),
     "search.max_candidates": ("2", SEARCHED),
     "bank.teachers": ("2", "bfe"),
+    "bank.betas": ("[0.7, 0.8]", "sbfFUe"),
     "bank.dtype": ("float32", "bfe"),
     "bank.embeddings": ("true", "bfe"),
     "bank.batch_size": ("200", "bfe"),
@@ -166,11 +175,16 @@ ELSEWHERE: dict[str, str] = {
 
 ALL_IMAGES = ("data.train_images=null", "data.test_images=null")
 
+EPRUNER = ("finetune.objective=single", "search={{method: epruner, beta: 0.9, late_beta: 0.95, late_from: 3}}")
+
 OWN_BASE: dict[str, tuple[str, ...]] = {
     "data.classes": ("data.name=generated", *ALL_IMAGES),
     "data.max_classes": ALL_IMAGES,
     "data.max_images_per_class": ALL_IMAGES,
     "data.name": ("data.root={pictures}", "data.train_images=null", "data.test_images=null", "net.name=resnet20"),
+    **{f"search.{name}": EPRUNER for name in ("beta", "late_beta", "late_from")},
+    **{f"search.{name}": EPRUNER for name in ("late_first_conv", "initialisation", "norms")},
+    "bank.betas": ("search={{method: epruner, beta: 0.9}}", "bank.betas=[0.6, 0.7]"),
     "search.method": ("finetune.objective=single", "search={{reduction: 0.3}}"),
 }
 """Fields that need other values of other fields, before and after the change."""

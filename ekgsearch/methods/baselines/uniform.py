@@ -1,5 +1,6 @@
 """The baseline every search must beat: all channel groups narrowed by the same share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,21 +19,28 @@ class Uniform(OneShot):
 
     def cut(self) -> tuple[Subnetwork, dict[str, Any]]:
         """The sub-network; nothing else is recorded."""
-        return uniform_width(self.materials.open_graph(), self.materials.budget), {}
+        materials = self.materials
+        return uniform_width(materials.open_graph(), materials.budget, materials.groups), {}
 
 
-def uniform_width(graph: ChannelGraph, budget: Budget) -> Subnetwork:
+def uniform_width(graph: ChannelGraph, budget: Budget, groups: Sequence[ChannelGroup] | None = None) -> Subnetwork:
     """Return the widest network that keeps the same share of every channel group and meets the budget.
 
     Inside a channel group the filters with the largest L1 norm, summed over its producers, are kept. The share is
     found by bisection over kept numbers, so the result is the widest at a resolution of 1e-4.
+
+    Args:
+        graph: the network.
+        budget: what to meet.
+        groups: channel groups that may be cut; None for all.
     """
-    orders = {group.name: _by_norm(graph.network, group) for group in graph.groups}
+    chosen = graph.groups if groups is None else groups
+    orders = {group.name: _by_norm(graph.network, group) for group in chosen}
+    full = {name: list(kept) for name, kept in graph.full().kept}
 
     def at(share: float) -> Subnetwork:
-        return Subnetwork.of(
-            {group.name: orders[group.name][: max(1, int(group.size * share))] for group in graph.groups}
-        )
+        cut = {group.name: orders[group.name][: max(1, int(group.size * share))] for group in chosen}
+        return Subnetwork.of(full | cut)
 
     low, high = 0.0, 1.0
     while high - low > 1e-4:

@@ -3,11 +3,16 @@
 import logging
 from collections.abc import Iterator, Sequence
 
+from torch import nn
+
+from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.slim import slim
 from ekgsearch.methods.base import BatchwiseEvaluator, Decision, Evaluator, Materials
 from ekgsearch.methods.ekg.racing import Racing
 from ekgsearch.methods.ekg.reach import depends_on_budget
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
 from ekgsearch.methods.ekg.section import EkgSection
+from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +50,21 @@ class Ekg:
 
     def depends_on_budget(self, made: Sequence[Decision]) -> bool:
         """Whether the budget may have a say in the decision after these."""
-        return depends_on_budget(self._materials.graph, self._materials.budget, self._settings, made)
+        materials = self._materials
+        return depends_on_budget(materials.graph, materials.budget, self._settings, made, materials.groups)
 
     def decide_after(self, made: Sequence[Decision]) -> Decision:
         """The decision that follows from these, by all images."""
         search = self._search(self._materials.evaluator())
         return search.decide(made[-1], search.rates_after(made))
 
+    def slim(self, graph: ChannelGraph, subnetwork: Subnetwork) -> nn.Module:
+        """The weights of the channels that stay, each kernel at its uncut norm."""
+        return slim(graph, subnetwork)
+
     def _search(self, evaluator: Evaluator) -> EkgSearch:
-        return EkgSearch(self._materials.graph, evaluator, self._materials.budget, self._settings)
+        materials = self._materials
+        return EkgSearch(materials.graph, evaluator, materials.budget, self._settings, materials.groups)
 
     def _racing(self, evaluator: BatchwiseEvaluator) -> Racing | None:
         """The evaluator that lets candidates race, if the job asks for it."""

@@ -84,8 +84,25 @@ class EkgSearch:
     integer numbers of channels, true means over the images, and scores of exactly the channels that would go.
     """
 
-    def __init__(self, graph: ChannelGraph, evaluator: Evaluator, budget: Budget, settings: EkgSettings) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        evaluator: Evaluator,
+        budget: Budget,
+        settings: EkgSettings,
+        groups: Sequence[ChannelGroup] | None = None,
+    ) -> None:
+        """Search a network.
+
+        Args:
+            graph: its channel groups.
+            evaluator: evaluates sub-networks.
+            budget: what to meet.
+            settings: choices.
+            groups: channel groups that may be cut; None for all.
+        """
         self._graph = graph
+        self._groups = graph.groups if groups is None else groups
         self._evaluator = evaluator
         self._budget = budget
         self._settings = settings
@@ -197,7 +214,7 @@ class EkgSearch:
     def _proposals(self, current: Subnetwork, rates: Mapping[str, Fraction], scores: GroupScores) -> list[Candidate]:
         """The next cut of every channel group that has one, least important channels first."""
         rule, proposals = self._strategy.rule, []
-        for group in self._graph.groups:
+        for group in self._groups:
             kept = current[group.name]
             rate = rule.narrowed(rates[group.name], coarse_step(group.size, group.uses, self._settings.step))
             if self._strategy.proposes(len(kept), rule.num_kept(group.size, rate), rates[group.name]):
