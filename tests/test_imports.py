@@ -69,6 +69,7 @@ def test_the_core_runs_where_ray_dali_lightly_and_torchvision_are_absent() -> No
         "import ekgsearch",
         "import ekgsearch.cli as c; c.cli(['--help'], standalone_mode=False)",
         "import ekgsearch.sections.training",
+        "import ekgsearch.methods.ekg.section, ekgsearch.methods.epruner.section, ekgsearch.methods.baselines.section",
     ],
 )
 def test_importing_and_help_load_neither_torch_nor_ray(statement: str) -> None:
