@@ -11,8 +11,8 @@ from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.materials import materials
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.records import PhaseKind
-from ekgsearch.runtime.ledger import Clock
 from ekgsearch.runtime.listener import Advanced, IterationMade
+from ekgsearch.workers.team import Team
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Deciding:
         self.made = made
         self._context = context
         self._setup = context.setup
-        self._clock: Clock | None = None
+        self._team: Team | None = None
         self.search: Search = self._setup.job.search.open(materials(context, self._evaluator))
         self._full = self._setup.budget.measured(self._setup.full_costs.macs, self._setup.full_costs.params)
         self._tell(self._removed)
@@ -129,22 +129,26 @@ class Deciding:
 
     def _computing(self, work: ExitStack) -> Iterator[Decision]:
         """Decisions of the method; its time is charged to the search for as long as `work` is open."""
-        context, setup, backend = self._context, self._setup, self._context.backend
-        has_workers = setup.job.search.needs_workers
-        device = setup.devices.name(setup.devices.search if has_workers else "cpu")
-        num_devices = backend.num_search_devices if has_workers else setup.job.cluster.threads
-        self._clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, num_devices))
-        if not has_workers:
-            work.enter_context(self._clock.working(num_devices))
+        context, setup = self._context, self._setup
+        if setup.job.search.needs_workers:
+            self._team = self._start_team()  # the devices that it holds are known once it has started
+            device, num_devices = setup.devices.name(setup.devices.search), context.backend.num_search_devices
+            clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, num_devices))
+            self._team.charge(clock)
+        else:
+            num_devices = setup.job.cluster.threads
+            clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, "cpu", num_devices))
+            work.enter_context(clock.working(num_devices))
         yield from self.search.run(tuple(self.made))
 
     def _evaluator(self) -> BatchwiseEvaluator:
-        """The search workers, whose work is charged to the search."""
+        """The search workers, which have been started."""
+        assert self._team is not None, "a method that says it needs no workers asks for them"
+        return self._team
+
+    def _start_team(self) -> Team:
         context, setup = self._context, self._setup
-        team = context.teams.get(setup.workload(context.start_weights, setup.devices.search), setup.search_spec)
-        if self._clock is not None:
-            team.charge(self._clock)
-        return team
+        return context.teams.get(setup.workload(context.start_weights, setup.devices.search), setup.search_spec)
 
     def _adopt(self, record: Mapping[str, Any], producer: str) -> None:
         """Take a decision that another run, or this one before, has made."""

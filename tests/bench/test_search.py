@@ -121,6 +121,7 @@ def test_tf32_on_a_cpu_is_refused(override: str, said: str, job: Path, tmp_path:
         run_bench(bench, [override])
 
 
+@pytest.mark.slow
 def test_racing_is_compared_on_enough_batches_and_refused_on_fewer(job: Path, tmp_path: Path) -> None:
     bench = tmp_path / "bench.yaml"
     fields = {"bench": "search", "job": str(job), "cases": ["exact", "racing"], "iterations": [1, 900], "pairs": 1}

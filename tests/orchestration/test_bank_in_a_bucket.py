@@ -44,6 +44,7 @@ def test_a_run_builds_and_reads_its_bank_in_a_bucket(
     assert again.returncode == 0, "a run that is finished does not need the store: " + again.stderr
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_bucket_is_said_before_any_work(
     job_file: Path, ekgsearch: RunCommand, s3_server: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,7 +217,7 @@ def kill_after(run: Path, job_file: Path, lines: int) -> None:
     [
         (signal.SIGINT, 130, 0),
         pytest.param(signal.SIGTERM, 75, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 75, 2, marks=pytest.mark.ray),
+        pytest.param(signal.SIGTERM, 75, 2, marks=[pytest.mark.ray, pytest.mark.slow]),
     ],
 )
 def test_a_stopped_run_says_so_and_continues(

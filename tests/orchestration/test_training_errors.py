@@ -115,6 +115,7 @@ class KillsAfterACheckpoint(DataRequest):
         return DataRequest.open(self)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_right_after_saving_goes_on_from_what_it_saved(session: None, tmp_path: Path) -> None:
     small = SmallSearch.make(tmp_path)
     data = KillsAfterACheckpoint(small.workload.data.selection, small.workload.data.loading, folder=tmp_path)

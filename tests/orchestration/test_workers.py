@@ -88,6 +88,7 @@ def sabotaged(small: SmallSearch, path: Path, workers: int, signals: list[signal
     return journals
 
 
+@pytest.mark.slow
 def test_random_kills_and_a_hang_leave_no_trace_in_the_journal(
     small: SmallSearch, expected: bytes, asked: set[str], tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_the_journal_is_that_of_one_process_for_any_number_of_workers(
     assert asked == QUESTIONS
 
 
+@pytest.mark.slow
 def test_the_quirks_of_the_published_program_are_searched_alike_by_workers_also_when_one_is_killed(
     session: None, asked: set[str], tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ def test_dropped_candidates_are_recorded_with_the_images_they_have_seen_and_neve
         assert record["group"] == min(complete, key=lambda group: complete[group])
 
 
-@pytest.mark.parametrize("number", [2, 7])
+@pytest.mark.parametrize("number", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_races_are_decided_alike_for_any_number_of_workers(
     number: int, small: SmallSearch, raced: bytes, tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_step_trim_and_quirks_of_the_job_reach_the_random_cuts(
     assert len(cuts) == 2
 
 
+@pytest.mark.slow
 def test_the_study_in_small_continues_where_it_was_killed(tmp_path: Path) -> None:
     output = tmp_path / "study"
     smaller = ("pretrain.epochs=1", "study.subnetworks=3", "study.by_l1=1", "study.points=3", "data.test_images=90")

@@ -10,13 +10,8 @@ from ekgsearch.workers.backend import InProcessBackend
 from ekgsearch.workers.team import Team
 
 
-@pytest.mark.parametrize(
-    "tier",
-    [
-        ("search.precision=bf16", "search.channels_last=true"),
-        pytest.param(("search.compile=true",), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", [("search.precision=bf16", "search.channels_last=true"), ("search.compile=true",)])
 def test_a_faster_search_is_the_same_for_any_number_of_workers_and_after_a_stop(
     tier: tuple[str, ...], tmp_path: Path
 ) -> None:
