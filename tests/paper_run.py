@@ -13,7 +13,7 @@ from typing import Any
 from ekgsearch.methods.base import Decision, Evaluation
 from ekgsearch.methods.ekg.search import own_record
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.decisions import SLIM_FILE
+from ekgsearch.pipeline.found import slim_file, subnetwork_file
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.phases import phases_of
 from ekgsearch.pipeline.setup import Setup
@@ -59,8 +59,8 @@ def commit(context: RunContext, phase: Phase) -> str:
             fields = {"manifest": content_hash(["manifest", key]), "teachers": [0]}
         case PhaseKind.EVALUATE:
             fields = {"images": 1}
-    names = [fields["weights"]] if "weights" in fields else [SLIM_FILE] if phase.kind is PhaseKind.SEARCH else []
-    files = {name: content_hash(["file", key]) for name in names}
+    written = slim_file(phase.name) if phase.kind is PhaseKind.SEARCH else fields.get("weights")
+    files = {written: content_hash(["file", key])} if written else {}
     context.commit(phase, {"files": files, **fields})
     return key
 
@@ -78,7 +78,7 @@ def commit_until(context: RunContext, last: str) -> dict[str, str]:
 def _search(context: RunContext, phase: Phase, key: str) -> Subnetwork:
     """Journal three decisions, and leave a sub-network."""
     current = context.setup.graph.full()
-    for iteration in range(3):
+    for iteration in range(3 if phase.lines else 0):
         group = context.setup.graph.groups[iteration]
         if iteration:
             current = current.replace(group.name, _some(group.size, f"{key}{iteration}"))
@@ -97,7 +97,7 @@ def _search(context: RunContext, phase: Phase, key: str) -> Subnetwork:
         context.journal.append("iteration", **decision.to_record())
     last = context.setup.graph.groups[-1]
     current = current.replace(last.name, _some(last.size, key))
-    (context.folder / "subnetwork.json").write_text(json.dumps(current.to_dict()))
+    (context.folder / subnetwork_file(phase.name)).write_text(json.dumps(current.to_dict()))
     return current
 
 

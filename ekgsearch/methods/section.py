@@ -55,6 +55,11 @@ class SearchSection(Section, ABC):
     def open(self, materials: "Materials") -> "Search":
         """The search of this method; only here its code is loaded."""
 
+    def deciding(self) -> dict[str, Any]:
+        """Fields that decide which channels go, as JSON, without those that say how many."""
+        idle = ("reduction", "budget") if self.needs_workers else ("reduction", "budget", "images_per_class")
+        return {name: value for name, value in self.identity().items() if name not in idle}
+
     @property
     def draws_at_random(self) -> bool:
         """Whether a decision depends on the seed of the job."""

@@ -40,7 +40,7 @@ def audit(context: RunContext, count: int) -> list[AuditRow]:
         context.backend.team(setup.workload(context.start_weights, setup.devices.search), setup.exact_spec) as team,
         Progress("audit", len(iterations), "iterations", log) as progress,
     ):
-        search = setup.job.search.open(materials(context, lambda: team, setup.exact_spec))
+        search = setup.job.search.open(materials(context, setup.job.search, lambda: team, spec=setup.exact_spec))
         assert isinstance(search, Repeats), "the run refuses to audit a method that cannot repeat a decision"
         num_averaged = 0
         for iteration in iterations:

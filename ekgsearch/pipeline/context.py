@@ -8,6 +8,7 @@ from typing import Any
 
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import StorageError
+from ekgsearch.pipeline.found import slim_file
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.pipeline.setup import Setup
@@ -124,6 +125,10 @@ class RunContext:
         line = self.committed(phase)
         assert line is not None, f"phase {phase} comes before those that need its files"
         return str(line["files"][name])
+
+    def slim_weights(self, search: str) -> Path:
+        """The weights of the slim network that a search has committed, verified; see `file`."""
+        return self.file(search, slim_file(search))
 
     @property
     def start_weights(self) -> Path:

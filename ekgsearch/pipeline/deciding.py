@@ -1,22 +1,21 @@
 """Decisions of a search: computed by the search workers, or taken from a phase store."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ekgsearch.errors import StorageError
 from ekgsearch.methods.base import BatchwiseEvaluator, Decision, Search, decision_from_record
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.found import SEARCH
 from ekgsearch.pipeline.materials import materials
 from ekgsearch.pipeline.phase_store import PhaseStore
+from ekgsearch.pipeline.search_work import search_work
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.listener import Advanced, IterationMade
-from ekgsearch.workers.team import Team
 
 log = logging.getLogger(__name__)
-
-PHASE = "search"
 
 
 class Deciding:
@@ -37,8 +36,8 @@ class Deciding:
         self.made = made
         self._context = context
         self._setup = context.setup
-        self._team: Team | None = None
-        self.search: Search = self._setup.job.search.open(materials(context, self._evaluator))
+        self._workers: Callable[[], BatchwiseEvaluator] | None = None
+        self.search: Search = self._setup.job.search.open(materials(context, self._setup.job.search, self._evaluator))
         self._full = self._setup.budget.measured(self._setup.full_costs.macs, self._setup.full_costs.params)
         self._tell(self._removed)
 
@@ -129,32 +128,19 @@ class Deciding:
 
     def _computing(self, work: ExitStack) -> Iterator[Decision]:
         """Decisions of the method; its time is charged to the search for as long as `work` is open."""
-        context, setup = self._context, self._setup
-        if setup.job.search.needs_workers:
-            self._team = self._start_team()  # the devices that it holds are known once it has started
-            device, num_devices = setup.devices.name(setup.devices.search), context.backend.num_search_devices
-            clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, device, num_devices))
-            self._team.charge(clock)
-        else:
-            num_devices = setup.job.cluster.threads
-            clock = work.enter_context(context.charged(PhaseKind.SEARCH, PHASE, "cpu", num_devices))
-            work.enter_context(clock.working(num_devices))
+        self._workers = work.enter_context(search_work(self._context, SEARCH, self._setup.job.search))
         yield from self.search.run(tuple(self.made))
 
     def _evaluator(self) -> BatchwiseEvaluator:
-        """The search workers, which have been started."""
-        assert self._team is not None, "a method that says it needs no workers asks for them"
-        return self._team
-
-    def _start_team(self) -> Team:
-        context, setup = self._context, self._setup
-        return context.teams.get(setup.workload(context.start_weights, setup.devices.search), setup.search_spec)
+        """The search workers that have been started last."""
+        assert self._workers is not None, "decisions are computed where there are workers"
+        return self._workers()
 
     def _adopt(self, record: Mapping[str, Any], producer: str) -> None:
         """Take a decision that another run, or this one before, has made."""
         current = self.made[-1].subnetwork if self.made else self._setup.graph.full()
         if producer != self._setup.job.run_name:
-            self._context.ledger.shared(PhaseKind.SEARCH, PHASE, producer)
+            self._context.ledger.shared(PhaseKind.SEARCH, SEARCH, producer)
         self._take(decision_from_record(record, current))
 
     def _take(self, decision: Decision) -> None:
@@ -165,7 +151,7 @@ class Deciding:
         self._tell(self._removed - before)
         self._context.listener.hear(
             IterationMade(
-                phase=PHASE,
+                phase=SEARCH,
                 iteration=decision.iteration,
                 group=decision.group,
                 loss=None if decision.evaluation is None else decision.evaluation.loss,

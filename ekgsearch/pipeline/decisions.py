@@ -7,11 +7,9 @@ from ekgsearch.bank.select import choose_teachers
 from ekgsearch.errors import StorageError
 from ekgsearch.methods.base import Decision, decisions_from_records
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.found import SEARCH, subnetwork_file
 from ekgsearch.pipeline.lines import content
 from ekgsearch.records import Subnetwork
-
-SLIM_FILE = "slim.safetensors"
-"""Weights of the slim network that fine-tuning starts from, in the run directory."""
 
 
 def decisions(context: RunContext) -> list[Decision]:
@@ -30,14 +28,14 @@ def teachers_of(context: RunContext, made: Sequence[Decision]) -> tuple[int, ...
     return choose_teachers(losses, context.setup.job.bank.teachers)
 
 
-def final_subnetwork(context: RunContext) -> Subnetwork:
-    """The sub-network that the search has committed."""
-    path = context.folder / "subnetwork.json"
+def final_subnetwork(context: RunContext, search: str = SEARCH) -> Subnetwork:
+    """The sub-network that a search has committed."""
+    path = context.folder / subnetwork_file(search)
     try:
         subnetwork = Subnetwork.of(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise StorageError(f"{path}: expected kept channels by channel group, found {error}") from error
-    line = context.committed("search")
+    line = context.committed(search)
     if line is None or line["subnetwork"] != subnetwork.sha256:
         raise StorageError(f"{path} is not the sub-network that the journal names; restore it or start again")
     return subnetwork

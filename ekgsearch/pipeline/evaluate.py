@@ -13,7 +13,8 @@ from ekgsearch.finetune.config import TrainData
 from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.decisions import SLIM_FILE, final_subnetwork
+from ekgsearch.pipeline.decisions import final_subnetwork
+from ekgsearch.pipeline.found import SEARCH, slim_file
 from ekgsearch.pipeline.latency import compare_latencies
 from ekgsearch.pipeline.measurements import has_measurements, save_measurements
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
@@ -41,7 +42,7 @@ class Evaluate(Phase):
             files={
                 "full": context.weights_sha256("pretrain"),
                 "start": context.weights_sha256("warmup"),
-                "slim": context.sha256_of("search", SLIM_FILE),
+                "slim": context.sha256_of(SEARCH, slim_file(SEARCH)),
                 "final": context.weights_sha256("finetune-slim"),
             },
             images={"test": setup.test.content_hash, "recalibration": setup.selection(setup.train_ids)},
@@ -82,7 +83,7 @@ def _full_and_final(context: RunContext) -> tuple[nn.Module, nn.Module]:
 def _correct(context: RunContext, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, int]:
     """Correct test images of every network."""
     setup = context.setup
-    searched = load_student(context.workload, final_subnetwork(context), context.file("search", SLIM_FILE))
+    searched = load_student(context.workload, final_subnetwork(context), context.slim_weights(SEARCH))
     normalise = context.workload.normalisation
     correct: dict[str, int] = {}
     with Progress("evaluation", 4 * len(setup.test), "images", log) as progress:

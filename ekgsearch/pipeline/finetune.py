@@ -1,17 +1,15 @@
 """The phases that fine-tune the slim network and its baselines, one for each."""
 
 from dataclasses import fields, replace
-from typing import Any, Literal
+from typing import Any
 
-from ekgsearch.channels.cost import cost
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
-from ekgsearch.methods.baselines.uniform import uniform_width
-from ekgsearch.methods.budget import Budget
 from ekgsearch.pipeline.augmenting import finetune_augmentation
 from ekgsearch.pipeline.bank import bank_address
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.decisions import SLIM_FILE, final_subnetwork
+from ekgsearch.pipeline.decisions import final_subnetwork
+from ekgsearch.pipeline.found import SEARCH, slim_file
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
 from ekgsearch.pipeline.train import train_by_backend, training_config
@@ -22,8 +20,6 @@ from ekgsearch.workers.training import Outcome, TrainingTask, load_student
 
 SEMANTICS = 1
 
-NetworkName = Literal["slim", "plain", "uniform"]
-
 RESOLVED = frozenset({"objective", "seed", "milestones", "temperature"})
 """Fields that the section leaves open, or has in another form than the training takes."""
 
@@ -33,29 +29,30 @@ class Finetune(Phase):
 
     kind = PhaseKind.FINETUNE
 
-    def __init__(self, network: NetworkName, objective: ObjectiveName) -> None:
+    def __init__(self, network: str, objective: ObjectiveName, search: str = SEARCH) -> None:
         """Choose what is trained.
 
         Args:
-            network: slim: what the search has found; plain: the same as a baseline; uniform: the same share of every
-                channel group.
+            network: slim: what the search has found; plain: the same as a baseline; else the name of the baseline.
             objective: what its training minimises.
+            search: instance of the phase that has left the network.
         """
         self.name = f"finetune-{network}"
         self.training = network
         self._objective = objective
+        self._search = search
 
     def inputs(self, context: RunContext) -> Inputs:
         """The network, and everything that its training depends on."""
         setup, job = context.setup, context.setup.job
-        choices: dict[str, Any] = {"seed": job.finetune_seed}
-        files = {"weights": context.weights_sha256("warmup")}
-        if self.training == "uniform":
-            budget = _baseline_budget(context)
-            choices["uniform"] = [budget.limit, budget.unit, budget.counter, [group.name for group in setup.groups]]
-        else:
-            choices["subnetwork"] = final_subnetwork(context).sha256
-            files["slim"] = context.sha256_of("search", SLIM_FILE)
+        choices: dict[str, Any] = {
+            "seed": job.finetune_seed,
+            "subnetwork": final_subnetwork(context, self._search).sha256,
+        }
+        files = {
+            "weights": context.weights_sha256("warmup"),
+            "slim": context.sha256_of(self._search, slim_file(self._search)),
+        }
         if needs_of(self._objective).bank:
             line = context.committed("bank")
             assert line is not None, "the memory bank comes before the objectives that read it"
@@ -77,29 +74,18 @@ class Finetune(Phase):
 
     def run(self, context: RunContext) -> Result:
         """Train, in however many processes the job asks for."""
-        subnetwork, config = self._subnetwork(context), finetune_config(context, self._objective)
-        ids = context.setup.train_id_list
-        initial = None if self.training == "uniform" else context.file("search", SLIM_FILE)
+        subnetwork = final_subnetwork(context, self._search)
         task = TrainingTask(
-            name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=True, initial=initial
+            name=self.training,
+            config=finetune_config(context, self._objective),
+            subnetwork=subnetwork,
+            ids=context.setup.train_id_list,
+            evaluate=True,
+            initial=context.slim_weights(self._search),
         )
         bank = bank_address(context) if needs_of(self._objective).bank else None
         trained = train_by_backend(context, self, task, bank)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
-
-    def _subnetwork(self, context: RunContext) -> Subnetwork:
-        if self.training == "uniform":
-            return uniform_width(context.open_graph(), _baseline_budget(context), context.setup.groups)
-        return final_subnetwork(context)
-
-
-def _baseline_budget(context: RunContext) -> Budget:
-    """What baselines are cut to: the budget of the job, else what the search has left."""
-    setup = context.setup
-    if setup.budget.is_limit:
-        return setup.budget
-    costs = cost(setup.graph, final_subnetwork(context), setup.budget.counter)
-    return replace(setup.budget, limit=setup.budget.measured(costs.macs, costs.params))
 
 
 def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -> Result:
@@ -112,22 +98,6 @@ def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -
         save_tensors(path, network.state_dict(), metadata)
         names.append(path.name)
     return Result(files=tuple(names), extras=(*trained.files, *trained.extras), fields={"weights": names[0]})
-
-
-def finetunings(objective: ObjectiveName, baselines: tuple[str, ...], *, method: str) -> list[Finetune]:
-    """The fine-tunings of a job; a baseline that is the network itself is not trained twice.
-
-    Args:
-        objective: objective of the slim network.
-        baselines: those that the job asks for.
-        method: of the search that has found the slim network.
-    """
-    found = [Finetune("slim", objective)]
-    if "plain" in baselines and objective != "plain":
-        found.append(Finetune("plain", "plain"))
-    if "uniform" in baselines and method != "uniform":
-        found.append(Finetune("uniform", "plain"))
-    return found
 
 
 def finetune_config(context: RunContext, objective: ObjectiveName) -> FinetuneConfig:

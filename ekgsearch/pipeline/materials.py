@@ -3,34 +3,42 @@
 from collections.abc import Callable
 
 from ekgsearch.methods.base import BatchwiseEvaluator, Materials
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.section import EvaluatingSection, SearchSection
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.workers.spec import SearchSpec
 
 
 def materials(
-    context: RunContext, evaluator: Callable[[], BatchwiseEvaluator], spec: SearchSpec | None = None
+    context: RunContext,
+    section: SearchSection,
+    evaluator: Callable[[], BatchwiseEvaluator],
+    *,
+    budget: Budget | None = None,
+    spec: SearchSpec | None = None,
 ) -> Materials:
     """Collect them.
 
     Args:
         context: the run.
-        evaluator: starts the search workers.
-        spec: how these evaluate; None for the spec of the job.
+        section: what the method is.
+        evaluator: gives the search workers.
+        budget: what to meet; None for the budget of the job.
+        spec: how the workers evaluate; None where they do as the section says.
     """
     setup = context.setup
-    has_workers = setup.job.search.needs_workers
-    if has_workers and spec is None:
-        spec = setup.search_spec
+    if isinstance(section, EvaluatingSection) and spec is None:
+        spec = setup.spec_of(section)
     return Materials(
         graph=setup.graph,
         groups=setup.groups,
         open_graph=context.open_graph,
-        budget=setup.budget,
+        budget=budget or setup.budget,
         seed=sub_seed(setup.job.seed, "criterion"),
         threads=setup.job.cluster.threads,
         evaluator=evaluator,
         batches=[] if spec is None else [index for index, _ in spec.batches],
-        betas=setup.job.bank.betas or (),
         tie_tolerance=0.0 if spec is None else spec.tie_tolerance,
+        betas=setup.job.bank.betas or (),
     )

@@ -3,10 +3,12 @@
 import logging
 from typing import Any
 
-from ekgsearch.methods.base import Search as MethodSearch
+from torch import nn
+
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.deciding import PHASE, Deciding
-from ekgsearch.pipeline.decisions import SLIM_FILE, decisions
+from ekgsearch.pipeline.deciding import Deciding
+from ekgsearch.pipeline.decisions import decisions
+from ekgsearch.pipeline.found import SEARCH, slim_file, subnetwork_file
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.structure import structure_metadata
@@ -18,15 +20,12 @@ log = logging.getLogger(__name__)
 
 SEMANTICS = 1
 
-BUDGET = ("reduction", "budget")
-"""Fields of the section that say when to stop, not how to decide."""
-
 
 class Search(Phase):
     """Decide by the method of the job, one line of the journal for each decision."""
 
     kind = PhaseKind.SEARCH
-    name = PHASE
+    name = SEARCH
     lines = ("iteration",)
 
     def __init__(self, *, needs_workers: bool) -> None:
@@ -53,7 +52,8 @@ class Search(Phase):
             deciding.share(context.store, search_inputs(context, with_budget=False).key, own)
         else:  # also where another version goes on than the one that began
             deciding.compute()
-        return write_found(context, deciding.search, made[-1].subnetwork)
+        found = made[-1].subnetwork
+        return write_found(context, self.name, deciding.search.slim(context.open_graph(), found), found)
 
 
 def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
@@ -64,7 +64,6 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
         with_budget: whether the budget belongs to it; what is decided far above it does not depend on it.
     """
     setup, job = context.setup, context.setup.job
-    section = {name: value for name, value in job.search.identity().items() if name not in BUDGET}
     choices: dict[str, Any] = {
         "groups": {group.name: group.size for group in setup.graph.groups},
         "full_costs": [setup.full_costs.macs, setup.full_costs.params],
@@ -75,7 +74,7 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
         choices["seed"] = job.seed
     return Inputs(
         semantics=SEMANTICS,
-        sections={"search": section},
+        sections={"search": job.search.deciding()},
         files={"weights": context.weights_sha256("warmup")},
         images={"search": setup.selection(setup.search_ids)} if job.search.needs_workers else {},
         network=setup.network_identity,
@@ -85,10 +84,9 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
     )
 
 
-def write_found(context: RunContext, search: MethodSearch, subnetwork: Subnetwork) -> Result:
-    """Write the chosen sub-network and its slim network."""
-    found, path = context.folder / "subnetwork.json", context.folder / SLIM_FILE
+def write_found(context: RunContext, search: str, network: nn.Module, subnetwork: Subnetwork) -> Result:
+    """Write the sub-network that a phase has found, and the weights of its slim network."""
+    found, path = context.folder / subnetwork_file(search), context.folder / slim_file(search)
     write_atomically(found, (canonical_json(subnetwork.to_dict()) + "\n").encode())
-    slimmed = search.slim(context.open_graph(), subnetwork)
-    save_tensors(path, slimmed.state_dict(), structure_metadata(context.setup, subnetwork))
+    save_tensors(path, network.state_dict(), structure_metadata(context.setup, subnetwork))
     return Result(files=(found.name, path.name), fields={"subnetwork": subnetwork.sha256})

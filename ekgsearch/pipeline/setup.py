@@ -100,18 +100,23 @@ class Setup:
     @property
     def search_spec(self) -> SearchSpec:
         """The batches of the search subset and how they are evaluated: the exact spec in the tier of the job."""
-        section = self.evaluating
+        return self.spec_of(self.evaluating)
+
+    @property
+    def exact_spec(self) -> SearchSpec:
+        """The same batches and rules, evaluated exactly whatever tier the job has chosen."""
+        return self._exact_spec_of(self.evaluating)
+
+    def spec_of(self, section: EvaluatingSection) -> SearchSpec:
+        """The batches of the search subset and how they are evaluated where a section says it."""
         return dataclasses.replace(
-            self.exact_spec,
+            self._exact_spec_of(section),
             evaluation=section.evaluation,
             slice_below=section.slice_below,
             arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
         )
 
-    @property
-    def exact_spec(self) -> SearchSpec:
-        """The same batches and rules, evaluated exactly whatever tier the job has chosen."""
-        section = self.evaluating
+    def _exact_spec_of(self, section: EvaluatingSection) -> SearchSpec:
         parts = batches(self.search_ids, section.batch_size)
         return SearchSpec(
             run=self.job.run_name,

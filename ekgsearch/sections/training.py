@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ekgsearch.fields import Count, Factor, Mark, Positive, Section, Seed, Width
 from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
+from ekgsearch.methods.baselines.section import BaselineName
 
 
 class TrainingFields(Section):
@@ -121,8 +122,10 @@ class FinetuneSection(TrainingFields):
         None, ge=0, description="deviation of the noise along ImageNet's colours; null: 0.1 with a resized crop, else 0"
     )
     # NO_RESULT, since each of them is a phase of its own that no other phase depends on
-    baselines: Annotated[tuple[Literal["plain", "uniform"], ...], Mark.NO_RESULT] = Field(
-        (), description="also fine-tune: plain (same network, cross-entropy only), uniform (uniform-width network)"
+    baselines: Annotated[tuple[Literal["plain", "scratch"] | BaselineName, ...], Mark.NO_RESULT] = Field(
+        (),
+        description="also fine-tune, by cross-entropy: plain (the same network), scratch (the same with fresh "
+        "weights), or the network that another method leaves at the same cost: uniform",
     )
 
     def identity(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SETTINGS = (
     "warmup.epochs=0",
     "pretrain.epochs=1",
     "finetune.epochs=1",
-    "finetune.baselines=[plain, uniform]",
+    "finetune.baselines=[plain, uniform, scratch]",
     "cluster.threads=1",
 )
 
@@ -48,8 +48,9 @@ def test_a_run_distils_from_the_networks_at_other_betas_into_the_one_that_stays(
     iterations = pd.read_parquet(run / "tables/iterations.parquet")
     assert iterations["loss"].isna().all(), "no image was looked at"
     assert iterations["kept_macs"].is_monotonic_decreasing
-    hours = pd.read_parquet(run / "tables/device_hours.parquet").set_index("phase")
+    hours = pd.read_parquet(run / "tables/device_hours.parquet").set_index("instance")
     assert hours.loc["search", "idle_seconds"] <= 0.1 * hours.loc["search", "wall_seconds"]
+    assert "search-uniform" in hours.index
 
 
 def test_fine_tuning_starts_from_the_weights_that_the_method_leaves(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def state_of(job: Job, num_classes: int = 10) -> Any:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["finetune.baselines=[plain, uniform]"], ["bank", "finetune-slim", "finetune-plain", "finetune-uniform"]),
+        (
+            ["finetune.baselines=[plain, uniform]"],
+            ["bank", "finetune-slim", "finetune-plain", "search-uniform", "finetune-uniform"],
+        ),
         (["finetune.baselines=[plain]", "finetune.objective=plain"], ["finetune-slim"]),
         (
             [

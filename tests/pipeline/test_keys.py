@@ -21,7 +21,17 @@ from ekgsearch.pipeline.study import StudyJob
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 
-PHASES = ("pretrain", "warmup", "search", "bank", "finetune-slim", "finetune-plain", "finetune-uniform", "evaluate")
+PHASES = (
+    "pretrain",
+    "warmup",
+    "search",
+    "bank",
+    "finetune-slim",
+    "finetune-plain",
+    "search-uniform",
+    "finetune-uniform",
+    "evaluate",
+)
 BASE = (
     "finetune.baselines=[plain, uniform]",
     "pretrain.epochs=4",
@@ -32,10 +42,10 @@ BASE = (
     "cluster.device=cpu",
 )
 
-ALL = "pwsbfFUe"
+ALL = "pwsbfFuUe"
 SEARCHED = "sbfFe"
 TRAINED = "fFUe"
-"""Phases by letter, in the order of `PHASES`: f, F and U are the three fine-tunings."""
+"""Phases by letter, in the order of `PHASES`: f, F and U are the three fine-tunings, u makes the uniform network."""
 
 EXPECTED: dict[str, tuple[str, str]] = {
     "seed": ("2", ALL),
@@ -62,18 +72,18 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "pretrain.crop": ("resized", ALL),
     "pretrain.pad": ("2", ALL),
     "pretrain.flip": ("true", ALL),
-    "warmup.images_per_class": ("17", "wsbfFUe"),
-    "warmup.batch_size": ("17", "wsbfFUe"),
-    "warmup.learning_rate": ("0.01", "wsbfFUe"),
-    "warmup.weight_decay": ("0.001", "wsbfFUe"),
-    "warmup.epochs": ("0", "wsbfFUe"),
+    "warmup.images_per_class": ("17", "wsbfFuUe"),
+    "warmup.batch_size": ("17", "wsbfFuUe"),
+    "warmup.learning_rate": ("0.01", "wsbfFuUe"),
+    "warmup.weight_decay": ("0.001", "wsbfFuUe"),
+    "warmup.epochs": ("0", "wsbfFuUe"),
     "search.method": ("uniform", "sfFe"),
-    "search.reduction": ("0.31", "sbfFUe"),
-    "search.budget": ("1500000", "sbfFUe"),
-    "search.unit": ("params", "sbfFUe"),
-    "search.counter": ("ekg", "sbfFUe"),
-    "search.groups": ("private", "sbfFUe"),
-    "search.skip": ("[layer1.*]", "sbfFUe"),
+    "search.reduction": ("0.31", "sbfFuUe"),
+    "search.budget": ("1500000", "sbfFuUe"),
+    "search.unit": ("params", "sbfFuUe"),
+    "search.counter": ("ekg", "sbfFuUe"),
+    "search.groups": ("private", "sbfFuUe"),
+    "search.skip": ("[layer1.*]", "sbfFuUe"),
     "search.beta": ("0.8", "sfFe"),
     "search.late_beta": ("0.96", "sfFe"),
     "search.late_from": ("4", "sfFe"),
@@ -95,7 +105,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.racing": ("0.05", SEARCHED),
     "search.max_candidates": ("2", SEARCHED),
     "bank.teachers": ("2", "bfe"),
-    "bank.betas": ("[0.7, 0.8]", "sbfFUe"),
+    "bank.betas": ("[0.7, 0.8]", "sbfFuUe"),
     "bank.dtype": ("float32", "bfe"),
     "bank.embeddings": ("true", "bfe"),
     "bank.batch_size": ("200", "bfe"),

@@ -22,3 +22,14 @@ class UniformSection(SearchSection):
         from ekgsearch.methods.baselines.uniform import Uniform
 
         return Uniform(materials)
+
+
+BaselineName = Literal["uniform"]
+
+_BASELINES: dict[str, type[SearchSection]] = {"uniform": UniformSection}
+
+
+def baseline_section(name: BaselineName, search: SearchSection) -> SearchSection:
+    """The section of a baseline that may cut what another method may, and looks at the same images."""
+    common = ("reduction", "budget", "unit", "counter", "groups", "skip", "images_per_class")
+    return _BASELINES[name](**{field: getattr(search, field) for field in common})

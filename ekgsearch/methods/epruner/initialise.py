@@ -1,7 +1,7 @@
 """Weights that the fine-tuning of exemplars starts from (EPruner, arXiv 2101.07985, sec. 3.4, and its program)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ekgsearch.channels.members import ChannelGroup, Layer, Member
 from ekgsearch.channels.operations import Kind
 from ekgsearch.channels.slim import slim
 from ekgsearch.methods.epruner.section import Initialisation, Norms
+from ekgsearch.methods.fresh import start_afresh
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
 
@@ -37,7 +38,7 @@ def initialised(
     """
     if initialisation == "random":
         network = slim(graph, subnetwork, preserve_norm=False)
-        _start_afresh(network.modules(), seed)
+        start_afresh(network.modules(), seed)
         return network
     cut = [group for group in groups if len(subnetwork[group.name]) < group.size]
     with torch.no_grad():
@@ -47,15 +48,6 @@ def initialised(
         if norms == "reset":
             _reset(graph, cut, seed)
     return slim(graph, subnetwork, preserve_norm=False)
-
-
-def _start_afresh(modules: Iterator[nn.Module], seed: int) -> None:
-    """Draw the parameters of layers again, by the rules of torch, whatever generator is in use."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in modules:
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
 
 
 def _reset(graph: ChannelGraph, cut: Sequence[ChannelGroup], seed: int) -> None:
@@ -71,7 +63,7 @@ def _reset(graph: ChannelGraph, cut: Sequence[ChannelGroup], seed: int) -> None:
         for member in group.consumers:
             if isinstance(module := graph.network.get_submodule(member.layer), nn.Linear):
                 fed[member.layer] = module
-    _start_afresh(iter(fed.values()), seed)
+    start_afresh(fed.values(), seed)
 
 
 def _reset_norm(module: nn.Module, member: Member) -> None:
