@@ -129,6 +129,24 @@ class EpochRow:
 
 
 @dataclass(frozen=True, slots=True)
+class BaselineRow:
+    """One network that the slim network is compared with, fine-tuned at the same cost."""
+
+    run: str = column("name of the run")
+    network: str = column("plain: the slim network itself; scratch: with fresh weights; else the method that cut it")
+    method: str = column("method that decided which channels go")
+    objective: str = column("objective of its fine-tuning")
+    counter: str = column("how operations and parameters are counted")
+    kept_macs: int = column("multiply-accumulates per image")
+    macs_reduction: float = column("share of the unpruned multiply-accumulates removed, 0..1")
+    kept_params: int = column("parameters")
+    params_reduction: float = column("share of the unpruned parameters removed, 0..1")
+    epochs: int = column("epochs of fine-tuning")
+    top1: float = column("accuracy after the last epoch, percent; NaN without epochs")
+    best_top1: float = column("accuracy after the best epoch, percent, selected on the test set")
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceHoursRow:
     """One attempt at one phase: what it cost, also when it died."""
 
@@ -267,6 +285,7 @@ TABLES: dict[str, type] = {
     "iterations": IterationRow,
     "candidates": CandidateRow,
     "audit": AuditRow,
+    "baselines": BaselineRow,
     "subnetworks": SubnetworkRow,
     "epochs": EpochRow,
     "device_hours": DeviceHoursRow,

@@ -25,7 +25,12 @@ RESOLVED = frozenset({"objective", "seed", "milestones", "temperature"})
 
 
 class Finetune(Phase):
-    """Fine-tune one network: the slim one with the job's objective, or a baseline with cross-entropy alone."""
+    """Fine-tune one network: the slim one with the job's objective, or a baseline with cross-entropy alone.
+
+    Attributes:
+        objective: what its training minimises.
+        search: instance of the phase that has left the network.
+    """
 
     kind = PhaseKind.FINETUNE
 
@@ -39,27 +44,27 @@ class Finetune(Phase):
         """
         self.name = f"finetune-{network}"
         self.training = network
-        self._objective = objective
-        self._search = search
+        self.objective = objective
+        self.search = search
 
     def inputs(self, context: RunContext) -> Inputs:
         """The network, and everything that its training depends on."""
         setup, job = context.setup, context.setup.job
         choices: dict[str, Any] = {
             "seed": job.finetune_seed,
-            "subnetwork": final_subnetwork(context, self._search).sha256,
+            "subnetwork": final_subnetwork(context, self.search).sha256,
         }
         files = {
             "weights": context.weights_sha256("warmup"),
-            "slim": context.sha256_of(self._search, slim_file(self._search)),
+            "slim": context.sha256_of(self.search, slim_file(self.search)),
         }
-        if needs_of(self._objective).bank:
+        if needs_of(self.objective).bank:
             line = context.committed("bank")
             assert line is not None, "the memory bank comes before the objectives that read it"
             choices["bank"] = line["manifest"]
         return Inputs(
             semantics=SEMANTICS,
-            sections={"finetune": job.finetune.model_copy(update={"objective": self._objective}).identity()},
+            sections={"finetune": job.finetune.model_copy(update={"objective": self.objective}).identity()},
             files=files,
             images={
                 "train": setup.selection(setup.train_ids),
@@ -74,16 +79,16 @@ class Finetune(Phase):
 
     def run(self, context: RunContext) -> Result:
         """Train, in however many processes the job asks for."""
-        subnetwork = final_subnetwork(context, self._search)
+        subnetwork = final_subnetwork(context, self.search)
         task = TrainingTask(
             name=self.training,
-            config=finetune_config(context, self._objective),
+            config=finetune_config(context, self.objective),
             subnetwork=subnetwork,
             ids=context.setup.train_id_list,
             evaluate=True,
-            initial=context.slim_weights(self._search),
+            initial=context.slim_weights(self.search),
         )
-        bank = bank_address(context) if needs_of(self._objective).bank else None
+        bank = bank_address(context) if needs_of(self.objective).bank else None
         trained = train_by_backend(context, self, task, bank)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
 

@@ -10,10 +10,20 @@ from ekgsearch.finetune.metrics import TrainResult
 from ekgsearch.methods.base import Decision
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, final_subnetwork
+from ekgsearch.pipeline.finetune import Finetune
 from ekgsearch.pipeline.measurements import has_measurements, read_measurements
 from ekgsearch.pipeline.replaced import replaced_in_bank
 from ekgsearch.records import PhaseKind, canonical_json
-from ekgsearch.rows import TABLES, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
+from ekgsearch.rows import (
+    TABLES,
+    BaselineRow,
+    CandidateRow,
+    DeviceHoursRow,
+    EpochRow,
+    IterationRow,
+    SubnetworkRow,
+    SummaryRow,
+)
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.training import Outcome, outcome_path
@@ -28,6 +38,7 @@ def write_tables(context: RunContext) -> None:
         "candidates": _candidates(context),
         "subnetworks": _subnetworks(context),
         "epochs": _epochs(context),
+        "baselines": _baselines(context),
         "device_hours": context.ledger.rows(),
     }
     if context.committed("evaluate") and has_measurements(context):
@@ -103,6 +114,31 @@ def _subnetworks(context: RunContext) -> list[SubnetworkRow]:
         for iteration, subnetwork in found
         for name, kept in subnetwork.kept
     ]
+
+
+def _baselines(context: RunContext) -> list[BaselineRow]:
+    tuned = (phase for phase in context.phases if isinstance(phase, Finetune) and phase.training != "slim")
+    return [_baseline(context, phase) for phase in tuned if context.committed(phase.name)]
+
+
+def _baseline(context: RunContext, phase: Finetune) -> BaselineRow:
+    setup, full = context.setup, context.setup.full_costs
+    kept = cost(setup.graph, final_subnetwork(context, phase.search), setup.budget.counter)
+    is_own = final_subnetwork(context).sha256 == final_subnetwork(context, phase.search).sha256
+    return BaselineRow(
+        run=setup.job.run_name,
+        network=phase.training,
+        method=setup.job.search.method if is_own else phase.training,
+        objective=phase.objective,
+        counter=setup.budget.counter,
+        kept_macs=kept.macs,
+        macs_reduction=1 - kept.macs / full.macs,
+        kept_params=kept.params,
+        params_reduction=1 - kept.params / full.params,
+        epochs=setup.job.finetune.epochs,
+        top1=_trained(context, phase.training, lambda result: result.last()),
+        best_top1=_trained(context, phase.training, lambda result: result.best_value),
+    )
 
 
 def _epochs(context: RunContext) -> list[EpochRow]:

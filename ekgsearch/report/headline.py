@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+import pandas as pd
+
 from ekgsearch.report import facts, numbers
 from ekgsearch.report.published import published_near
 from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
+
+_BASELINE = "plain cross-entropy, last epoch"
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,12 @@ def tiles(run: RunTables, unit: numbers.TimeUnit | None = None) -> list[Tile]:
     return _final_tiles(run.summary, unit) if run.summary is not None else _search_tiles(run, unit)
 
 
-def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine]:
+def result_lines(summary: SummaryRow, baselines: pd.DataFrame, num_published: int = 6) -> list[ResultLine]:
     """Return the networks that a reader compares: before, after, baselines, published results of like cost.
 
     Args:
         summary: the result of the run.
+        baselines: rows of its table of baselines.
         num_published: how many published results to list, best first.
     """
     s, nan = summary, float("nan")
@@ -83,13 +88,19 @@ def result_lines(summary: SummaryRow, num_published: int = 6) -> list[ResultLine
         ("Slim network, best epoch", "selected on the test set", s.best_top1, "run"),
         ("Slim network, moving average", "of the weights, last epoch", s.ema_top1, "option"),
         ("Slim network, averaged", "mean of the weights after the last epochs", s.averaged_top1, "option"),
-        ("Baseline: same widths", "plain cross-entropy, last epoch", s.plain_top1, "baseline"),
+        ("Baseline: same widths", _BASELINE, s.plain_top1, "baseline"),
         ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
     ):
         if kind == "result" or numbers.known(top1):
             params = (nan, nan) if label.endswith("uniform width") else (s.kept_params, s.params_reduction)
             cost = s.kept_macs, s.macs_reduction, *params
             lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind))
+    for row in rows_of(baselines[~baselines["network"].isin(("plain", "uniform"))]):
+        name = row["network"]
+        label = "Baseline: same widths, fresh weights" if name == "scratch" else f"Baseline: {name}"
+        accuracy = row["top1"], row["top1"] - s.full_top1
+        cost = row["kept_macs"], row["macs_reduction"], row["kept_params"], row["params_reduction"]
+        lines.append(ResultLine(label, _BASELINE, *accuracy, *cost, "baseline"))
     for row in rows_of(published_near(s.dataset, s.architecture, s.macs_reduction).head(num_published)):
         accuracy = row["top1"], row["top1_diff"]
         cost = nan, row["macs_reduction"], nan, row["params_reduction"]

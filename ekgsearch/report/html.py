@@ -88,7 +88,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.T
         "title": headline.title(run),
         "tiles": headline.tiles(run, unit),
         "verdict": facts.verdict(s) if s else "",
-        "lines": headline.result_lines(s) if s else [],
+        "lines": headline.result_lines(s, run.baselines) if s else [],
         "published": _published(run),
         "plots": _plots(run, key, figures, unit),
         "remarks": {

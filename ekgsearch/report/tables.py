@@ -9,7 +9,16 @@ from typing import Any
 import pandas as pd
 
 from ekgsearch.errors import StorageError
-from ekgsearch.rows import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
+from ekgsearch.rows import (
+    AuditRow,
+    BaselineRow,
+    CandidateRow,
+    DeviceHoursRow,
+    EpochRow,
+    IterationRow,
+    SubnetworkRow,
+    SummaryRow,
+)
 from ekgsearch.storage.tables import read_table
 
 ROW_TYPES: Mapping[str, type] = {
@@ -19,6 +28,7 @@ ROW_TYPES: Mapping[str, type] = {
     "epochs": EpochRow,
     "device_hours": DeviceHoursRow,
     "audit": AuditRow,
+    "baselines": BaselineRow,
     "summary": SummaryRow,
 }
 """The tables of a run directory, `tables/NAME.parquet`, and the record type of their rows."""
@@ -50,6 +60,7 @@ class RunTables:
     epochs: pd.DataFrame
     device_hours: pd.DataFrame
     audit: pd.DataFrame
+    baselines: pd.DataFrame
     summary: SummaryRow | None
     missing: tuple[str, ...]
 
@@ -64,7 +75,7 @@ def load_run(run_dir: Path | str) -> RunTables:
     _check_is_run(path)
     frames = {name: _read(path, name) for name in ROW_TYPES}
     summary = frames.pop("summary")
-    missing = [name for name, frame in frames.items() if frame.empty and name != "audit"]
+    missing = [name for name, frame in frames.items() if frame.empty and name not in ("audit", "baselines")]
     missing += ["summary"] if summary.empty else []
     return RunTables(
         name=_name([summary, *frames.values()], path),

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables, rows_of
@@ -18,7 +20,7 @@ def summary_text(run: RunTables) -> str:
     blocks = [plain_line(headline.title(run) + (f"   [run {run.name}]" if run.summary else ""))]
     if run.summary is not None:
         warned = plain_line(f"  Warning: {run.summary.warnings}") if run.summary.warnings else ""
-        blocks += [_networks(run.summary), warned, _latency(run.summary)]
+        blocks += [_networks(run.summary, run.baselines), warned, _latency(run.summary)]
     else:
         rows = [[tile.title, tile.before, "->" if tile.before else "", tile.value, tile.change] for tile in _tiles(run)]
         blocks.append(_aligned(rows, "<><><"))
@@ -43,9 +45,9 @@ def _tiles(run: RunTables) -> list[headline.Tile]:
     return [tile for tile in headline.tiles(run) if not tile.title.startswith("Device-")]
 
 
-def _networks(s: SummaryRow) -> str:
+def _networks(s: SummaryRow, baselines: pd.DataFrame) -> str:
     rows = [["network", "top-1 %", "diff", f"MACs ({s.counter})", "removed", "params", "removed"]]
-    for line in headline.result_lines(s, num_published=3):
+    for line in headline.result_lines(s, baselines, num_published=3):
         label = f"Published: {line.label}" if line.kind == "published" else line.label
         accuracy = [numbers.top1(line.top1), numbers.signed(line.diff) if line.diff else ""]
         cost = [

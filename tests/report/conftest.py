@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from ekgsearch.records import canonical_json
-from ekgsearch.rows import AuditRow, CandidateRow, DeviceHoursRow, EpochRow, IterationRow, SubnetworkRow, SummaryRow
+from ekgsearch.rows import (
+    AuditRow,
+    BaselineRow,
+    CandidateRow,
+    DeviceHoursRow,
+    EpochRow,
+    IterationRow,
+    SubnetworkRow,
+    SummaryRow,
+)
 from ekgsearch.storage.tables import write_table
 
 FULL_MACS, FULL_PARAMS = 125_747_840, 855_770
@@ -185,6 +194,26 @@ class SyntheticRun:
             )
         return rows
 
+    def baselines(self) -> list[BaselineRow]:
+        """A baseline that the summary has no column for."""
+        last = self.iterations[-1]
+        return [
+            BaselineRow(
+                run=self.name,
+                network="scratch",
+                method="ekg",
+                objective="plain",
+                counter="macs",
+                kept_macs=last.kept_macs,
+                macs_reduction=last.macs_reduction,
+                kept_params=last.kept_params,
+                params_reduction=last.params_reduction,
+                epochs=100,
+                top1=87.5,
+                best_top1=88.0,
+            )
+        ]
+
     def audit(self) -> list[AuditRow]:
         """Four decisions repeated, one of them with another outcome."""
         return [
@@ -272,6 +301,7 @@ class SyntheticRun:
             "epochs": (self.epochs(), EpochRow),
             "device_hours": (self.device_hours(), DeviceHoursRow),
             "audit": (self.audit(), AuditRow),
+            "baselines": (self.baselines(), BaselineRow),
             "summary": ([self.summary(**changes)], SummaryRow),
         }
         for name in tables:
@@ -279,7 +309,7 @@ class SyntheticRun:
         return folder
 
 
-TABLES = ("iterations", "candidates", "subnetworks", "epochs", "device_hours", "audit", "summary")
+TABLES = ("iterations", "candidates", "subnetworks", "epochs", "device_hours", "audit", "baselines", "summary")
 
 
 def make_run(

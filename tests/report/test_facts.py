@@ -152,17 +152,18 @@ def test_an_audit_is_one_line_for_each_iteration_and_a_sentence(run, write_run, 
 
 
 def test_results_list_before_after_baselines_and_published(run):
-    lines = headline.result_lines(run.summary)
-    assert [line.kind for line in lines][:7] == ["run", "run", "run", "result", "run", "baseline", "baseline"]
+    lines = headline.result_lines(run.summary, run.baselines)
+    assert [line.kind for line in lines][:8] == [*["run"] * 3, "result", "run", *["baseline"] * 3]
+    assert (lines[7].label, lines[7].top1) == ("Baseline: same widths, fresh weights", 87.5)
     result = lines[3]
     assert result.top1 == run.summary.final_top1
     assert result.diff == pytest.approx(run.summary.final_top1 - run.summary.full_top1)
-    assert {line.kind for line in lines[7:]} == {"published"}
+    assert {line.kind for line in lines[8:]} == {"published"}
 
 
 def test_baselines_that_did_not_run_are_left_out(run):
     s = replace(run.summary, plain_top1=math.nan, uniform_top1=math.nan, dataset="digits")
-    assert {line.kind for line in headline.result_lines(s)} == {"run", "result"}
+    assert {line.kind for line in headline.result_lines(s, run.baselines[:0])} == {"run", "result"}
 
 
 def test_tiles_without_a_measurement_are_left_out(run):
