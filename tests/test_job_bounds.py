@@ -85,6 +85,7 @@ SECTIONS: dict[str, dict[str, Bounds]] = {
         "slice_below": real(0, 1),
         "racing": SHARE,
         "max_candidates": whole(1),
+        "width_multiple": whole(1),
     },
     "bank": {"teachers": whole(1), "batch_size": whole(1), "betas": UP_TO_1},
     "finetune": {

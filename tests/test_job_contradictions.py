@@ -160,6 +160,7 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
             "search.quirks=[sequential_statistics] search.precision=tf32",
             "search.precision tf32 rounds otherwise",
         ),
+        ("search.width_multiple=8", "search.width_multiple=8 search.quirks=[rounded_rates]", "knows no multiples"),
         *(
             (
                 "search.method=uniform finetune.objective=plain search.unit=params",

@@ -205,11 +205,21 @@ def layer_costs(graph: ChannelGraph, sub: Subnetwork, counter: Counter = "macs")
     ]
 
 
-def reachable(graph: ChannelGraph, counter: Counter = "macs", groups: Sequence[ChannelGroup] | None = None) -> Costs:
-    """Count the smallest sub-network: one channel in every channel group, or in some, the others full; see `cost`."""
+def reachable(
+    graph: ChannelGraph, counter: Counter = "macs", groups: Sequence[ChannelGroup] | None = None, least: int = 1
+) -> Costs:
+    """Count the smallest sub-network; see `cost`.
+
+    Args:
+        graph: analysed network.
+        counter: how it is counted.
+        groups: channel groups that are cut, the others are full; None for all.
+        least: channels that each of them keeps, or all where it has fewer.
+    """
     table = _table(graph)
     kept = table.full.copy()
-    kept[[table.column[group.name] for group in (graph.groups if groups is None else groups)]] = 1
+    cut = [table.column[group.name] for group in (graph.groups if groups is None else groups)]
+    kept[cut] = np.minimum(kept[cut], least)
     return table.costs(kept, counter)
 
 

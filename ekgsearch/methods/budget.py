@@ -55,6 +55,7 @@ def set_budget(
     unit: Unit,
     counter: Counter,
     groups: Sequence[ChannelGroup] | None = None,
+    least_width: int = 1,
 ) -> Budget:
     """Turn a share to remove (tau) or an absolute cost into a budget that this network can meet.
 
@@ -65,14 +66,15 @@ def set_budget(
         unit: what is limited.
         counter: how it is counted.
         groups: channel groups that may be cut; None for all.
+        least_width: channels that each of them keeps at least.
 
     Raises:
-        BudgetError: the cost cannot be reached even with one channel left in every channel group, or is above the
+        BudgetError: the cost cannot be reached even with as few channels as that in each channel group, or is above the
             cost of the full network. At that cost nothing is cut, and the full network is the only teacher.
     """
     if reduction is None and absolute is None:
         return Budget(math.inf, unit, counter)
-    full_costs, least_costs = cost(graph, graph.full(), counter), reachable(graph, counter, groups)
+    full_costs, least_costs = cost(graph, graph.full(), counter), reachable(graph, counter, groups, least_width)
     budget = Budget(0, unit, counter)
     full = budget.measured(full_costs.macs, full_costs.params)
     least = budget.measured(least_costs.macs, least_costs.params)

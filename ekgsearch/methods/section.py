@@ -75,6 +75,11 @@ class SearchSection(Section, ABC):
         """What the gradient of the warm-up's loss is multiplied by."""
         return 1
 
+    @property
+    def least_width(self) -> int:
+        """Channels that a channel group which is cut keeps at least, if it has as many."""
+        return 1
+
     def first_width(self, size: int, uses: int) -> Fraction:
         """Width of a channel group after its first cut, as a share; 1 where the method has no steps.
 

@@ -38,7 +38,7 @@ def _describe(job: Job, found: OpenedNetwork, group: ChannelGroup) -> str:
 
 def _totals(job: Job, found: OpenedNetwork) -> list[str]:
     search, budget = job.search, found.budget
-    full, least = found.full_costs, reachable(found.graph, search.counter, found.groups)
+    full, least = found.full_costs, reachable(found.graph, search.counter, found.groups, search.least_width)
     return [
         f"{len(found.graph.groups)} channel groups, "
         f"{sum(group.size for group in found.graph.groups):,} channels that can be cut (counter {search.counter})",

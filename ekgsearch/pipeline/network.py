@@ -76,6 +76,7 @@ def open_network(job: Job, num_classes: int, image_shape: Sequence[int]) -> Open
         unit=search.unit,
         counter=search.counter,
         groups=groups,
+        least_width=search.least_width,
     )
     return OpenedNetwork(net, network, graph, groups, cost(graph, graph.full(), search.counter), budget, sidecar)
 

@@ -102,6 +102,7 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.precision": ("bf16", SEARCHED),
     "search.channels_last": ("true", SEARCHED),
     "search.compile": ("true", SEARCHED),
+    "search.width_multiple": ("4", SEARCHED),
     "search.racing": ("0.05", SEARCHED),
     "search.max_candidates": ("2", SEARCHED),
     "bank.teachers": ("2", "bfe"),

@@ -23,6 +23,7 @@ def ekg_settings(section: EkgSection, tie_tolerance: float) -> EkgSettings:
         step=section.step,
         trim=section.trim,
         quirks=frozenset(section.quirks),
+        width_multiple=section.width_multiple,
         max_candidates=section.max_candidates,
         tie_tolerance=tie_tolerance,
     )

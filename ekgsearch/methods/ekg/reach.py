@@ -34,12 +34,13 @@ def depends_on_budget(
     """
     if not made:
         return False
-    rule, current = settings.strategy.rule, made[-1].subnetwork
+    strategy, current = settings.strategy, made[-1].subnetwork
     rates = {decision.group: rate_of(decision) for decision in made}
     for group in graph.groups if groups is None else groups:
         kept = current[group.name]
-        rate = rule.narrowed(rates.get(group.name, Fraction(1)), coarse_step(group.size, group.uses, settings.step))
-        costs = cost(graph, current.replace(group.name, kept[: rule.num_kept(group.size, rate)]), budget.counter)
+        step = coarse_step(group.size, group.uses, settings.step)
+        _, count = strategy.coarse(group.size, len(kept), rates.get(group.name, Fraction(1)), step)
+        costs = cost(graph, current.replace(group.name, kept[:count]), budget.counter)
         if budget.has_room_above(costs.macs, costs.params):
             return True
     return False

@@ -36,7 +36,7 @@ class Reference(Strategy):
         quirks: which of them.
     """
 
-    quirks: frozenset[Quirk]
+    quirks: frozenset[Quirk] = frozenset()
 
     @property
     def rule(self) -> StepRule:
@@ -63,11 +63,11 @@ class Reference(Strategy):
         """With `unchanged_candidates`, it is."""
         return "unchanged_candidates" in self.quirks
 
-    def refined(self, cut: Cut, rate: Fraction) -> Candidate:
+    def refined(self, cut: Cut, rate: Fraction, coarse: int) -> Candidate:
         """With `two_decimal_refinement`, the last step before a width of two decimals that misses the budget."""
         if "two_decimal_refinement" not in self.quirks:
-            return Strategy.refined(self, cut, rate)
-        candidate = cut.at(rate, self.rule.num_kept(cut.size, rate))
+            return Strategy.refined(self, cut, rate, coarse)
+        candidate = cut.at(rate, coarse)
         for tried, fallback in two_decimal_rates(rate, cut.size):
             candidate = cut.at(tried, self.rule.num_kept(cut.size, tried))
             if not cut.is_met(candidate):
@@ -82,9 +82,9 @@ class Reference(Strategy):
         return float(values.sum()) if round((1 - rate) * len(values)) == 0 else 0.0
 
 
-def strategy_of(quirks: Collection[Quirk]) -> Strategy:
-    """The rules of the paper, or those of the program as far as they are asked for."""
-    return Reference(frozenset(quirks)) if quirks else Strategy()
+def strategy_of(quirks: Collection[Quirk], multiple: int = 1) -> Strategy:
+    """The rules of the paper, or those of the program as far as they are asked for; see `Strategy.multiple`."""
+    return Reference(multiple, frozenset(quirks)) if quirks else Strategy(multiple)
 
 
 def two_decimal_rates(rate: Fraction, size: int) -> list[tuple[Fraction, Fraction]]:

@@ -41,6 +41,7 @@ class EkgSettings:
         step: r, share of a private channel group that one iteration removes, in (0, 1).
         trim: share of the channel groups trimmed at each end before Otsu's threshold, in [0, 0.5).
         quirks: what is done as in the reference program; none by default.
+        width_multiple: a cut leaves a multiple of so many channels; see `Strategy.multiple`.
         max_candidates: candidates that one iteration evaluates at most, those of the shortlist whose channels to
             remove have the lowest summed scores; None for the whole shortlist.
         tie_tolerance: candidates whose score is within this share of the lowest are evaluated again by the masked
@@ -51,13 +52,14 @@ class EkgSettings:
     step: float = 0.2
     trim: float = 0.2
     quirks: frozenset[Quirk] = frozenset()
+    width_multiple: int = 1
     max_candidates: int | None = None
     tie_tolerance: float = 0.0
 
     @property
     def strategy(self) -> Strategy:
         """The rules that the search goes by."""
-        return strategy_of(self.quirks)
+        return strategy_of(self.quirks, self.width_multiple)
 
 
 def own_record(rate: Fraction, threshold: float | None) -> dict[str, Any]:
@@ -213,25 +215,28 @@ class EkgSearch:
 
     def _proposals(self, current: Subnetwork, rates: Mapping[str, Fraction], scores: GroupScores) -> list[Candidate]:
         """The next cut of every channel group that has one, least important channels first."""
-        rule, proposals = self._strategy.rule, []
+        proposals = []
         for group in self._groups:
             kept = current[group.name]
-            rate = rule.narrowed(rates[group.name], coarse_step(group.size, group.uses, self._settings.step))
-            if self._strategy.proposes(len(kept), rule.num_kept(group.size, rate), rates[group.name]):
+            step = coarse_step(group.size, group.uses, self._settings.step)
+            rate, count = self._strategy.coarse(group.size, len(kept), rates[group.name], step)
+            if self._strategy.proposes(len(kept), count, rates[group.name]):
                 order = importance_order(scores[group.name], kept)
-                proposals.append(self._refined(current, group, order, rate))
+                proposals.append(self._refined(current, group, order, rate, count))
         return proposals
 
-    def _refined(self, current: Subnetwork, group: ChannelGroup, order: list[int], rate: Fraction) -> Candidate:
-        """Cut to `rate`, or, if that falls below the budget, to a width closer to it."""
+    def _refined(
+        self, current: Subnetwork, group: ChannelGroup, order: list[int], rate: Fraction, count: int
+    ) -> Candidate:
+        """Cut to `rate` and so many channels, or, if that falls below the budget, to a width closer to it."""
 
-        def at(to_rate: Fraction, count: int) -> Candidate:
-            return Candidate(group.name, current.replace(group.name, order[:count]), to_rate)
+        def at(to_rate: Fraction, num_kept: int) -> Candidate:
+            return Candidate(group.name, current.replace(group.name, order[:num_kept]), to_rate)
 
-        coarse = at(rate, self._strategy.rule.num_kept(group.size, rate))
+        coarse = at(rate, count)
         if not self._budget.has_room_above(*self._costs(coarse.subnetwork)):
             return coarse
-        return self._strategy.refined(Cut(group.size, len(order), at, self._is_met), rate)
+        return self._strategy.refined(Cut(group.size, len(order), at, self._is_met), rate, count)
 
     def _shortlist(
         self, proposals: list[Candidate], doomed: Mapping[str, float]

@@ -52,6 +52,11 @@ class EkgSection(EvaluatingSection):
     quirks: tuple[Quirk, ...] = Field(
         (), description="what is done as in the program published with the paper (README, Decisions); `reference`: all"
     )
+    width_multiple: Positive = Field(
+        1,
+        description="a cut leaves a multiple of so many channels, which some devices compute faster, e.g. 8; of a "
+        "channel group with fewer it takes none",
+    )
     racing: Share | None = Field(
         None,
         description="drop candidates that cannot win any more before they have seen all batches; the probability with "
@@ -98,6 +103,11 @@ class EkgSection(EvaluatingSection):
         """How networks and channels are measured on the search subset."""
         return Rules(criterion=self.criterion, search_teacher=self.search_teacher, seed=seed)
 
+    @property
+    def least_width(self) -> int:
+        """Channels that a channel group which is cut keeps at least, if it has as many."""
+        return self.width_multiple
+
     def first_width(self, size: int, uses: int) -> Fraction:
         """Width of a channel group after its first cut, as a share."""
         return 1 - coarse_step(size, uses, self.step)
@@ -111,6 +121,15 @@ class EkgSection(EvaluatingSection):
         """Those of some fields that are not as by default, with the name of the section."""
         fields = type(self).model_fields
         return [f"search.{name}" for name in names if getattr(self, name) != fields[name].default]
+
+    @model_validator(mode="after")
+    def _has_one_step_rule(self) -> "EkgSection":
+        if self.quirks and self.width_multiple > 1:
+            raise ValueError(
+                f"search.width_multiple = {self.width_multiple} and search.quirks: the published program knows no "
+                "multiples; leave one of them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rounds_as_published(self) -> "EkgSection":

@@ -30,7 +30,13 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """The rules of EKG (arXiv 2203.02651), with whole numbers of channels and scores of exactly those that would go."""
+    """The rules of EKG (arXiv 2203.02651), with whole numbers of channels and scores of exactly those that would go.
+
+    Attributes:
+        multiple: a cut leaves a multiple of so many channels, or, of a channel group with fewer, what it has.
+    """
+
+    multiple: int = 1
 
     @property
     def rule(self) -> StepRule:
@@ -40,6 +46,25 @@ class Strategy:
     def standing(self, graph: ChannelGraph, current: Subnetwork, scores: GroupScores) -> Subnetwork:
         """The sub-network that candidates are cut from."""
         return current
+
+    def coarse(self, size: int, num_kept: int, rate: Fraction, step: Fraction) -> tuple[Fraction, int]:
+        """Width of a channel group after its next cut, as the step rule tracks it, and the channels that it keeps.
+
+        With a multiple the width is rounded up to one, and is one less where that would leave it as it is.
+
+        Args:
+            size: channels of the group in the unpruned network.
+            num_kept: channels that it keeps.
+            rate: its width as the step rule tracks it.
+            step: what the cut takes off it.
+        """
+        narrowed = self.rule.narrowed(rate, step)
+        count = self.rule.num_kept(size, narrowed)
+        if self.multiple == 1:
+            return narrowed, count
+        above, below = -(-count // self.multiple), (num_kept - 1) // self.multiple
+        count = max(self.multiple * min(above, below), min(self.multiple, num_kept))
+        return Fraction(count, size), count
 
     def proposes(self, num_kept: int, num_after: int, rate: Fraction) -> bool:
         """Whether a channel group is cut in this iteration.
@@ -56,11 +81,10 @@ class Strategy:
         """Whether a candidate is evaluated although it lowers no cost."""
         return False
 
-    def refined(self, cut: Cut, rate: Fraction) -> Candidate:
-        """The widest cut that meets the budget, where the coarse one, to `rate`, falls below it."""
-        coarse = self.rule.num_kept(cut.size, rate)
+    def refined(self, cut: Cut, rate: Fraction, coarse: int) -> Candidate:
+        """The widest cut that meets the budget, where the coarse one, to so many channels, falls below it."""
         candidate = cut.at(rate, coarse)
-        for count in range(coarse + 1, cut.num_kept):
+        for count in range(coarse + self.multiple, cut.num_kept, self.multiple):
             wider = cut.at(Fraction(count, cut.size), count)
             if not cut.is_met(wider):
                 break

@@ -12,7 +12,7 @@ import torch
 from local_evaluator import SETTINGS, LocalEvaluator, batch_evaluator, budget_of, evaluator_of, records
 from torch import nn
 
-from ekgsearch.channels.cost import cost
+from ekgsearch.channels.cost import cost, reachable
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.members import Site
@@ -29,6 +29,7 @@ from ekgsearch.methods.base import (
 )
 from ekgsearch.methods.budget import set_budget
 from ekgsearch.methods.ekg.quirks import QUIRKS
+from ekgsearch.methods.ekg.reach import depends_on_budget
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings, rate_of
 from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.methods.evaluate import SearchBatch
@@ -189,6 +190,40 @@ def test_other_budgets_are_met_as_well(
     budget = budget_of(graph, reduction, unit)
     last = list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget, SETTINGS).run())[-1]
     assert budget.is_met(last.macs, last.params)
+
+
+def test_widths_are_multiples_where_that_is_asked_for(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    settings, budget = dataclasses.replace(SETTINGS, width_multiple=4), budget_of(graph, 0.6)
+
+    def made(before: Sequence[Decision] = ()) -> list[Decision]:
+        return list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget, settings).run(before))
+
+    decisions = made()
+    assert budget.is_met(decisions[-1].macs, decisions[-1].params)
+    sizes = {group.name: group.size for group in graph.groups}
+    for decision in decisions:
+        for name, kept in decision.subnetwork.kept:
+            assert len(kept) % 4 == 0 or len(kept) == sizes[name], (decision.iteration, name)
+    changed = decisions[-1].group
+    wider = len(decisions[-1].subnetwork[changed]) + 4
+    before = decisions[-2].subnetwork
+    if wider < len(before[changed]):
+        costs = cost(graph, before.replace(changed, before[changed][:wider]), "macs")
+        assert not budget.is_met(costs.macs, costs.params), "the last cut is the widest multiple that meets the budget"
+    half = len(decisions) // 2
+    assert decisions[:half] + made(decisions[:half]) == decisions
+    free = [depends_on_budget(graph, budget, settings, decisions[:count]) for count in range(1, len(decisions))]
+    assert free == sorted(free), "once the budget has a say it keeps it"
+    other = list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph, 0.7), settings).run())
+    common = free.index(True) if True in free else len(decisions)
+    assert other[: common + 1] == decisions[: common + 1]
+
+
+def test_a_budget_that_multiples_do_not_reach_is_refused_before_the_search(graph: ChannelGraph) -> None:
+    least = reachable(graph, "macs", least=4)
+    assert least.macs > reachable(graph, "macs").macs
+    with pytest.raises(BudgetError, match=f"can be cut down to {least.macs:,}"):
+        set_budget(graph, reduction=None, absolute=least.macs - 1, unit="macs", counter="macs", least_width=4)
 
 
 def test_a_budget_out_of_reach_is_refused_with_the_range(graph: ChannelGraph) -> None:
