@@ -70,7 +70,7 @@ def _stage(block: Block, num_blocks: int, in_channels: int, width: int, *, strid
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34 or 50; parameter names as in torchvision.
+    """ResNet-18, 34, 50, 101 or 152; parameter names as in torchvision.
 
     Images (B, C, H, W), usually 224x224; logits (B, num_classes).
     """

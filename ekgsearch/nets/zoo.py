@@ -18,6 +18,8 @@ _RESNETS: dict[str, tuple[Block, tuple[int, int, int, int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
 }
 _MOBILENETS = {"mobilenet_v2": (IMAGENET_STRIDES, 0.2), "mobilenet_v2_cifar": (CIFAR_STRIDES, 0.0)}
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from ekgsearch.errors import NetworkError
@@ -10,10 +11,11 @@ from ekgsearch.nets.zoo import NAMES, build
 
 CIFAR = (3, 32, 32)
 IMAGENET = (3, 224, 224)
+OF_TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def small_spec(name: str) -> NetSpec:
-    return NetSpec(name, 10, (3, 64, 64) if name in ("resnet18", "resnet34", "resnet50", "mobilenet_v2") else CIFAR)
+    return NetSpec(name, 10, (3, 64, 64) if name in (*OF_TORCHVISION, "mobilenet_v2") else CIFAR)
 
 
 def counted_macs(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
@@ -45,6 +47,8 @@ def counted_macs(network: nn.Module, input_shape: tuple[int, int, int]) -> int:
         (NetSpec("resnet18", 1000, IMAGENET), 11_689_512, 1_814_073_344),
         (NetSpec("resnet34", 1000, IMAGENET), 21_797_672, 3_663_761_408),
         (NetSpec("resnet50", 1000, IMAGENET), 25_557_032, 4_089_184_256),
+        (NetSpec("resnet101", 1000, IMAGENET), 44_549_160, 7_801_405_440),
+        (NetSpec("resnet152", 1000, IMAGENET), 60_192_808, 11_513_626_624),
         (NetSpec("vgg16", 10, CIFAR), 14_728_266, 313_201_664),
         (NetSpec("googlenet", 10, CIFAR), 6_166_250, 1_521_756_160),
         (NetSpec("mobilenet_v2", 1000, IMAGENET), 3_504_872, 300_774_272),
@@ -120,6 +124,16 @@ def test_cifar_resnet_parameters_have_the_common_names() -> None:
     assert {"layer3.2.conv1.weight", "layer3.2.bn2.weight", "linear.weight", "linear.bias"} <= names
     plain = set(build(NetSpec("resnet20", 10, CIFAR, "option_a"), seed=0).state_dict())
     assert {name for name in names if ".shortcut." in name} == names - plain
+
+
+@pytest.mark.parametrize("name", OF_TORCHVISION)
+def test_an_imagenet_resnet_has_the_state_of_torchvisions(name: str) -> None:
+    with torch.device("meta"):
+        theirs: nn.Module = getattr(torchvision.models, name)()
+    ours = build(NetSpec(name, 1000, IMAGENET), seed=0)
+    states = [{key: value.shape for key, value in network.state_dict().items()} for network in (ours, theirs)]
+    assert states[0] == states[1]
+    assert counted_macs(ours, IMAGENET) == counted_macs(theirs, IMAGENET)
 
 
 @pytest.mark.parametrize(("name", "num_shortcuts"), [("resnet20", 2), ("resnet50", 4)])
