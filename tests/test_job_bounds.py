@@ -51,6 +51,7 @@ TRAINING: dict[str, Bounds] = {
     "milestones": (-HUGE, -HUGE, HUGE, math.inf),  # shares, which the whole job checks
     "decay": real(0, 1, without="low"),
     "momentum": FACTOR,
+    "warmup_epochs": whole(0),
     "weight_decay": FROM_0,
     "pad": whole(0, 4096),
 }
@@ -262,6 +263,7 @@ TRAINED: dict[str, Bounds] = {
     "learning_rate": ABOVE_0,
     "decay": real(0, 1, without="low"),
     "momentum": FACTOR,
+    "warmup_epochs": whole(0, 100),
     "weight_decay": FROM_0,
     "temperature": ABOVE_0,
     "label_smoothing": FACTOR,

@@ -62,6 +62,14 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
             "finetune.average_last = 6, but there are only finetune.epochs = 5",
         )
     ],
+    "rise": [
+        (
+            f"{section}.epochs=5 {section}.warmup_epochs=5",
+            f"{section}.epochs=5 {section}.warmup_epochs=6",
+            f"{section}.warmup_epochs = 6, but there are only {section}.epochs = 5",
+        )
+        for section in ("pretrain", "finetune")
+    ],
     "shares": [
         (
             "finetune.batch_size=24 finetune.workers=4 finetune.accumulate=3",

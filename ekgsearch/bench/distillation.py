@@ -271,7 +271,7 @@ def _plain(model: nn.Module, data: TrainData, settings: Settings, world: World) 
         model.parameters(),
         lr=config.learning_rate,
         momentum=config.momentum,
-        nesterov=config.momentum > 0,
+        nesterov=config.nesterov and config.momentum > 0,
         weight_decay=config.weight_decay,
         fused=world.device.type == "cuda",
     )

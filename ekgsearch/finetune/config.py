@@ -28,7 +28,9 @@ class FinetuneConfig:
         learning_rate: rate before the first milestone.
         milestones: epochs after whose end the rate is multiplied by `decay`, each 1 or more, ascending.
         decay: factor of one drop.
-        momentum: Nesterov momentum.
+        momentum: of the gradients.
+        nesterov: whether the momentum is Nesterov's; off, it is plain.
+        warmup_epochs: epochs over which the rate rises in a line, step by step; 0: it starts at its full height.
         weight_decay: L2 factor on all parameters, those of normalisation layers and biases included.
         temperature: softening of the distillation; 4 below 1000 classes, 10 for 1000.
         teacher_gate: how teachers worse than the student are left out.
@@ -65,6 +67,8 @@ class FinetuneConfig:
     milestones: tuple[int, ...] = (30, 60, 80)
     decay: float = 0.2
     momentum: float = 0.9
+    nesterov: bool = True
+    warmup_epochs: int = 0
     weight_decay: float = 5e-4
     temperature: float = 4.0
     teacher_gate: TeacherGate = "kl_to_top"
@@ -104,6 +108,7 @@ class FinetuneConfig:
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "decay": (0 < self.decay <= 1, "above 0 and at most 1"),
             "momentum": (0 <= self.momentum < 1, "0 or more and below 1"),
+            "warmup_epochs": (0 <= self.warmup_epochs <= self.epochs, f"in 0..{self.epochs}, the epochs"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "temperature": (self.temperature > 0, "above 0"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more and below 1"),

@@ -24,6 +24,7 @@ from ekgsearch.finetune.resume import Facts, read_checkpoint, save_checkpoint
 from ekgsearch.finetune.state import Running, TrainState, start
 from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World
+from ekgsearch.maths.schedules import linear_rise
 from ekgsearch.runtime.seeds import sub_seed
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,8 @@ def _run_epoch(state: TrainState, training: _Training) -> EpochMetrics:
     for batch in read_epoch(training.loader, state.epoch, bank=training.bank, start=running.step):
         training.check()
         progress = state.epoch - 1 + running.step / num_steps
-        running.learning_rate = state.objective.learning_rate(progress, state.history)
+        rise = linear_rise(state.epoch - 1 + (running.step + 1) / num_steps, epochs=config.warmup_epochs)
+        running.learning_rate = rise * state.objective.learning_rate(progress, state.history)
         loss = None
         try:
             sums = train_step(state, batch, config, world, rate=running.learning_rate, num_steps=num_steps)

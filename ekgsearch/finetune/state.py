@@ -96,8 +96,8 @@ def start(
 ) -> TrainState:
     """Place a network on its device and give it its heads, its averages and its optimiser.
 
-    The optimiser is SGD with Nesterov momentum; the weight decay is added to the gradient of all parameters,
-    normalisation and biases included (EKG, arXiv 2203.02651), those of the heads, too.
+    The optimiser is SGD with momentum, by default Nesterov's; the weight decay is added to the gradient of all
+    parameters, normalisation and biases included (EKG, arXiv 2203.02651), those of the heads, too.
 
     Args:
         model: network to train; `TrainState.release` undoes what is done to it beside the training.
@@ -136,7 +136,7 @@ def start(
         objective.parameters(),
         lr=config.learning_rate,
         momentum=config.momentum,
-        nesterov=config.momentum > 0,
+        nesterov=config.nesterov and config.momentum > 0,
         weight_decay=config.weight_decay,
         fused=world.device.type == "cuda",
     )

@@ -1,4 +1,4 @@
-"""How the learning rate falls over the epochs."""
+"""The learning rate over the epochs: its rise at the start, and its drops."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,19 @@ def step_decay(progress: float, *, base: float, milestones: Sequence[int] = (), 
     """
     drops = sum(progress >= milestone for milestone in milestones)
     return base * decay**drops
+
+
+def linear_rise(progress: float, *, epochs: int) -> float:
+    """Factor of the learning rate that rises in a line to 1 over the first epochs.
+
+    EPruner's program (arXiv 2101.07985) lets the rate rise over 5 of 90 epochs on ImageNet, step by step, and counts
+    the step itself: the first one is taken with a small rate, the last one of the rise with the whole.
+
+    Args:
+        progress: epochs done after this step, fractions included, > 0.
+        epochs: length of the rise; 0 for none.
+
+    Returns:
+        The factor, in (0, 1].
+    """
+    return min(1.0, progress / epochs) if epochs else 1.0

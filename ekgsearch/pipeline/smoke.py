@@ -205,7 +205,12 @@ def _trainings(job: Job, dataset: Dataset) -> dict[str, dict[str, Any]]:
     accumulate = min(finetune.accumulate, 2) if batch % 2 == 0 else 1
     crops = {name: cropped if getattr(job, name).crop == "auto" else {} for name in ("pretrain", "finetune")}
     return {
-        "pretrain": {"epochs": 1, "batch_size": batch, **crops["pretrain"]},
+        "pretrain": {
+            "epochs": 1,
+            "batch_size": batch,
+            "warmup_epochs": min(job.pretrain.warmup_epochs, 1),
+            **crops["pretrain"],
+        },
         "warmup": {
             "images_per_class": min(warmup.images_per_class, IMAGES_PER_CLASS),
             "batch_size": -(-subset // STEPS),
@@ -214,6 +219,7 @@ def _trainings(job: Job, dataset: Dataset) -> dict[str, dict[str, Any]]:
         "bank": {"teachers": 1, "batch_size": batch, "uri": None, "cache": None},
         "finetune": {
             "epochs": min(finetune.epochs, 1),
+            "warmup_epochs": min(finetune.warmup_epochs, finetune.epochs, 1),
             "batch_size": batch,
             "accumulate": accumulate,
             "average_last": min(finetune.average_last, 1),

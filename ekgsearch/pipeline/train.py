@@ -41,6 +41,8 @@ def training_config(
         milestones=tuple(sorted({round(share * section.epochs) for share in section.milestones} - {0})),
         decay=section.decay,
         momentum=section.momentum,
+        nesterov=section.nesterov,
+        warmup_epochs=section.warmup_epochs,
         weight_decay=section.weight_decay,
         augmentation=augmentation,
         seed=seed,

@@ -11,7 +11,7 @@ from ekgsearch.methods.baselines.section import BaselineName
 
 
 class TrainingFields(Section):
-    """SGD with Nesterov momentum, step schedule, L2 on all parameters; how images are cut and mirrored."""
+    """SGD with momentum, step schedule, L2 on all parameters; how images are cut and mirrored."""
 
     epochs: Count = Field(100, description="epochs")
     batch_size: Positive = Field(128, description="images of one optimiser step over all workers")
@@ -20,7 +20,11 @@ class TrainingFields(Section):
         (0.3, 0.6, 0.8), description="shares of the epochs after which the learning rate is multiplied by `decay`"
     )
     decay: float = Field(0.2, gt=0, le=1, description="factor at each milestone")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum")
+    nesterov: bool = Field(True, description="Nesterov's momentum; off: plain momentum")
+    warmup_epochs: Count = Field(
+        0, description="epochs at the start over which the learning rate rises in a line, step by step; 0: none"
+    )
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, added to the gradient of all parameters")
     crop: Literal["auto", "pad", "resized"] = Field(
         "auto",
@@ -42,6 +46,8 @@ class TrainingFields(Section):
             yield f"{name}.milestones = {shares}: expected shares of the epochs, each above 0 and below 1"
         elif shares != sorted(set(shares)):
             yield f"{name}.milestones = {shares}: expected ascending shares of the epochs, each once"
+        if self.warmup_epochs > self.epochs:
+            yield f"{name}.warmup_epochs = {self.warmup_epochs}, but there are only {name}.epochs = {self.epochs}"
         if num_images is not None and self.epochs and self.batch_size > num_images:
             yield (
                 f"{name}.batch_size = {self.batch_size}, but only {num_images} training images are in use "

@@ -165,10 +165,12 @@ def test_only_the_named_ids_are_trained_on(data: TrainData, config: FinetuneConf
     assert result.epochs[0].images == 32
 
 
-def test_the_optimiser_is_nesterov_with_decay_on_every_parameter(
-    data: TrainData, config: FinetuneConfig, make_network: Make
+@pytest.mark.parametrize(("nesterov", "of_the_first_step"), [(True, 1.9), (False, 1.0)])
+def test_the_optimiser_has_either_momentum_and_decay_on_every_parameter(
+    nesterov: bool, of_the_first_step: float, data: TrainData, config: FinetuneConfig, make_network: Make
 ) -> None:
     config = replace(config, objective="plain", epochs=1, batch_size=48, momentum=0.9, weight_decay=0.1)
+    config = replace(config, nesterov=nesterov)
     network = make_network()
     network[5].p = 0.0  # type: ignore[index]
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -176,9 +178,17 @@ def test_the_optimiser_is_nesterov_with_decay_on_every_parameter(
     for name, value in network.named_parameters():
         gradient = value.grad + 0.0
         momentum = gradient + config.weight_decay * before[name]
-        # first step: buffer = g, update = g + 0.9 buffer
-        expected = before[name] - config.learning_rate * 1.9 * momentum
+        # first step: buffer = g, update = g + 0.9 buffer, or without Nesterov the buffer
+        expected = before[name] - config.learning_rate * of_the_first_step * momentum
         torch.testing.assert_close(value.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_rate_rises_with_every_step_of_the_first_epochs(
+    data: TrainData, config: FinetuneConfig, make_network: Make
+) -> None:
+    config = replace(config, objective="plain", epochs=3, batch_size=12, warmup_epochs=2, milestones=(2,), decay=0.2)
+    result = train(make_network(), replace(data, test=None), config, world=ALONE)
+    assert [metrics.learning_rate for metrics in result.epochs] == pytest.approx([0.025, 0.05, 0.01])
 
 
 def test_evaluation_uses_running_statistics_and_puts_the_mode_back(data: TrainData, make_network: Make) -> None:

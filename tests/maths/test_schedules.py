@@ -2,7 +2,7 @@
 
 import pytest
 
-from ekgsearch.maths.schedules import step_decay
+from ekgsearch.maths.schedules import linear_rise, step_decay
 
 
 @pytest.mark.parametrize(
@@ -15,3 +15,9 @@ def test_the_rate_drops_after_the_end_of_each_milestone(progress: float, expecte
 
 def test_without_milestones_the_rate_is_constant() -> None:
     assert {step_decay(progress, base=0.1) for progress in (0.0, 0.5, 7.0, 1000.0)} == {0.1}
+
+
+def test_the_rate_rises_step_by_step_to_its_full_height() -> None:
+    steps = [linear_rise((step + 1) / 4, epochs=2) for step in range(12)]
+    assert steps == [1 / 8, 2 / 8, 3 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1, 1, 1, 1, 1]
+    assert linear_rise(0.25, epochs=0) == 1

@@ -30,12 +30,12 @@ output: {there}/real
 search_run: {there}/other
 net: {{name: resnet20, weights: {there}/absent.safetensors}}
 data: {{name: digits, image_size: 128, max_images_per_class: 100}}
-pretrain: {{epochs: 300, batch_size: 512}}
+pretrain: {{epochs: 300, batch_size: 512, warmup_epochs: 5}}
 warmup: {{epochs: 3, images_per_class: 40}}
 search: {{reduction: 0.5, images_per_class: 30, racing: 0.05}}
 bank: {{teachers: 5, uri: "s3://bucket/bank", cache: {there}/cache}}
-finetune: {{objective: byol, epochs: 50, accumulate: 8, average_last: 9, recalibrate_images: 700,
-  checkpoint_every_steps: 90, workers: 4, baselines: [plain, uniform]}}
+finetune: {{objective: byol, epochs: 50, warmup_epochs: 5, accumulate: 8, average_last: 9,
+  recalibrate_images: 700, checkpoint_every_steps: 90, workers: 4, baselines: [plain, uniform]}}
 phases: {{uri: "s3://bucket/phases"}}
 cluster: {{search_workers: 8, address: "10.0.0.1:6379", device: cuda}}
 """
@@ -47,6 +47,7 @@ MOST = {
     "data.train_images": 40,
     "data.test_images": 20,
     "pretrain.epochs": 1,
+    "pretrain.warmup_epochs": 1,
     "pretrain.batch_size": 20,
     "warmup.epochs": 1,
     "warmup.images_per_class": 2,
@@ -56,6 +57,7 @@ MOST = {
     "bank.teachers": 1,
     "bank.batch_size": 20,
     "finetune.epochs": 1,
+    "finetune.warmup_epochs": 1,
     "finetune.batch_size": 20,
     "finetune.accumulate": 2,
     "finetune.average_last": 1,
