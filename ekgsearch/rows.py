@@ -243,6 +243,8 @@ class SummaryRow:
     latency_ratio_high_batch64: float = column("latency_ratio_high at batch 64", math.nan)
     latency_noise_batch64: float = column("latency_noise at batch 64", math.nan)
     test_images: int = column("test images that its test accuracies are measured on; 0 in older tables", 0)
+    full_channels: int = column("outputs of all convolutions of the unpruned network; 0 in older tables", 0)
+    kept_channels: int = column("outputs of all convolutions of the slim network; 0 in older tables", 0)
     warnings: str = column(
         "what the analysis of the network warns of: another forward in training, costs that are not counted; a "
         "sentence each, empty for nothing",

@@ -205,6 +205,11 @@ def layer_costs(graph: ChannelGraph, sub: Subnetwork, counter: Counter = "macs")
     ]
 
 
+def conv_channels(graph: ChannelGraph, sub: Subnetwork) -> int:
+    """Outputs of all convolutions of a sub-network: the channels that EPruner (arXiv 2101.07985) counts."""
+    return sum(layer.out_channels for layer in layer_costs(graph, sub) if layer.kind == Kind.CONV)
+
+
 def reachable(
     graph: ChannelGraph, counter: Counter = "macs", groups: Sequence[ChannelGroup] | None = None, least: int = 1
 ) -> Costs:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ekgsearch.channels.cost import cost
+from ekgsearch.channels.cost import conv_channels, cost
 from ekgsearch.finetune.metrics import TrainResult
 from ekgsearch.methods.base import Decision
 from ekgsearch.pipeline.context import RunContext
@@ -155,7 +155,8 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
     latencies: dict[str, float] = read_measurements(context)
-    kept = cost(setup.graph, final_subnetwork(context), setup.budget.counter)
+    subnetwork = final_subnetwork(context)
+    kept = cost(setup.graph, subnetwork, setup.budget.counter)
     made = decisions(context)
     devices = [
         row.device for row in device_hours if row.phase in (PhaseKind.SEARCH, PhaseKind.FINETUNE, PhaseKind.EVALUATE)
@@ -181,6 +182,8 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         full_macs=setup.full_costs.macs,
         kept_macs=kept.macs,
         macs_reduction=1 - kept.macs / setup.full_costs.macs,
+        full_channels=conv_channels(setup.graph, setup.graph.full()),
+        kept_channels=conv_channels(setup.graph, subnetwork),
         full_params=setup.full_costs.params,
         kept_params=kept.params,
         params_reduction=1 - kept.params / setup.full_costs.params,

@@ -1,5 +1,6 @@
 """Which numbers a report leads with: before and after, baselines, published results, cost."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -46,6 +47,7 @@ class ResultLine:
         macs, params: per image; NaN where the source gives none.
         macs_reduction, params_reduction: shares removed, 0..1.
         kind: run, result, option, baseline or published.
+        channels: outputs of all convolutions; NaN where they are not known.
     """
 
     label: str
@@ -57,6 +59,7 @@ class ResultLine:
     params: float
     params_reduction: float
     kind: str
+    channels: float = math.nan
 
 
 def tiles(run: RunTables, unit: numbers.TimeUnit | None = None) -> list[Tile]:
@@ -79,8 +82,10 @@ def result_lines(summary: SummaryRow, baselines: pd.DataFrame, num_published: in
         num_published: how many published results to list, best first.
     """
     s, nan = summary, float("nan")
+    full_channels, kept_channels = s.full_channels or nan, s.kept_channels or nan
     cost: tuple[float, float, float, float]
-    lines = [ResultLine("Unpruned network", "before", s.full_top1, 0.0, s.full_macs, 0.0, s.full_params, 0.0, "run")]
+    before = s.full_macs, 0.0, s.full_params, 0.0
+    lines = [ResultLine("Unpruned network", "before", s.full_top1, 0.0, *before, "run", full_channels)]
     for label, remark, top1, kind in (
         ("Sub-network as searched", "no fine-tuning", s.searched_top1, "run"),
         ("Sub-network, recalibrated", "running statistics recomputed", s.recalibrated_top1, "run"),
@@ -92,19 +97,23 @@ def result_lines(summary: SummaryRow, baselines: pd.DataFrame, num_published: in
         ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
     ):
         if kind == "result" or numbers.known(top1):
-            params = (nan, nan) if label.endswith("uniform width") else (s.kept_params, s.params_reduction)
+            is_uniform = label.endswith("uniform width")
+            params = (nan, nan) if is_uniform else (s.kept_params, s.params_reduction)
             cost = s.kept_macs, s.macs_reduction, *params
-            lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind))
+            channels = nan if is_uniform else kept_channels
+            lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind, channels))
     for row in rows_of(baselines[~baselines["network"].isin(("plain", "uniform"))]):
         name = row["network"]
         label = "Baseline: same widths, fresh weights" if name == "scratch" else f"Baseline: {name}"
         accuracy = row["top1"], row["top1"] - s.full_top1
         cost = row["kept_macs"], row["macs_reduction"], row["kept_params"], row["params_reduction"]
-        lines.append(ResultLine(label, _BASELINE, *accuracy, *cost, "baseline"))
-    for row in rows_of(published_near(s.dataset, s.architecture, s.macs_reduction).head(num_published)):
+        channels = kept_channels if name == "scratch" else nan
+        lines.append(ResultLine(label, _BASELINE, *accuracy, *cost, "baseline", channels))
+    near = published_near(s.dataset, s.architecture, s.macs_reduction, method=s.method, most=num_published)
+    for row in rows_of(near):
         accuracy = row["top1"], row["top1_diff"]
-        cost = nan, row["macs_reduction"], nan, row["params_reduction"]
-        lines.append(ResultLine(row["method"], row["source"], *accuracy, *cost, "published"))
+        cost = row["macs"], row["macs_reduction"], row["params"], row["params_reduction"]
+        lines.append(ResultLine(row["method"], row["source"], *accuracy, *cost, "published", row["channels"]))
     return lines
 
 

@@ -12,8 +12,9 @@ def published_results() -> pd.DataFrame:
     """Return every published result that ships with the package.
 
     Columns: dataset, architecture, method, top1 (percent), top1_diff (percentage points to the paper's own unpruned
-    network), top5 (percent), macs_reduction and params_reduction (0..1, by the paper's own counter), gpu_hours,
-    gpu_hours_estimated (estimated by the source, not measured), source, notes. Empty numbers are NaN.
+    network), top5 (percent), macs_reduction and params_reduction (0..1, by the paper's own counter), channels (outputs
+    of all convolutions), macs and params (of the network, by that counter), gpu_hours, gpu_hours_estimated (estimated
+    by the source, not measured), source, notes. Empty numbers are NaN. Variants of a method follow it after a comma.
     """
     with files("ekgsearch.report").joinpath("published_results.csv").open("r", encoding="utf-8") as file:
         table = pd.read_csv(file, dtype={"gpu_hours_estimated": "boolean"})
@@ -33,11 +34,34 @@ def published_for(dataset: str, architecture: str) -> pd.DataFrame:
     return table[same].sort_values(["macs_reduction", "top1"], kind="stable").reset_index(drop=True)
 
 
-def published_near(dataset: str, architecture: str, macs_reduction: float, width: float = 0.06) -> pd.DataFrame:
-    """Return the published pruned networks whose share of removed MACs is within `width` of a run's, best first."""
+def published_near(
+    dataset: str,
+    architecture: str,
+    macs_reduction: float,
+    *,
+    method: str = "",
+    width: float = 0.06,
+    most: int | None = None,
+) -> pd.DataFrame:
+    """Return published pruned networks to compare a run with, best first.
+
+    Args:
+        dataset: of the run.
+        architecture: of the run.
+        macs_reduction: share of the MACs that the run removed, 0..1.
+        method: of the run; of its published networks the nearest are listed however far they are, with its variants.
+        width: how far from the run's the share of the others may be.
+        most: how many to list; the best of those that are not of the same method.
+    """
     table = published_for(dataset, architecture)
-    near = (table["macs_reduction"] - macs_reduction).abs() <= width
-    chosen = table[near & (table["method"] != UNPRUNED) & table["top1"].notna()]
+    pruned = table[(table["method"] != UNPRUNED) & table["top1"].notna()]
+    distance = (pruned["macs_reduction"] - macs_reduction).abs()
+    same = pd.Series([_plain(name.partition(",")[0]) == _plain(method) for name in pruned["method"]], pruned.index)
+    own = same.astype(bool) & (distance == distance[same.astype(bool)].min())
+    others = pruned[(distance <= width) & ~own].sort_values("top1", ascending=False, kind="stable")
+    if most is not None:
+        others = others.head(max(0, most - int(own.sum())))
+    chosen = pruned.loc[[*pruned.index[own], *others.index]]
     return chosen.sort_values("top1", ascending=False, kind="stable").reset_index(drop=True)
 
 

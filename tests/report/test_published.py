@@ -45,3 +45,29 @@ def test_near_results_are_pruned_networks_of_like_cost_best_first():
     assert ((near["macs_reduction"] - 0.5).abs() <= 0.06).all()
     assert UNPRUNED not in set(near["method"])
     assert len(near) >= 5
+
+
+@pytest.mark.parametrize(
+    ("dataset", "architecture", "starts"),
+    [
+        ("cifar10", "vgg16", {"EPruner", "EPruner, random projection", "EPruner, l1", "EPruner, random"}),
+        ("image_folder", "resnet50", set()),
+        ("imagenet", "resnet152", {"EPruner", "EPruner, random projection", "EPruner, l1", "EPruner, random"}),
+    ],
+)
+def test_the_published_networks_of_the_same_method_stand_next_to_a_run_however_far(dataset, architecture, starts):
+    own = published_near(dataset, architecture, 0.3, method="epruner", most=6)
+    assert set(own[own["method"].str.startswith("EPruner")]["method"]) == starts
+    assert len(own) <= 6
+    assert own["top1"].is_monotonic_decreasing
+
+
+def test_what_epruner_keeps_is_given_in_channels_operations_and_parameters():
+    near = published_near("cifar10", "resnet56", 0.6, method="epruner").set_index("method")
+    assert tuple(near.loc["EPruner", ["channels", "macs", "params", "top1"]]) == (1450, 49_350_000, 390_000, 93.18)
+    assert near.loc["EPruner, random", "top1"] == 91.45
+    table = published_results()
+    of_epruner = table[table["source"].str.startswith("EPruner (")]
+    full = {(row.dataset, row.architecture): row.macs for row in of_epruner.itertuples() if row.method == UNPRUNED}
+    for row in of_epruner[of_epruner["channels"].notna() & of_epruner["method"].str.startswith("EPruner")].itertuples():
+        assert 1 - row.macs / full[row.dataset, row.architecture] == pytest.approx(row.macs_reduction, abs=2e-4), row
