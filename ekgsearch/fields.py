@@ -70,7 +70,9 @@ class Section(BaseModel):
             if isinstance(value, Section):
                 changes[name] = value.rebased(base_of, here)
             elif value is not None and Mark.PATH in marks_of(type(self), name):
-                changes[name] = _absolute(value, base_of(here))
+                base = base_of(here)
+                is_one = isinstance(value, str)
+                changes[name] = _absolute(value, base) if is_one else tuple(_absolute(one, base) for one in value)
         return self.model_copy(update=changes)
 
 

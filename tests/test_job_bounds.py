@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ekgsearch.bench import bank, distillation, epruner, loader, macs, ray, search
+from ekgsearch.bench import bank, distillation, epruner, exemplars, loader, macs, ray, search
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import kinds_of
@@ -156,6 +156,7 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
         {"bench": "epruner"},
         {"beta": real(0, 1, without="low"), "betas": real(0, 1, without="low"), "pairs": whole(1)},
     ),
+    exemplars.Settings: ({"bench": "exemplars"}, {"betas": real(0, 1, without="low")}),
     loader.Settings: (
         {"bench": "loader", "folder": "pictures"},
         {
