@@ -182,30 +182,18 @@ def test_a_random_choice_goes_by_iteration_and_channel_group(graph: ChannelGraph
 
 
 @pytest.mark.parametrize("reduction", [0.2, 0.5, 0.8])
-def test_a_uniform_network_is_the_widest_that_meets_the_budget_with_the_largest_filters(
+def test_a_uniform_network_loses_one_channel_after_another_where_the_largest_share_is_left(
     graph: ChannelGraph, reduction: float
 ) -> None:
     budget = set_budget(graph, reduction=reduction, absolute=None, unit="macs", counter="macs")
-    sizes = {group.name: group.size for group in graph.groups}
-    norms = {
-        name: [sum(weights) for weights in zip(*parts, strict=True)]
-        for name in sizes
-        if (
-            parts := [
-                [sum(map(abs, row)) for row in kept.values()] for kept in naive_filters(graph, graph.full(), name)
-            ]
-        )
-    }
-    found = uniform_width(graph, budget)
-    shares = sorted({Fraction(kept, size) for size in sizes.values() for kept in range(1, size + 1)})
-
-    def at(share: Fraction) -> Subnetwork:
-        kept = {name: max(1, int(size * share)) for name, size in sizes.items()}
-        orders = {name: sorted(range(size), key=lambda channel: -norms[name][channel]) for name, size in sizes.items()}
-        return Subnetwork.of({name: orders[name][: kept[name]] for name in sizes})
-
-    met = [share for share in shares if budget.is_met(*measured(graph, at(share)))]
-    assert found == at(max(met))
+    expected = graph.full()
+    while not budget.is_met(*measured(graph, expected)):
+        shares = {group.name: Fraction(len(expected[group.name]), group.size) for group in graph.groups}
+        name = max(shares, key=shares.__getitem__)
+        parts = naive_filters(graph, graph.full(), name)
+        norms = {channel: sum(sum(map(abs, part[channel])) for part in parts) for channel in expected[name]}
+        expected = expected.replace(name, set(expected[name]) - {min(norms, key=norms.__getitem__)})
+    assert uniform_width(graph, budget) == expected
 
 
 def test_a_uniform_network_keeps_a_channel_of_every_group() -> None:
@@ -222,6 +210,13 @@ def test_a_uniform_network_keeps_a_channel_of_every_group() -> None:
     narrow = graph.full().replace("0", [0]).replace("2", [0, 1, 2])
     budget = set_budget(graph, reduction=None, absolute=measured(graph, narrow)[0], unit="macs", counter="macs")
     assert [len(kept) for _, kept in uniform_width(graph, budget).kept] == [1, 3]
+
+
+def test_equal_filters_go_from_the_last_one_on() -> None:
+    graph = analyse(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Flatten()).eval(), (3, 1, 1))
+    graph.network.get_submodule("0").weight.data.fill_(1)
+    budget = set_budget(graph, reduction=0.4, absolute=None, unit="macs", counter="macs")
+    assert uniform_width(graph, budget)["0"] == (0, 1)
 
 
 def test_the_loss_criterion_is_the_derivative_of_the_loss_alone(
