@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Seed, Text
 from ekgsearch.finetune.objectives.registry import needs_of
-from ekgsearch.methods.baselines.section import UniformSection
+from ekgsearch.methods.baselines.section import CriterionSection, UniformSection
 from ekgsearch.methods.ekg.quirks import expand_reference
 from ekgsearch.methods.ekg.section import EkgSection
 from ekgsearch.methods.epruner.section import EprunerSection
@@ -22,7 +22,7 @@ from ekgsearch.sections.data import DataSection, NetSection, network_contradicti
 from ekgsearch.sections.phases import PhasesSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
 
-SearchChoice = EkgSection | EprunerSection | UniformSection
+SearchChoice = EkgSection | EprunerSection | UniformSection | CriterionSection
 """The methods; where `search.method` is left out, the first."""
 
 

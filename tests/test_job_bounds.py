@@ -14,7 +14,15 @@ from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import kinds_of
 from ekgsearch.finetune.config import FinetuneConfig
-from ekgsearch.methods.baselines.section import UniformSection
+from ekgsearch.methods.baselines.section import (
+    BnScaleSection,
+    FpgmSection,
+    L1Section,
+    L2Section,
+    RandomSection,
+    TaylorSection,
+    UniformSection,
+)
 from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.pipeline.study import StudySection
 from ekgsearch.sections.cluster import ClusterSection
@@ -221,7 +229,14 @@ def parts_of(annotation: Any) -> list[Any]:
 
 OF_EVERY_METHOD = {name: SECTIONS["search"][name] for name in ("reduction", "budget", "images_per_class")}
 OTHERS: dict[type[BaseModel], dict[str, Bounds]] = {
-    UniformSection: OF_EVERY_METHOD,
+    **dict.fromkeys((UniformSection, BnScaleSection, RandomSection), OF_EVERY_METHOD),
+    **{kind: {**OF_EVERY_METHOD, "score_every": SHARE} for kind in (L1Section, L2Section, FpgmSection)},
+    TaylorSection: {
+        **OF_EVERY_METHOD,
+        "score_every": SHARE,
+        "batch_size": whole(1),
+        "slice_below": real(0, 1),
+    },
     EprunerSection: {**OF_EVERY_METHOD, "beta": UP_TO_1, "late_beta": UP_TO_1, "late_from": whole(0)},
 }
 

@@ -1,17 +1,19 @@
 """Importance criteria: one number per channel, from the reward's gradient, from the kernels, or at random."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.kernels import axes
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.data.draws import uniforms
+from ekgsearch.errors import NetworkError
 from ekgsearch.methods.base import GroupScores
 from ekgsearch.methods.rules import Rules
 from ekgsearch.records import Subnetwork
@@ -77,6 +79,12 @@ def l1_scores(filters: Tensor) -> Tensor:
     return filters.abs().sum(1)
 
 
+def l2_scores(filters: Tensor) -> Tensor:
+    """Euclidean norm of each filter: (n, d) to (n,)."""
+    norms: Tensor = torch.linalg.vector_norm(filters, dim=1)
+    return norms
+
+
 def fpgm_scores(filters: Tensor) -> Tensor:
     """Summed Euclidean distances of each filter to all others: (n, d) float64 to (n,); small means redundant.
 
@@ -84,6 +92,36 @@ def fpgm_scores(filters: Tensor) -> Tensor:
     Source: FPGM (arXiv 1811.00250), eq. 5.
     """
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+def norm_scale_scores(graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> GroupScores:
+    """Sum the absolute scales that batch norms give each channel, over the norms of its channel group.
+
+    Source: network slimming (arXiv 1708.06519), whose training with a penalty on the scales is not part of it.
+
+    Args:
+        graph: analysed network.
+        groups: channel groups that are scored.
+
+    Raises:
+        NetworkError: a channel group has no batch norm with a scale.
+    """
+    found = {}
+    for group in groups:
+        total = torch.zeros(group.size, dtype=torch.float64)
+        scales = 0
+        for member in group.norms:
+            norm = graph.layers[member.layer].module
+            if isinstance(norm, _BatchNorm) and norm.affine:
+                total += norm.weight.detach().double().abs().cpu()[torch.tensor(member.positions)].sum(1)
+                scales += 1
+        if not scales:
+            raise NetworkError(
+                f"channel group {group.name!r}: expected a batch norm with a scale for each channel, found none; leave "
+                "it alone (search.skip), or choose a search.method that looks at filters, such as l2"
+            )
+        found[group.name] = total.numpy()
+    return found
 
 
 def random_scores(graph: ChannelGraph, current: Subnetwork, seed: int, iteration: int) -> GroupScores:

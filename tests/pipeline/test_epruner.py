@@ -74,7 +74,10 @@ def test_fine_tuning_starts_from_the_weights_that_the_method_leaves(tmp_path: Pa
         (("search={reduction: 0.3}",), "bank.betas does nothing with search.method ekg"),
         (("search.groups=all",), "search.groups = 'all': must be 'private'"),
         (("search.step=0.1",), "search.step: unknown key .*belongs to search.method ekg, not to epruner"),
-        (("search.method=eprunner",), "search.method = 'eprunner': must be one of ekg, epruner, uniform"),
+        (
+            ("search.method=eprunner",),
+            "search.method = 'eprunner': must be one of ekg, epruner, uniform, l1, l2, fpgm, ",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: tuple[str, ...], words: str, tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.late_first_conv": ("true", "sfFe"),
     "search.initialisation": ("l1", "sfFe"),
     "search.norms": ("slice", "sfFe"),
+    "search.ranking": ("per_layer", "sfFe"),
+    "search.score_every": ("0.05", "sfFe"),
     "search.step": ("0.3", SEARCHED),
     "search.trim": ("0.1", SEARCHED),
     "search.images_per_class": ("13", SEARCHED),
@@ -192,6 +194,8 @@ ALL_IMAGES = ("data.train_images=null", "data.test_images=null")
 
 EPRUNER = ("finetune.objective=single", "search={{method: epruner, beta: 0.9, late_beta: 0.95, late_from: 3}}")
 
+L2 = ("finetune.objective=single", "search={{method: l2, reduction: 0.3}}")
+
 OWN_BASE: dict[str, tuple[str, ...]] = {
     "data.classes": ("data.name=generated", *ALL_IMAGES),
     "data.max_classes": ALL_IMAGES,
@@ -199,6 +203,7 @@ OWN_BASE: dict[str, tuple[str, ...]] = {
     "data.name": ("data.root={pictures}", "data.train_images=null", "data.test_images=null", "net.name=resnet20"),
     **{f"search.{name}": EPRUNER for name in ("beta", "late_beta", "late_from")},
     **{f"search.{name}": EPRUNER for name in ("late_first_conv", "initialisation", "norms")},
+    **{f"search.{name}": L2 for name in ("ranking", "score_every")},
     "bank.betas": ("search={{method: epruner, beta: 0.9}}", "bank.betas=[0.6, 0.7]"),
     "search.method": ("finetune.objective=single", "search={{reduction: 0.3}}"),
 }

@@ -46,7 +46,9 @@ class EkgSection(EvaluatingSection):
     step: Share = Field(0.2, description="r, share of a private channel group removed by one iteration")
     trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
     criterion: Criterion = Field(
-        "taylor_reward", description="what makes a channel important to the search, which decides; EKG: taylor_reward"
+        "taylor_reward",
+        description="what EKG scores channels with before it evaluates candidates, EKG: taylor_reward; who decides "
+        "which channels go is `search.method`",
     )
     search_teacher: SearchTeacher = Field("ensemble", description="whose predictions the score compares with")
     quirks: tuple[Quirk, ...] = Field(

@@ -1,0 +1,84 @@
+"""One-shot baselines that remove the channels that rank last by a criterion."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ekgsearch.methods.base import BatchwiseEvaluator, GroupScores, Materials
+from ekgsearch.methods.baselines.ranking import cut_down, places_in_group, worst_first
+from ekgsearch.methods.baselines.section import RankingSection, RescoringSection
+from ekgsearch.methods.criteria import (
+    filter_scores,
+    fpgm_scores,
+    l1_scores,
+    l2_scores,
+    norm_scale_scores,
+    random_scores,
+)
+from ekgsearch.methods.one_shot import OneShot
+from ekgsearch.records import Subnetwork
+
+
+def mean_distances(filters: Tensor) -> Tensor:
+    """Mean Euclidean distance of each filter to all of its layer: (n, d) float64 to (n,).
+
+    The order within a layer is that of FPGM (arXiv 1811.00250), whose sums grow with the width of the layer.
+    """
+    return fpgm_scores(filters) / len(filters)
+
+
+OF_FILTERS: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1_scores, "l2": l2_scores, "fpgm": mean_distances}
+"""Criteria that look at the filters of a layer, by method."""
+
+
+class ByCriterion(OneShot):
+    """Removes channels in the order of their scores; see `methods.base.Search`.
+
+    Scores of different channel groups are compared as they are. What brings them to one scale are the kernels: those of
+    a sub-network have the Frobenius norm of the uncut ones, so that the filters that a layer keeps gain weight with
+    every step and no layer is cut to the bone.
+    """
+
+    def __init__(self, section: RankingSection, materials: Materials) -> None:
+        super().__init__(materials)
+        self._section = section
+
+    def cut(self) -> tuple[Subnetwork, dict[str, Any]]:
+        """The sub-network, and how often channels were scored.
+
+        Raises:
+            NetworkError: the criterion needs batch norms, and there are none.
+        """
+        materials, section = self.materials, self._section
+        groups, budget, current = materials.groups, materials.budget, materials.graph.full()
+        full = budget.measured(*materials.costs(current))
+        step = section.score_every * full if isinstance(section, RescoringSection) else full
+        score, times, left = self._criterion(), 0, full
+        while left > budget.limit:
+            times += 1
+            scores = score(current, times)
+            if section.ranking == "per_layer":
+                scores, step = places_in_group(scores, groups), full
+            limit = max(budget.limit, left - step)
+            current = cut_down(materials.graph, budget, limit, current, worst_first(scores, groups, current))
+            left = budget.measured(*materials.costs(current))
+        return current, {"times_scored": times}
+
+    def _criterion(self) -> Callable[[Subnetwork, int], GroupScores]:
+        """What scores the channels of a sub-network, by how many times it has been asked, from 1."""
+        materials, method = self.materials, self._section.method
+        if method == "taylor":
+            return _taylor(materials.evaluator(), materials.graph.full())
+        graph = materials.open_graph()
+        if method == "random":
+            return lambda _, times: random_scores(graph, graph.full(), materials.seed, times)
+        if method == "bn_scale":
+            return lambda *_: norm_scale_scores(graph, materials.groups)
+        return lambda current, _: filter_scores(OF_FILTERS[method], graph, current)
+
+
+def _taylor(evaluator: BatchwiseEvaluator, full: Subnetwork) -> Callable[[Subnetwork, int], GroupScores]:
+    """Scores on the search subset, under the masks of the sub-network."""
+    evaluator.begin([full])
+    return evaluator.scores
