@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ekgsearch.bench import bank, distillation, epruner, exemplars, loader, macs, ray, search
+from ekgsearch.bench import bank, distillation, epruner, exemplars, loader, macs, ray, rivals, search
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import kinds_of
@@ -191,6 +191,7 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
         },
     ),
     ray.Settings: ({"bench": "ray", "job": "job.yaml"}, {"workers": whole(1, 4096), "pairs": whole(1)}),
+    rivals.Settings: ({"bench": "rivals", "job": "job.yaml"}, {"reductions": SHARE}),
     search.Settings: (
         {"bench": "search", "job": "job.yaml"},
         {"cases": real(0, 1), "iterations": whole(1), "pairs": whole(1)},

@@ -109,7 +109,7 @@ def run(settings: Settings) -> Iterator[Measurement]:
 def _measure(settings: Settings, setup: Setup, workload: Workload) -> Iterator[Measurement]:
     backend = InProcessBackend()
     if settings.journal is not None:
-        decisions = _journaled(setup, expand_path(settings.journal, "journal"))
+        decisions = journaled(setup, expand_path(settings.journal, "journal"))
     else:
         with backend.team(workload, _spec(setup, "exact")) as exact:
             start = time.process_time(), time.perf_counter()
@@ -239,7 +239,7 @@ def _spec(setup: Setup, case: Case) -> SearchSpec:
             return replace(exact, arithmetic=Arithmetic("bf16", channels_last=True, compile=True))
 
 
-def _journaled(setup: Setup, path: Path) -> list[Decision]:
+def journaled(setup: Setup, path: Path) -> list[Decision]:
     """The decisions in the journal of a finished run.
 
     Raises:

@@ -1,0 +1,215 @@
+"""Accuracy of what one-shot baselines leave of a network, next to the sub-network that a search has found.
+
+Every method cuts the same weights to the same share of the operations, over private channel groups alone and over all
+of them, and nothing is trained: running statistics are averaged again over the same training images, then the whole
+test set counts. Taylor looks at the search subset of the job, the others at no image. Seconds are wall time from the
+opened network to the sub-network.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from ekgsearch.bench.base import BenchSettings, Measurement, job_in_small
+from ekgsearch.bench.search import journaled
+from ekgsearch.channels.arithmetic import EXACT
+from ekgsearch.channels.graph import ChannelGraph, analyse
+from ekgsearch.channels.members import ChannelGroup
+from ekgsearch.channels.slim import slim
+from ekgsearch.experiment import expand_path
+from ekgsearch.fields import Mark, Share, Text
+from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
+from ekgsearch.finetune.config import TrainData
+from ekgsearch.finetune.evaluate import evaluate
+from ekgsearch.finetune.world import World
+from ekgsearch.jobfile import load_job
+from ekgsearch.methods.base import BatchwiseEvaluator, Materials
+from ekgsearch.methods.baselines.section import (
+    SCORED_EVERY,
+    BnScaleSection,
+    FpgmSection,
+    L1Section,
+    L2Section,
+    RandomSection,
+    TaylorSection,
+    UniformSection,
+)
+from ekgsearch.methods.budget import Budget, set_budget
+from ekgsearch.methods.choice import chosen_groups
+from ekgsearch.methods.section import SearchSection
+from ekgsearch.pipeline.setup import Setup, set_up
+from ekgsearch.records import Subnetwork
+from ekgsearch.runtime.seeds import sub_seed
+from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.backend import InProcessBackend
+from ekgsearch.workers.workload import Workload
+
+log = logging.getLogger(__name__)
+
+IN_SMALL = 1.5 * SCORED_EVERY
+"""Share of the operations that is removed in a smoke run."""
+
+Method = Literal["l2", "l1", "fpgm", "taylor", "bn_scale", "uniform", "random"]
+"""Methods that are measured."""
+
+SECTIONS: dict[Method, type[SearchSection]] = {
+    "l2": L2Section,
+    "l1": L1Section,
+    "fpgm": FpgmSection,
+    "taylor": TaylorSection,
+    "bn_scale": BnScaleSection,
+    "uniform": UniformSection,
+    "random": RandomSection,
+}
+
+
+class Settings(BenchSettings):
+    """Fields of this benchmark."""
+
+    bench: Literal["rivals"]
+    job: Annotated[Text, Mark.PATH] = Field(description="job that names the network, its weights and the images")
+    overrides: tuple[str, ...] = Field((), description="fields of the job to replace, path=value")
+    weights: Annotated[Text | None, Mark.PATH] = Field(
+        None, description="weights that are cut in place of the job's, e.g. of a run"
+    )
+    journal: Annotated[Text | None, Mark.PATH] = Field(
+        None, description="journal of a run of the job, whose sub-networks are measured, too; null leaves it out"
+    )
+    methods: tuple[Method, ...] = Field(tuple(SECTIONS), min_length=1, description="baselines that are measured")
+    groups: tuple[Literal["private", "all"], ...] = Field(
+        ("private", "all"), min_length=1, description="which channel groups they may cut"
+    )
+    reductions: tuple[Share, ...] = Field(
+        (0.45, 0.55), min_length=1, description="shares of the operations that are removed, 0..1"
+    )
+
+    def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Two steps of every cut, over private channel groups, on the images of the job's smoke form."""
+        changes, notes = job_in_small(self.job, self.overrides)
+        small = {"weights": None, "journal": None, "groups": self.groups[:1], "reductions": (IN_SMALL,)}
+        return changes | small, notes
+
+
+def run(settings: Settings) -> Iterator[Measurement]:
+    """Cut by every method, and measure what is left.
+
+    Raises:
+        JobError, DataError, NetworkError, BudgetError, StorageError: something is missing, damaged or out of reach.
+    """
+    setup = set_up(load_job(Path(settings.job), settings.overrides))
+    EXACT.set_backends()
+    with tempfile.TemporaryDirectory(prefix="ekgsearch-bench-") as folder, ExitStack() as work:
+        rivals = _Rivals(setup, _workload(settings, setup, Path(folder)), work)
+        for reduction in settings.reductions:
+            if settings.journal is not None:
+                yield from rivals.journaled(expand_path(settings.journal, "journal"), reduction)
+            for groups in settings.groups:
+                for method in settings.methods:
+                    yield from rivals.cut(method, groups, reduction)
+
+
+def _workload(settings: Settings, setup: Setup, folder: Path) -> Workload:
+    """The network with the weights that are cut; those of a network without any are the random ones of the job."""
+    weights = settings.weights or setup.job.net.weights
+    if weights is not None:
+        return setup.workload(expand_path(weights, "weights"))
+    drawn = folder / "weights.safetensors"
+    save_tensors(drawn, setup.network.state_dict(), {})
+    return setup.workload(drawn)
+
+
+class _Rivals:
+    """Sub-networks of one network, and what they are worth.
+
+    Args:
+        setup: the opened job.
+        workload: the network with the weights that are cut.
+        work: closes the workers that evaluate networks.
+    """
+
+    def __init__(self, setup: Setup, workload: Workload, work: ExitStack) -> None:
+        self._setup = setup
+        self._workload = workload
+        self._work = work
+        self._graph = self._open_graph()
+        self._team: BatchwiseEvaluator | None = None
+
+    def cut(self, method: Method, groups: Literal["private", "all"], reduction: float) -> Iterator[Measurement]:
+        """Cut by one method, and measure."""
+        counter = self._setup.job.search.counter
+        section = SECTIONS[method](method=method, groups=groups, reduction=reduction, counter=counter)
+        search = section.open(self._materials(section, reduction))
+        start = time.perf_counter()
+        *_, last = search.run()
+        seconds = time.perf_counter() - start
+        case = f"{method}, {groups}, {100 * reduction:g} %"
+        yield from self._measured(case, last.subnetwork, last.macs)
+        yield Measurement.count(case, "search", "s", seconds)
+
+    def journaled(self, path: Path, reduction: float) -> Iterator[Measurement]:
+        """Measure the first sub-network in a journal that a search to this reduction would have ended with."""
+        budget = self._budget(reduction)
+        for decision in journaled(self._setup, path):
+            if budget.is_met(decision.macs, decision.params):
+                case = f"{self._setup.job.search.method}, journal, {100 * reduction:g} %"
+                yield from self._measured(case, decision.subnetwork, decision.macs)
+                return
+        log.warning("journal = %s: the search ended before %.0f %% were removed; left out", path, 100 * reduction)
+
+    def _measured(self, case: str, subnetwork: Subnetwork, macs: int) -> Iterator[Measurement]:
+        setup, normalisation = self._setup, self._workload.normalisation
+        network = slim(self._open_graph(), subnetwork)
+        data = TrainData(
+            setup.dataset.train, normalisation, ids=setup.train_ids, max_damaged=setup.data.loading.max_damaged
+        )
+        recalibrate_on(network, data, images=RECALIBRATION_IMAGES, seed=setup.job.seed)
+        found = evaluate(network, setup.test, normalisation, World(torch.device(setup.device)))
+        yield Measurement.count(case, "top-1, recalibrated", "%", found.top1)
+        yield Measurement.count(case, "MACs removed", "%", 100 * (1 - macs / setup.full_costs.macs))
+
+    def _open_graph(self) -> ChannelGraph:
+        return analyse(self._workload.open_network(), self._setup.net.input_shape)
+
+    def _budget(self, reduction: float, groups: Sequence[ChannelGroup] | None = None) -> Budget:
+        return set_budget(
+            self._graph,
+            reduction=reduction,
+            absolute=None,
+            unit="macs",
+            counter=self._setup.job.search.counter,
+            groups=groups,
+        )
+
+    def _materials(self, section: SearchSection, reduction: float) -> Materials:
+        job, chosen = self._setup.job, chosen_groups(self._graph, section)
+        return Materials(
+            graph=self._graph,
+            groups=chosen,
+            open_graph=lambda: self._graph,
+            budget=self._budget(reduction, chosen),
+            seed=sub_seed(job.seed, "criterion"),
+            threads=job.cluster.threads,
+            evaluator=self._evaluator(section) if section.needs_workers else _nobody,
+            batches=[],
+            tie_tolerance=0.0,
+        )
+
+    def _evaluator(self, section: SearchSection) -> Callable[[], BatchwiseEvaluator]:
+        """Workers that hold the search subset, the same for every cut."""
+        if self._team is None:
+            setup = replace(self._setup, job=self._setup.job.model_copy(update={"search": section}))
+            self._team = self._work.enter_context(InProcessBackend().team(self._workload, setup.search_spec))
+        team = self._team
+        return lambda: team
+
+
+def _nobody() -> BatchwiseEvaluator:
+    raise AssertionError("the method looks at no image")
