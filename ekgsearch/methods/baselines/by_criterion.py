@@ -19,25 +19,16 @@ from ekgsearch.methods.criteria import (
 from ekgsearch.methods.one_shot import OneShot
 from ekgsearch.records import Subnetwork
 
-
-def mean_distances(filters: Tensor) -> Tensor:
-    """Mean Euclidean distance of each filter to all of its layer: (n, d) float64 to (n,).
-
-    The order within a layer is that of FPGM (arXiv 1811.00250), whose sums grow with the width of the layer.
-    """
-    return fpgm_scores(filters) / len(filters)
-
-
-OF_FILTERS: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1_scores, "l2": l2_scores, "fpgm": mean_distances}
+OF_FILTERS: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1_scores, "l2": l2_scores, "fpgm": fpgm_scores}
 """Criteria that look at the filters of a layer, by method."""
 
 
 class ByCriterion(OneShot):
     """Removes channels in the order of their scores; see `methods.base.Search`.
 
-    Scores of different channel groups are compared as they are. What brings them to one scale are the kernels: those of
-    a sub-network have the Frobenius norm of the uncut ones, so that the filters that a layer keeps gain weight with
-    every step and no layer is cut to the bone.
+    In a global ranking, scores of filters count as multiples of their mean over the channels that the channel group
+    keeps: the sums themselves grow with the weights of a filter, the filters of a layer and the producers of a channel
+    group. Changes of the loss and scales of batch norms are compared as they are.
     """
 
     def __init__(self, section: RankingSection, materials: Materials) -> None:
@@ -75,7 +66,16 @@ class ByCriterion(OneShot):
             return lambda _, times: random_scores(graph, graph.full(), materials.seed, times)
         if method == "bn_scale":
             return lambda *_: norm_scale_scores(graph, materials.groups)
-        return lambda current, _: filter_scores(OF_FILTERS[method], graph, current)
+        return lambda current, _: relative(filter_scores(OF_FILTERS[method], graph, current), current)
+
+
+def relative(scores: GroupScores, current: Subnetwork) -> GroupScores:
+    """Divide scores by their mean over the channels that each channel group keeps."""
+    found = {}
+    for name, values in scores.items():
+        mean = values[list(current[name])].mean()
+        found[name] = values / mean if mean > 0 else values
+    return found
 
 
 def _taylor(evaluator: BatchwiseEvaluator, full: Subnetwork) -> Callable[[Subnetwork, int], GroupScores]:

@@ -86,7 +86,7 @@ class FpgmSection(RescoringSection):
 
     method: Literal["fpgm"] = Field(
         "fpgm",
-        description="who decides which channels go; fpgm: the smallest mean distances to the filters of the layer",
+        description="who decides which channels go; fpgm: the smallest distances to all filters of the layer",
     )
 
 

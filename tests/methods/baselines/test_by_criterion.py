@@ -69,7 +69,7 @@ def decided(graph: ChannelGraph, batches: list[SearchBatch], method: str, **fiel
 
 
 def by_filters(criterion: Callable[[Tensor, Tensor], float], graph: ChannelGraph, kept: Subnetwork) -> GroupScores:
-    """Scores of a criterion on one filter and all that are kept, by loops over the masked kernels."""
+    """Scores of a criterion on one filter and all that are kept, by loops, as multiples of the mean of a group."""
     kernels = MaskedNetwork(graph).weights(kept)
     found = {}
     for group in graph.groups:
@@ -78,7 +78,8 @@ def by_filters(criterion: Callable[[Tensor, Tensor], float], graph: ChannelGraph
             rows = torch.stack([kernels[producer.layer].double()[place].flatten() for (place,) in producer.positions])
             for channel in kept[group.name]:
                 values[channel] += criterion(rows[channel], rows[list(kept[group.name])])
-        found[group.name] = values.numpy()
+        mean = sum(float(values[channel]) for channel in kept[group.name]) / len(kept[group.name])
+        found[group.name] = values.numpy() / mean
     return found
 
 
@@ -113,7 +114,7 @@ def naive_scores(method: str, graph: ChannelGraph, batches: list[SearchBatch], k
         case "l2":
             return by_filters(lambda one, _: float(one.square().sum().sqrt()), graph, kept)
         case "fpgm":
-            return by_filters(lambda one, others: float((others - one).square().sum(1).sqrt().mean()), graph, kept)
+            return by_filters(lambda one, others: float((others - one).square().sum(1).sqrt().sum()), graph, kept)
         case "bn_scale":
             return by_norms(graph)
         case "taylor":
