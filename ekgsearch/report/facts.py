@@ -44,6 +44,21 @@ def verdict(s: SummaryRow) -> str:
     return f"{text} At the same cost, {' and '.join(known)}." if known else text
 
 
+def rivals_remark(run: RunTables) -> str:
+    """Say which of the weakest rivals the slim network was not compared with; empty if it was with both."""
+    if run.summary is None or not is_fine_tuned(run.summary):
+        return ""
+    known = {*run.baselines["network"], run.summary.method}
+    known |= {"uniform"} if numbers.known(run.summary.uniform_top1) else set()
+    missing = [name for name in ("uniform", "random") if name not in known]
+    if not missing:
+        return ""
+    return (
+        f"Not compared with a network cut by {' or '.join(missing)} to the same cost (finetune.baselines), so what the "
+        "choice of channels is worth cannot be told from this run."
+    )
+
+
 def speed_remark(s: SummaryRow) -> str:
     """Set the factor by which MACs fell next to the measured speed; empty if nothing was measured."""
     measured = speeds(s)

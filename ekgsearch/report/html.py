@@ -93,6 +93,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.T
         "plots": _plots(run, key, figures, unit),
         "remarks": {
             "missing": facts.missing_remark(run),
+            "rivals": facts.rivals_remark(run),
             "warnings": s.warnings if s else "",
             "search": facts.search_remark(run),
             "audit": facts.audit_remark(run),

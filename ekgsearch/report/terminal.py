@@ -1,5 +1,6 @@
 """The result of a run as a few lines of plain text for the console."""
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -9,6 +10,9 @@ from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
 from ekgsearch.runtime.plain import plain_line
+
+_WIDTH = 96
+"""Columns of a paragraph."""
 
 
 def summary_text(run: RunTables) -> str:
@@ -24,7 +28,7 @@ def summary_text(run: RunTables) -> str:
     else:
         rows = [[tile.title, tile.before, "->" if tile.before else "", tile.value, tile.change] for tile in _tiles(run)]
         blocks.append(_aligned(rows, "<><><"))
-    blocks += [_hours(run), facts.missing_remark(run)]
+    blocks += [_hours(run), textwrap.fill(facts.rivals_remark(run), _WIDTH), facts.missing_remark(run)]
     return "\n\n".join(block for block in blocks if block)
 
 

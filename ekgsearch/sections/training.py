@@ -131,7 +131,8 @@ class FinetuneSection(TrainingFields):
     baselines: Annotated[tuple[Literal["plain", "scratch"] | BaselineName, ...], Mark.NO_RESULT] = Field(
         (),
         description="also fine-tune, by cross-entropy: plain (the same network), scratch (the same with fresh "
-        "weights), or the network that another method leaves at the same cost: uniform",
+        "weights), or the network that another method leaves at the same cost: uniform, l1, l2, fpgm, taylor, "
+        "bn_scale, random",
     )
 
     def identity(self) -> dict[str, Any]:

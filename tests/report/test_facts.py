@@ -161,6 +161,16 @@ def test_results_list_before_after_baselines_and_published(run):
     assert {line.kind for line in lines[8:]} == {"published"}
 
 
+def test_a_result_without_its_weakest_rivals_says_so(run):
+    assert "cut by random to the same cost" in facts.rivals_remark(run)
+    both = run.baselines.assign(network="random")
+    assert facts.rivals_remark(replace(run, baselines=both)) == ""
+    alone = replace(run, summary=replace(run.summary, uniform_top1=math.nan))
+    assert "cut by uniform or random" in facts.rivals_remark(alone)
+    untrained = replace(run, summary=replace(run.summary, finetune_epochs=0))
+    assert facts.rivals_remark(untrained) == ""
+
+
 def test_baselines_that_did_not_run_are_left_out(run):
     s = replace(run.summary, plain_top1=math.nan, uniform_top1=math.nan, dataset="digits")
     assert {line.kind for line in headline.result_lines(s, run.baselines[:0])} == {"run", "result"}

@@ -128,10 +128,18 @@ class TaylorSection(RescoringSection, EvaluatingSection):
 CriterionSection = L1Section | L2Section | FpgmSection | TaylorSection | BnScaleSection | RandomSection
 """Methods that remove the channels that rank last by a criterion."""
 
+BaselineName = Literal["uniform", "l1", "l2", "fpgm", "taylor", "bn_scale", "random"]
 
-BaselineName = Literal["uniform"]
-
-_BASELINES: dict[str, type[SearchSection]] = {"uniform": UniformSection}
+_BASELINES: dict[BaselineName, type[SearchSection]] = {
+    "uniform": UniformSection,
+    "l1": L1Section,
+    "l2": L2Section,
+    "fpgm": FpgmSection,
+    "taylor": TaylorSection,
+    "bn_scale": BnScaleSection,
+    "random": RandomSection,
+}
+"""The methods that serve as baselines of others."""
 
 
 def baseline_section(name: BaselineName, search: SearchSection) -> SearchSection:
