@@ -45,6 +45,9 @@ def test_a_run_distils_from_the_networks_at_other_betas_into_the_one_that_stays(
     summary = pd.read_parquet(run / "tables/summary.parquet").iloc[0]
     assert (summary["method"], summary["iterations"]) == ("epruner", 3)
     assert summary[["final_top1", "plain_top1", "uniform_top1"]].notna().all()
+    last = pd.read_parquet(run / "tables/subnetworks.parquet").query("iteration == 3")
+    gone = summary["full_channels"] - summary["kept_channels"]
+    assert gone == last["size"].sum() - last["num_kept"].sum() > 0, "each channel that goes is one of one convolution"
     iterations = pd.read_parquet(run / "tables/iterations.parquet")
     assert iterations["loss"].isna().all(), "no image was looked at"
     assert iterations["kept_macs"].is_monotonic_decreasing

@@ -171,6 +171,16 @@ def test_a_result_without_its_weakest_rivals_says_so(run):
     assert facts.rivals_remark(untrained) == ""
 
 
+def test_a_run_of_epruner_stands_next_to_its_published_networks(run):
+    s = replace(run.summary, method="epruner", full_channels=2032, kept_channels=1500, macs_reduction=0.3)
+    lines = {line.label: line for line in headline.result_lines(s, run.baselines)}
+    published = lines["EPruner"]
+    assert (published.channels, published.macs, published.params) == (1450, 49_350_000, 390_000)
+    assert {"EPruner, random projection", "EPruner, l1", "EPruner, random"} <= lines.keys()
+    assert lines["Unpruned network"].channels == 2032
+    assert {line.channels for line in lines.values() if line.kind == "result"} == {1500}
+
+
 def test_baselines_that_did_not_run_are_left_out(run):
     s = replace(run.summary, plain_top1=math.nan, uniform_top1=math.nan, dataset="digits")
     assert {line.kind for line in headline.result_lines(s, run.baselines[:0])} == {"run", "result"}
