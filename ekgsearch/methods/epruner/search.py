@@ -1,4 +1,4 @@
-"""Exemplar filters: which ones stay in each layer, and what is said of layers that the clustering cuts to the bone."""
+"""Exemplar filters: those that stay in each layer, and warnings of layers that keep one, or all."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,15 +172,15 @@ class Epruner:
     def _warn_of_extremes(self, layers: Sequence[Clustered], beta: float) -> None:
         """Name the layers that keep one filter, or all, and the betas that would not."""
         chosen = self._chosen(layers, beta)
-        ones = [layer for layer, found in zip(layers, chosen, strict=True) if len(found.kept) == 1 < layer.group.size]
-        alls = [
+        single = [layer for layer, found in zip(layers, chosen, strict=True) if len(found.kept) == 1 < layer.group.size]
+        full = [
             layer
             for layer, found in zip(layers, chosen, strict=True)
             if len(found.kept) == layer.group.size and layer.group.size > 1
         ]
-        for what, extreme in (("a single filter", ones), ("all of its filters", alls)):
+        for what, extreme in (("a single filter", single), ("all of its filters", full)):
             if extreme:
-                named = "; ".join(self._otherwise(layer, keeps_one=extreme is ones) for layer in extreme[:_NUM_NAMED])
+                named = "; ".join(self._otherwise(layer, keeps_one=extreme is single) for layer in extreme[:_NUM_NAMED])
                 rest = f"; and {len(extreme) - _NUM_NAMED} more" if len(extreme) > _NUM_NAMED else ""
                 log.warning(
                     "at beta %g %d of %d layers keep %s: %s%s", beta, len(extreme), len(layers), what, named, rest
