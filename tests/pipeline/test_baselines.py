@@ -22,7 +22,8 @@ def test_a_run_cuts_at_once_and_fine_tunes_what_is_left(method: str, tmp_path: P
     job.run_dir.mkdir()
     run_job(job, InProcessBackend())
     made = [line for line in read_journal(job.run_dir / "journal.jsonl") if line["kind"] == "iteration"]
-    assert [line.get("times_scored") for line in made] == [None, 12]
+    assert len(made) == 2
+    assert 10 <= made[1]["times_scored"] <= 12, "scored again after every 2.5 %"
     assert all(".conv1" in name for name in made[1]["kept"]), "private channel groups alone"
     summary = pd.read_parquet(job.run_dir / "tables/summary.parquet").iloc[0]
     assert (summary["method"], summary["iterations"]) == (method, 1)
