@@ -38,6 +38,7 @@ def job(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_case_is_compared_with_naive_on_the_same_iterations(job: Path, tmp_path: Path) -> None:
     cases = ["shared", "exact", "channels last", "bf16", 0, 0.9]
     bench = tmp_path / "bench.yaml"

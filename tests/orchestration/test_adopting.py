@@ -16,6 +16,7 @@ def content(line: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in ("seq", "kind", "prev", "hash")}
 
 
+@pytest.mark.slow
 def test_an_adopted_search_ends_in_the_same_network_without_searching(
     reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:

@@ -106,6 +106,7 @@ def test_too_few_images_per_class_are_counted(job_file: Path, ekgsearch: RunComm
     refused(finished, "warmup.images_per_class = 200, but a class of digits has only 139 training images")
 
 
+@pytest.mark.slow
 def test_more_teachers_than_interim_networks_are_cut_to_those_there_are(job_file: Path, ekgsearch: RunCommand) -> None:
     settings = ["bank.teachers=50", "search.reduction=0.1", "pretrain.epochs=1", "finetune.epochs=1"]
     arguments = [part for setting in settings for part in ("--set", setting)]

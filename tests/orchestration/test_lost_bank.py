@@ -39,7 +39,7 @@ def damage_a_block_and_the_manifest(bank: Path) -> None:
     ("lose", "settings"),
     [
         (lose_a_block, ()),
-        (shutil.rmtree, ()),
+        pytest.param(shutil.rmtree, (), marks=pytest.mark.slow),
         pytest.param(damage_a_block_and_the_manifest, (), marks=pytest.mark.slow),
         pytest.param(lambda bank: None, ("--set", "bank.uri={elsewhere}"), marks=pytest.mark.slow),
     ],

@@ -103,6 +103,7 @@ def test_export_and_report_join_runs(reference: Path, ekgsearch: RunCommand, tmp
     assert "<html" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_relabelled_as_another_job(reference: Path, ekgsearch: RunCommand) -> None:
     before, table = journal_bytes(reference), (reference / "tables" / "summary.parquet").read_bytes()
     settings = ("--set", "seed=7", "--set", "finetune.objective=plain")

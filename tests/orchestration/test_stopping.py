@@ -51,6 +51,7 @@ def search(small: SmallSearch, backend: Backend, path: Path, listener: Listener)
         return small.run(team, path)
 
 
+@pytest.mark.slow
 def test_a_search_in_this_process_stops_between_two_forward_passes(
     small: SmallSearch, expected: bytes, tmp_path: Path
 ) -> None:

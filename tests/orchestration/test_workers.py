@@ -147,6 +147,7 @@ def test_races_are_decided_alike_by_any_workers_also_when_some_are_killed(
         assert crew.traffic.most_calls <= 8
 
 
+@pytest.mark.slow
 def test_a_worker_count_that_changes_on_resume_changes_nothing(
     small: SmallSearch, expected: bytes, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def build_bank(small: SmallSearch, team: Team, folder: Path) -> StoredBank:
     return commit(open_store(str(folder)), spec)
 
 
+@pytest.mark.slow
 def test_workers_beyond_the_batches_build_the_bank_and_nothing_else(
     session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
