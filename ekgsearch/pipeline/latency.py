@@ -16,6 +16,10 @@ PASS_SECONDS = 0.03
 """A timed pass repeats the network until it takes about so long: a machine with other work to do hands out its cores in
 slices of some milliseconds, and a pass that is shorter falls into one or into none."""
 
+MOST_SECONDS = 30.0
+LEAST_ROUNDS = 5
+"""Of a network so slow that all rounds would take longer than that, as many are timed as do not, and at least these."""
+
 _UNTIMED_ROUNDS = 2
 
 
@@ -63,8 +67,9 @@ def compare_latencies(
     networks = [network.to(device).eval() for network in (full, slim, full)]
     shortest = min(_seconds(network, images, 1) for _ in range(_UNTIMED_ROUNDS) for network in networks)
     repeats = max(1, math.ceil(PASS_SECONDS / shortest))
+    affordable = int(MOST_SECONDS / (len(networks) * repeats * shortest))
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(min(ROUNDS, max(LEAST_ROUNDS, affordable))):
         check()
         before, between, after = (_seconds(network, images, repeats) for network in networks)
         rounds.append((before, between, after))

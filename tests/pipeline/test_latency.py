@@ -47,6 +47,14 @@ class Counted(nn.Module):
         return images
 
 
+def test_a_slow_network_is_timed_in_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ekgsearch.pipeline.latency._seconds", lambda network, images, repeats: 1.5)
+    checks: list[None] = []
+    networks = Counted("full", []), Counted("slim", [])
+    compare_latencies(*networks, (3, 4, 4), 2, torch.device("cpu"), check=lambda: checks.append(None))
+    assert len(checks) == 6, "three passes of 1.5 s make a round, and 30 s six of them"
+
+
 def test_the_networks_take_turns_in_passes_that_are_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[str] = []
     ticks = iter(range(10**6))
