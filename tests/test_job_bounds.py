@@ -190,7 +190,7 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
             "seed": whole(0, INT64),
         },
     ),
-    ray.Settings: ({"bench": "ray", "job": "job.yaml"}, {"workers": whole(1, 4096), "pairs": whole(1)}),
+    ray.Settings: ({"bench": "ray", "job": "job.yaml"}, {"workers": whole(0, 4096), "pairs": whole(1)}),
     rivals.Settings: ({"bench": "rivals", "job": "job.yaml"}, {"reductions": SHARE}),
     search.Settings: (
         {"bench": "search", "job": "job.yaml"},

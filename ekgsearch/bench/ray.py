@@ -25,6 +25,7 @@ from pydantic import Field
 
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ekg_section, job_in_small, ratio
 from ekgsearch.errors import EkgError, JobError
+from ekgsearch.experiment import Job
 from ekgsearch.fields import Mark, Positive, Text
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.base import Decision
@@ -34,9 +35,11 @@ from ekgsearch.orchestration.placement import spread
 from ekgsearch.orchestration.session import prepare_environment, ray_session
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
+from ekgsearch.runtime.environment import torch_threads
 from ekgsearch.runtime.ledger import Clock
 from ekgsearch.sections.cluster import ClusterSection
 from ekgsearch.storage.tensors import save_tensors
+from ekgsearch.workers.backend import InProcessCrew
 from ekgsearch.workers.inbox import Inbox
 from ekgsearch.workers.questions import Answer, Question
 from ekgsearch.workers.spec import BuiltBlock, SearchSpec
@@ -52,18 +55,24 @@ class Settings(BenchSettings):
 
     job: Annotated[Text, Mark.PATH] = Field(description="job whose search is run")
     overrides: tuple[str, ...] = Field((), description="fields of this job to replace, each field=value")
-    workers: int = Field(2, ge=1, le=4096, description="search workers of either side")
+    workers: int = Field(
+        2, ge=0, le=4096, description="search workers of either side; 0: both in this process, without Ray"
+    )
     pairs: Positive = Field(6, description="iterations measured on either side")
 
     @property
     def lacking(self) -> str:
         """Ray, which it is about."""
-        return "" if importlib.util.find_spec("ray") else "it needs Ray, and there is none in this environment"
+        return (
+            ""
+            if not self.workers or importlib.util.find_spec("ray")
+            else "it needs Ray, and there is none in this environment"
+        )
 
     def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """One iteration of the job's smoke form; Ray starts with one worker, since nothing else is measured."""
+        """One iteration of the job's smoke form, in this process."""
         changes, notes = job_in_small(self.job, self.overrides)
-        return {**changes, "workers": 1, "pairs": 1}, notes
+        return {**changes, "workers": 0, "pairs": 1}, notes
 
 
 class PipeCrew:
@@ -214,6 +223,36 @@ class Side:
 def run(settings: Settings) -> list[Measurement]:
     """Measure both sides."""
     job = load_job(Path(settings.job), settings.overrides)
+    return _on_ray(settings, job) if settings.workers else _in_this_process(settings, job)
+
+
+def _in_this_process(settings: Settings, job: Job) -> list[Measurement]:
+    """Measure the search against itself."""
+    setup = set_up(job)
+    spec = setup.search_spec
+    with (
+        tempfile.TemporaryDirectory(prefix="ekgsearch-bench-") as folder,
+        torch_threads(job.cluster.threads_per_worker),
+    ):
+        weights = Path(folder) / "weights.safetensors"
+        save_tensors(weights, setup.network.state_dict(), {})
+        workload = setup.workload(weights)
+
+        def side() -> Side:
+            worker = Worker(workload, spec, [index for index, _ in spec.batches])
+            return Side(setup, InProcessCrew(worker, workload.devices_per_worker), lambda: [])
+
+        first, second = side(), side()
+        abab(first.step, second.step, pairs=settings.pairs)
+    case = f"this process, {job.net.name} on {job.data.name}"
+    return [
+        Measurement.of(case, "iteration", "s", first.wall[1:]),
+        ratio(case, "wall time, against itself", second.wall[1:], first.wall[1:]),
+    ]
+
+
+def _on_ray(settings: Settings, job: Job) -> list[Measurement]:
+    """Measure Ray against plain processes."""
     cluster = ClusterSection(search_workers=settings.workers, threads_per_worker=job.cluster.threads_per_worker)
     setup = set_up(job)
     spec = setup.search_spec
