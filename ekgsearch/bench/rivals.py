@@ -32,16 +32,7 @@ from ekgsearch.finetune.evaluate import evaluate
 from ekgsearch.finetune.world import World
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.base import BatchwiseEvaluator, Materials
-from ekgsearch.methods.baselines.section import (
-    SCORED_EVERY,
-    BnScaleSection,
-    FpgmSection,
-    L1Section,
-    L2Section,
-    RandomSection,
-    TaylorSection,
-    UniformSection,
-)
+from ekgsearch.methods.baselines.section import BASELINES, SCORED_EVERY, BaselineName
 from ekgsearch.methods.budget import Budget, set_budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.section import SearchSection
@@ -57,19 +48,6 @@ log = logging.getLogger(__name__)
 IN_SMALL = 1.5 * SCORED_EVERY
 """Share of the operations that is removed in a smoke run."""
 
-Method = Literal["l2", "l1", "fpgm", "taylor", "bn_scale", "uniform", "random"]
-"""Methods that are measured."""
-
-SECTIONS: dict[Method, type[SearchSection]] = {
-    "l2": L2Section,
-    "l1": L1Section,
-    "fpgm": FpgmSection,
-    "taylor": TaylorSection,
-    "bn_scale": BnScaleSection,
-    "uniform": UniformSection,
-    "random": RandomSection,
-}
-
 
 class Settings(BenchSettings):
     """Fields of this benchmark."""
@@ -83,7 +61,7 @@ class Settings(BenchSettings):
     journal: Annotated[Text | None, Mark.PATH] = Field(
         None, description="journal of a run of the job, whose sub-networks are measured, too; null leaves it out"
     )
-    methods: tuple[Method, ...] = Field(tuple(SECTIONS), min_length=1, description="baselines that are measured")
+    methods: tuple[BaselineName, ...] = Field(tuple(BASELINES), min_length=1, description="baselines that are measured")
     groups: tuple[Literal["private", "all"], ...] = Field(
         ("private", "all"), min_length=1, description="which channel groups they may cut"
     )
@@ -142,10 +120,10 @@ class _Rivals:
         self._graph = self._open_graph()
         self._team: BatchwiseEvaluator | None = None
 
-    def cut(self, method: Method, groups: Literal["private", "all"], reduction: float) -> Iterator[Measurement]:
+    def cut(self, method: BaselineName, groups: Literal["private", "all"], reduction: float) -> Iterator[Measurement]:
         """Cut by one method, and measure."""
         counter = self._setup.job.search.counter
-        section = SECTIONS[method](method=method, groups=groups, reduction=reduction, counter=counter)
+        section = BASELINES[method](method=method, groups=groups, reduction=reduction, counter=counter)
         search = section.open(self._materials(section, reduction))
         start = time.perf_counter()
         *_, last = search.run()

@@ -1,4 +1,4 @@
-"""What the search aims at: a cost to meet from below, refused where it cannot be reached."""
+"""Budget of a search: a cost to meet from below, refused where it cannot be reached."""
 
 import math
 from collections.abc import Sequence

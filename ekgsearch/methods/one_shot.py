@@ -26,7 +26,7 @@ class OneShot(ABC):
         """Yield the two decisions, or those that are not made yet.
 
         Raises:
-            EkgError: whatever stops the method.
+            EkgError: the method cannot cut as asked, or the weights are unusable.
         """
         full = self.materials.graph.full()
         if not made:

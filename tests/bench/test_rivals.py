@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from ekgsearch.bench.base import run_bench
-from ekgsearch.bench.rivals import SECTIONS
 from ekgsearch.channels.graph import analyse
 from ekgsearch.errors import BudgetError
+from ekgsearch.methods.baselines.section import BASELINES
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
 from ekgsearch.storage.journal import Journal
@@ -49,7 +49,7 @@ def test_every_method_is_measured_in_both_forms_and_the_first_sub_network_of_a_j
             line = {"iteration": iteration, "group": "", "kept": kept, "macs": macs, "params": 1, "candidates": []}
             journal.append("iteration", **line)
     found = {(row.case, row.quantity): row.value for row in run_bench(bench, [f"journal={path}"])[1]}
-    cases = {f"{method}, {groups}" for method in SECTIONS for groups in ("private", "all")}
+    cases = {f"{method}, {groups}" for method in BASELINES for groups in ("private", "all")}
     for percent in (5, 50):
         named = {case.rpartition(", ")[0] for case, _ in found if case.endswith(f", {percent} %")}
         assert named == cases | ({"ekg, journal"} if percent == 5 else set())

@@ -130,7 +130,7 @@ CriterionSection = L1Section | L2Section | FpgmSection | TaylorSection | BnScale
 
 BaselineName = Literal["uniform", "l1", "l2", "fpgm", "taylor", "bn_scale", "random"]
 
-_BASELINES: dict[BaselineName, type[SearchSection]] = {
+BASELINES: dict[BaselineName, type[SearchSection]] = {
     "uniform": UniformSection,
     "l1": L1Section,
     "l2": L2Section,
@@ -145,4 +145,4 @@ _BASELINES: dict[BaselineName, type[SearchSection]] = {
 def baseline_section(name: BaselineName, search: SearchSection) -> SearchSection:
     """The section of a baseline that may cut what another method may, and looks at the same images."""
     common = ("reduction", "budget", "unit", "counter", "groups", "skip", "images_per_class")
-    return _BASELINES[name](**{field: getattr(search, field) for field in common})
+    return BASELINES[name](**{field: getattr(search, field) for field in common})

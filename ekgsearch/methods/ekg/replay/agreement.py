@@ -1,4 +1,4 @@
-"""How far a repeated decision agrees with its record, and where it does not."""
+"""Comparison of a repeated decision with its record, and the places where they part."""
 
 from dataclasses import dataclass
 
