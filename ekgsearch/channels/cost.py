@@ -1,4 +1,4 @@
-"""What a sub-network costs, under the four counters of the literature."""
+"""Costs of a sub-network under the four counters of the literature."""
 
 import math
 from collections.abc import Sequence

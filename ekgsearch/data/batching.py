@@ -1,4 +1,4 @@
-"""Which images make which batch of an epoch, and making batches ahead of the computation: what all loaders share."""
+"""Batches of an epoch: the images of each, made ahead of the computation; shared by all loaders."""
 
 import time
 from collections import deque

@@ -1,4 +1,4 @@
-"""What decides the result of a training phase, and the data it reads."""
+"""Settings that decide the result of a training, and the data it reads."""
 
 import math
 from dataclasses import dataclass, field

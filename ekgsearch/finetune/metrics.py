@@ -1,4 +1,4 @@
-"""What an epoch of training measured."""
+"""Measurements of an epoch of training."""
 
 import math
 from collections.abc import Mapping

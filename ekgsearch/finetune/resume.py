@@ -1,4 +1,4 @@
-"""What a checkpoint holds, so that a killed training continues to the same bits."""
+"""Content of a checkpoint, from which a killed training continues to the same bits."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""What a training changes step by step: network, heads, optimiser, averages, and where in the epochs it stands."""
+"""State of a training: network, heads, optimiser, averages, and where in the epochs it stands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

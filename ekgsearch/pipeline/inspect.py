@@ -1,4 +1,4 @@
-"""What can be cut from a job's network: the table of its channel groups."""
+"""Table of the channel groups of a job's network."""
 
 import math
 

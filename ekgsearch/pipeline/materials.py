@@ -1,4 +1,4 @@
-"""What a run gives to the search of its method."""
+"""Materials that a run gives to the search of its method."""
 
 from collections.abc import Callable
 

@@ -104,7 +104,7 @@ class Setup:
 
     @property
     def exact_spec(self) -> SearchSpec:
-        """The same batches and rules, evaluated exactly whatever tier the job has chosen."""
+        """The same batches and rules, evaluated exactly, also where the job has chosen a faster tier."""
         return self._exact_spec_of(self.evaluating)
 
     def spec_of(self, section: EvaluatingSection) -> SearchSpec:

@@ -1,4 +1,4 @@
-"""Which numbers a report leads with: before and after, baselines, published results, cost."""
+"""Numbers that a report leads with: before and after, baselines, published results, cost."""
 
 import math
 from dataclasses import dataclass

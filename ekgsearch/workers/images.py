@@ -52,7 +52,7 @@ class Loading:
         threads: pictures decoded at once by one process; None for one per core, at most 16.
         max_damaged: share of the training images that may turn out damaged later and be replaced.
         index: file with the index of the pictures that the run was opened with, readable from every node; None where
-            there is none. By it a process opens these pictures whatever has become of them: one that is gone or has
+            there is none. By it a process opens just these pictures: one that is gone or has
             changed is met when it is read, and one that was added is ignored.
     """
 

@@ -101,7 +101,7 @@ class Objective(nn.Module, ABC):
     def learning_rate(self, progress: float, history: Sequence[EpochMetrics]) -> float:
         """Learning rate of a step: that of the configuration, which drops at its milestones.
 
-        The loop lets it rise over the first epochs (`FinetuneConfig.warmup_epochs`), whatever an objective answers.
+        The loop lets it rise over the first epochs (`FinetuneConfig.warmup_epochs`), by a factor on this answer.
         It is a function of what is known before the step, so that a resumed training goes on with the same rate.
 
         Args:
