@@ -145,6 +145,34 @@ def test_norms_behind_cut_layers_start_afresh_and_the_others_stay() -> None:
         assert torch.equal(after[f"{other}.weight"], before[f"{other}.weight"])
 
 
+def test_what_belongs_to_a_layer_that_keeps_all_filters_stays_and_biases_of_the_others_are_zero() -> None:
+    graph = graph_of()
+    before = {name: value.clone() for name, value in graph.network.state_dict().items()}
+    network, found = slimmed(graph, beta=CUTS, late_beta=1e-9, late_from=4)
+    whole = [name for name in counts(found) if found.subnetwork[name] == graph.full()[name]]
+    assert len(whole) == 5
+    for name in whole:
+        norm = name.replace("conv1", "bn1")
+        assert torch.equal(network.state_dict()[f"{norm}.weight"], before[f"{norm}.weight"])
+    alike = Alike().eval()
+    biases = {name: value.clone() for name, value in alike.named_parameters() if name.endswith("bias")}
+    after = slimmed(analyse(alike, (3, 5, 5)), beta=0.5)[0].state_dict()
+    assert after["same.bias"].eq(0).all()
+    assert torch.equal(after["apart.bias"], biases["apart.bias"])
+
+
+def test_each_layer_has_a_projection_of_its_own() -> None:
+    graph = graph_of()
+    for name in ("conv1", "conv2"):
+        first, second = (graph.network.get_submodule(f"layer1.{block}.{name}") for block in (0, 1))
+        second.weight.data.copy_(first.weight.data)
+    network, found = slimmed(graph, beta=CUTS, initialisation="random_projection")
+    assert found.subnetwork["layer1.0.conv1"] == found.subnetwork["layer1.1.conv1"]
+    first, second = (kernels(network)[f"layer1.{block}.conv2.weight"] for block in (0, 1))
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+
+
 def test_a_classifier_that_loses_inputs_starts_afresh_by_the_seed_alone() -> None:
     def head() -> tuple[Tensor, Tensor, list[int]]:
         graph = graph_of("vgg16", 32)
