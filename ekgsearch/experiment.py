@@ -77,6 +77,7 @@ class Job(Section):
         yield from self.finetune.contradictions("finetune", num_images)
         if self.bank.betas is not None and not self.search.takes_betas:
             yield f"bank.betas does nothing with search.method {self.search.method}; leave it out"
+        yield from self.bank.contradictions(self.search.own_beta)
         if self.search.takes_betas and self.bank.betas is None and needs_of(self.finetune.objective).bank:
             yield (
                 f"search.method {self.search.method} leaves no interim sub-networks, so finetune.objective "

@@ -30,10 +30,10 @@ class OneShot(ABC):
         """
         full = self.materials.graph.full()
         if not made:
-            yield decided(self.materials, 0, full, {})
+            yield decided(self.materials, 0, full, full, {})
         if len(made) < 2:
             found, own = self.cut()
-            yield decided(self.materials, 1, found, own)
+            yield decided(self.materials, 1, full, found, own)
 
     def is_over(self, made: Sequence[Decision]) -> bool:
         """Whether both are made."""
@@ -48,21 +48,24 @@ class OneShot(ABC):
         return slim(graph, subnetwork)
 
 
-def decided(materials: Materials, iteration: int, subnetwork: Subnetwork, own: Mapping[str, Any]) -> Decision:
-    """A decision that cuts many channel groups of the unpruned network at once.
+def decided(
+    materials: Materials, iteration: int, before: Subnetwork, subnetwork: Subnetwork, own: Mapping[str, Any]
+) -> Decision:
+    """A decision that changes many channel groups at once.
 
     Args:
         materials: of the search.
         iteration: its number.
+        before: what stood before it; decisions are rebuilt from what each has changed.
         subnetwork: what stays.
         own: what else the method records.
     """
-    full = dict(materials.graph.full().kept)
+    stood = dict(before.kept)
     macs, params = materials.costs(subnetwork)
     return Decision(
         iteration=iteration,
         group="",
-        changed=tuple(name for name, kept in subnetwork.kept if kept != full[name]),
+        changed=tuple(name for name, kept in subnetwork.kept if kept != stood[name]),
         subnetwork=subnetwork,
         macs=macs,
         params=params,

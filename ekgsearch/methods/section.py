@@ -94,6 +94,11 @@ class SearchSection(Section, ABC):
         if (self.reduction is None) == (self.budget is None):
             yield "search: give exactly one of search.reduction (a share) and search.budget (a cost)"
 
+    @property
+    def own_beta(self) -> float | None:
+        """The beta of the network that stays, where the method has one and the job names it."""
+        return None
+
     def in_small(self) -> dict[str, Any]:
         """Fields of the smoke form that differ: as few decisions as the method makes."""
         return {"reduction": self.reduction or UNKNOWN_REDUCTION, "budget": None}

@@ -40,5 +40,5 @@ def materials(
         evaluator=evaluator,
         batches=[] if spec is None else [index for index, _ in spec.batches],
         tie_tolerance=0.0 if spec is None else spec.tie_tolerance,
-        betas=setup.job.bank.betas or (),
+        betas=tuple(sorted(setup.job.bank.betas or ())),
     )

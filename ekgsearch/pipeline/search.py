@@ -69,7 +69,7 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
         "full_costs": [setup.full_costs.macs, setup.full_costs.params],
     }
     if job.bank.betas is not None:
-        choices["bank.betas"] = list(job.bank.betas)
+        choices["bank.betas"] = sorted(job.bank.betas)
     if job.search.draws_at_random:
         choices["seed"] = job.seed
     return Inputs(

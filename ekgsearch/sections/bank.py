@@ -1,6 +1,7 @@
 """Section of a job: the memory bank."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -45,6 +46,18 @@ class BankSection(Section):
         False,
         description="hold the bank in the memory of a GPU if half of what is free there suffices; no effect on CPUs",
     )
+
+    def contradictions(self, own_beta: float | None) -> Iterator[str]:
+        """Fields that do not go together, one line each.
+
+        Args:
+            own_beta: the beta of the student, where it is known.
+        """
+        betas = self.betas or ()
+        if len(set(betas)) < len(betas):
+            yield f"bank.betas = {list(betas)}: each value is one teacher; name it once"
+        if own_beta in betas:
+            yield f"bank.betas = {list(betas)}: search.beta = {own_beta} is the student, who is no teacher"
 
     @field_validator("uri")
     @classmethod

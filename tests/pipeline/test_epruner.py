@@ -73,6 +73,8 @@ def test_fine_tuning_starts_from_the_weights_that_the_method_leaves(tmp_path: Pa
         (("search.late_beta=0.9",), "search.late_beta and search.late_from go together"),
         (("search.late_first_conv=true",), "there is no search.late_beta"),
         (("bank.betas=[0.9]",), "bank.betas = .*at least 2"),
+        (("bank.betas=[0.9, 0.9]",), "each value is one teacher; name it once"),
+        (("bank.betas=[0.9, 0.97]",), "search.beta = 0.97 is the student, who is no teacher"),
         (("bank.betas=null",), "finetune.objective ekg has no teachers; give bank.betas"),
         (("search={reduction: 0.3}",), "bank.betas does nothing with search.method ekg"),
         (("search.groups=all",), "search.groups = 'all': must be 'private'"),

@@ -70,16 +70,18 @@ class Epruner:
             BudgetError: not even beta 1 meets the budget.
             NetworkError: weights that are not finite.
         """
+        full = self._materials.graph.full()
         if not made:
-            yield decided(self._materials, 0, self._materials.graph.full(), {})
-        betas = list(self._materials.betas)
+            yield decided(self._materials, 0, full, full, {})
         if self.is_over(made):
             return
-        layers = self._layers(self._materials.open_graph())
-        for iteration in range(max(1, len(made)), len(betas) + 1):
-            yield self._at(layers, betas[iteration - 1], iteration)
+        layers, standing = self._layers(self._materials.open_graph()), made[-1].subnetwork if made else full
+        for iteration in range(max(1, len(made)), len(self._materials.betas) + 1):
+            decision = self._at(layers, self._materials.betas[iteration - 1], iteration, standing)
+            standing = decision.subnetwork
+            yield decision
         beta = self._beta(layers)
-        decision = self._at(layers, beta, len(betas) + 1)
+        decision = self._at(layers, beta, len(self._materials.betas) + 1, standing)
         self._warn_of_extremes(layers, beta)
         yield decision
 
@@ -135,8 +137,8 @@ class Epruner:
         order = sorted(range(len(norms)), key=lambda channel: (-norms[channel], channel))
         return tuple(sorted(order[: len(found.kept)]))
 
-    def _at(self, layers: Sequence[Clustered], beta: float, iteration: int) -> Decision:
-        """The decision at one beta."""
+    def _at(self, layers: Sequence[Clustered], beta: float, iteration: int, standing: Subnetwork) -> Decision:
+        """The decision at one beta; before it another sub-network stood."""
         chosen = self._chosen(layers, beta)
         for layer, found in zip(layers, chosen, strict=True):
             if not found.converged:
@@ -144,7 +146,7 @@ class Epruner:
                     "%s: exemplars have not settled after %d sweeps at beta %g", layer.group.name, found.sweeps, beta
                 )
         own = {"beta": beta, "layers": _records(layers, chosen, self._betas_of(layers, beta))}
-        return decided(self._materials, iteration, self._subnetwork(layers, chosen), own)
+        return decided(self._materials, iteration, standing, self._subnetwork(layers, chosen), own)
 
     def _beta(self, layers: Sequence[Clustered]) -> float:
         """The beta of the job, or the smallest that meets its budget."""

@@ -67,6 +67,11 @@ class EprunerSection(SearchSection):
         return Epruner(self, materials)
 
     @property
+    def own_beta(self) -> float | None:
+        """The beta of the network that stays; None where a budget leads to it."""
+        return self.beta
+
+    @property
     def draws_at_random(self) -> bool:
         """Whether the result depends on the seed of the job."""
         return self.initialisation in ("random_projection", "random") or self.norms == "reset"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import BudgetError, NetworkError
-from ekgsearch.methods.base import Decision, Materials
+from ekgsearch.methods.base import Decision, Materials, decisions_from_records
 from ekgsearch.methods.budget import set_budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.epruner.search import BETA_RESOLUTION, Epruner
@@ -222,6 +222,14 @@ def test_one_thread_and_four_give_the_same_decisions() -> None:
     assert [decision.own.get("beta") for decision in one] == [None, 0.95, 0.99, CUTS]
     for done in range(1, 5):
         assert list(opened(graph_of(), beta=CUTS, betas=(0.95, 0.99)).run(one[:done])) == one[done:]
+
+
+def test_decisions_are_rebuilt_from_their_records_also_where_a_later_one_keeps_more() -> None:
+    graph = graph_of()
+    made = list(opened(graph, beta=1e-9, betas=(CUTS, 0.99)).run())
+    assert made[2].subnetwork != made[3].subnetwork == graph.full()
+    assert decisions_from_records([decision.to_record() for decision in made], graph.full()) == made
+    assert list(opened(graph, beta=1e-9, betas=(CUTS, 0.99)).run(made[:3])) == made[3:]
 
 
 def test_the_beta_of_a_budget_is_the_smallest_that_meets_it() -> None:
