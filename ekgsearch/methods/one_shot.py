@@ -19,8 +19,8 @@ class OneShot(ABC):
         self.materials = materials
 
     @abstractmethod
-    def cut(self) -> tuple[Subnetwork, Mapping[str, Any]]:
-        """The sub-network that stays, and what else the method records."""
+    def cut(self, current: Subnetwork) -> tuple[Subnetwork, Mapping[str, Any]]:
+        """The sub-network that stays of another one, and what else the method records."""
 
     def run(self, made: Sequence[Decision] = ()) -> Iterator[Decision]:
         """Yield the two decisions, or those that are not made yet.
@@ -32,7 +32,7 @@ class OneShot(ABC):
         if not made:
             yield decided(self.materials, 0, full, full, {})
         if len(made) < 2:
-            found, own = self.cut()
+            found, own = self.cut(full)
             yield decided(self.materials, 1, full, found, own)
 
     def is_over(self, made: Sequence[Decision]) -> bool:

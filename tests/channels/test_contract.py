@@ -19,6 +19,7 @@ from ekgsearch.channels.norm import norm_mode
 from ekgsearch.channels.prepare import Prepared
 from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.channels.slim import slim
+from ekgsearch.channels.widen import widen
 from ekgsearch.records import NormMode, Subnetwork
 
 EXACT = 1e-10
@@ -89,6 +90,7 @@ def test_it_keeps_the_contract(graph: ChannelGraph, sizes: tuple[int, ...]) -> N
     for below in (1.0, 0.6, 0.0):
         _candidates_branch_off(graph, below)
     _state_follows_the_original(graph)
+    _slim_weights_find_their_way_back(graph)
     _costs_are_counted(graph)
     assert all(torch.equal(tensor, before[name]) for name, tensor in graph.network.state_dict().items()), "was changed"
 
@@ -180,6 +182,19 @@ def _state_follows_the_original(graph: ChannelGraph) -> None:
     small, fresh = slim(graph, sub), slim(graph, sub, preserve_norm=False)
     fresh.load_state_dict(small.state_dict())
     assert same_bits(run_slim(fresh, "running"), run_slim(small, "running")), "state of a slim network"
+
+
+def _slim_weights_find_their_way_back(graph: ChannelGraph) -> None:
+    """Trained slim weights, put back into the unpruned network, are what a cut of it finds, and mask to the same."""
+    sub = random_subnetwork(graph, 2)
+    trained = slim(graph, sub)
+    with torch.no_grad():
+        for number, weight in enumerate(trained.parameters()):
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)).to(weight)
+    wide = copy.deepcopy(graph.network)
+    wide.load_state_dict(widen(graph, sub, trained.state_dict(), SHAPE))
+    again = slim(analyse(wide, SHAPE), sub)
+    assert_close(run_slim(again, "running"), run_slim(trained, "running"), "slim weights put back")
 
 
 def _costs_are_counted(graph: ChannelGraph) -> None:

@@ -35,17 +35,17 @@ class ByCriterion(OneShot):
         super().__init__(materials)
         self._section = section
 
-    def cut(self) -> tuple[Subnetwork, dict[str, Any]]:
+    def cut(self, current: Subnetwork) -> tuple[Subnetwork, dict[str, Any]]:
         """The sub-network, and how often channels were scored.
 
         Raises:
             NetworkError: the criterion needs batch norms, and there are none.
         """
         materials, section = self.materials, self._section
-        groups, budget, current = materials.groups, materials.budget, materials.graph.full()
-        full = budget.measured(*materials.costs(current))
+        groups, budget = materials.groups, materials.budget
+        full = budget.measured(*materials.costs(materials.graph.full()))
         step = section.score_every * full if isinstance(section, RescoringSection) else full
-        score, times, left = self._criterion(), 0, full
+        score, times, left = self._criterion(current), 0, budget.measured(*materials.costs(current))
         while left > budget.limit:
             times += 1
             scores = score(current, times)
@@ -56,11 +56,11 @@ class ByCriterion(OneShot):
             left = budget.measured(*materials.costs(current))
         return current, {"times_scored": times}
 
-    def _criterion(self) -> Callable[[Subnetwork, int], GroupScores]:
+    def _criterion(self, start: Subnetwork) -> Callable[[Subnetwork, int], GroupScores]:
         """What scores the channels of a sub-network, by how many times it has been asked, from 1."""
         materials, method = self.materials, self._section.method
         if method == "taylor":
-            return _taylor(materials.evaluator(), materials.graph.full())
+            return _taylor(materials.evaluator(), start)
         graph = materials.open_graph()
         if method == "random":
             return lambda _, times: random_scores(graph, graph.full(), materials.seed, times)
@@ -78,7 +78,7 @@ def relative(scores: GroupScores, current: Subnetwork) -> GroupScores:
     return found
 
 
-def _taylor(evaluator: BatchwiseEvaluator, full: Subnetwork) -> Callable[[Subnetwork, int], GroupScores]:
+def _taylor(evaluator: BatchwiseEvaluator, start: Subnetwork) -> Callable[[Subnetwork, int], GroupScores]:
     """Scores on the search subset, under the masks of the sub-network."""
-    evaluator.begin([full])
+    evaluator.begin([start])
     return evaluator.scores

@@ -15,13 +15,18 @@ from ekgsearch.records import Subnetwork
 class Uniform(OneShot):
     """Cuts all channel groups to the same share."""
 
-    def cut(self) -> tuple[Subnetwork, dict[str, Any]]:
+    def cut(self, current: Subnetwork) -> tuple[Subnetwork, dict[str, Any]]:
         """The sub-network; nothing else is recorded."""
         materials = self.materials
-        return uniform_width(materials.open_graph(), materials.budget, materials.groups), {}
+        return uniform_width(materials.open_graph(), materials.budget, materials.groups, current), {}
 
 
-def uniform_width(graph: ChannelGraph, budget: Budget, groups: Sequence[ChannelGroup] | None = None) -> Subnetwork:
+def uniform_width(
+    graph: ChannelGraph,
+    budget: Budget,
+    groups: Sequence[ChannelGroup] | None = None,
+    current: Subnetwork | None = None,
+) -> Subnetwork:
     """Return the widest network that keeps the same share of every channel group, to one channel, and meets the budget.
 
     Inside a channel group the filters with the largest L1 norm, summed over its producers, are kept. Channels go one by
@@ -32,7 +37,8 @@ def uniform_width(graph: ChannelGraph, budget: Budget, groups: Sequence[ChannelG
         graph: the network.
         budget: what to meet.
         groups: channel groups that may be cut; None for all.
+        current: what stands; None for the unpruned network.
     """
-    full, chosen = graph.full(), graph.groups if groups is None else groups
-    places = places_in_group(filter_scores(l1_scores, graph, full), chosen)
-    return cut_down(graph, budget, budget.limit, full, worst_first(places, chosen, full))
+    standing, chosen = current or graph.full(), graph.groups if groups is None else groups
+    places = places_in_group(filter_scores(l1_scores, graph, standing), chosen)
+    return cut_down(graph, budget, budget.limit, standing, worst_first(places, chosen, standing))
