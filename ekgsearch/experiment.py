@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ekgsearch.errors import JobError
 from ekgsearch.fields import Mark, Section, Seed, Text
 from ekgsearch.finetune.objectives.registry import needs_of
-from ekgsearch.methods.baselines.section import CriterionSection, UniformSection
+from ekgsearch.methods.baselines.section import CriterionSection, OneShotSection, UniformSection
 from ekgsearch.methods.ekg.quirks import expand_reference
 from ekgsearch.methods.ekg.section import EkgSection
 from ekgsearch.methods.epruner.section import EprunerSection
@@ -75,6 +75,8 @@ class Job(Section):
         num_images = self.data.train_images or (self.data.known.train if self.data.known else None)
         yield from self.pretrain.contradictions("pretrain", num_images if self.net.weights is None else None)
         yield from self.finetune.contradictions("finetune", num_images)
+        if isinstance(self.search, OneShotSection):
+            yield from self.finetune.stage_contradictions("finetune", self.search.stages)
         if self.bank.betas is not None and not self.search.takes_betas:
             yield f"bank.betas does nothing with search.method {self.search.method}; leave it out"
         yield from self.bank.contradictions(self.search.own_beta)

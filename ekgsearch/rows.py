@@ -133,8 +133,12 @@ class BaselineRow:
     """One network that the slim network is compared with, fine-tuned at the same cost."""
 
     run: str = column("name of the run")
-    network: str = column("plain: the slim network itself; scratch: with fresh weights; else the method that cut it")
+    network: str = column(
+        "plain: the slim network itself; scratch: with fresh weights; else the method that cut it, with its choices"
+    )
     method: str = column("method that decided which channels go")
+    groups: str = column("channel groups that were cut: all, or private, those with one producer")
+    stages: int = column("stages in which it was cut, with a training after each; 1: at once")
     objective: str = column("objective of its fine-tuning")
     counter: str = column("how operations and parameters are counted")
     kept_macs: int = column("multiply-accumulates per image")
@@ -144,6 +148,36 @@ class BaselineRow:
     epochs: int = column("epochs of fine-tuning")
     top1: float = column("accuracy after the last epoch, percent; NaN without epochs")
     best_top1: float = column("accuracy after the best epoch, percent, selected on the test set")
+    latency_ms: float = column("measured time of one image, milliseconds, on this machine", math.nan)
+    latency_batch64_ms: float = column("measured time of 64 images at once, milliseconds, on this machine", math.nan)
+    latency_ratio: float = column(
+        "time of the unpruned network over that of this one, one image; above 1: faster", math.nan
+    )
+    latency_ratio_batch64: float = column("the same for 64 images at once", math.nan)
+    latency_noise: float = column(
+        "third quartile of the ratio of two passes of the unpruned network, one image: a ratio that is no further from "
+        "1 tells nothing",
+        math.nan,
+    )
+    latency_noise_batch64: float = column("the same for 64 images at once", math.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRow:
+    """One stage of a cut that is made in stages, after its training."""
+
+    run: str = column("name of the run")
+    network: str = column("slim, or the name of the baseline")
+    method: str = column("method that decided which channels go")
+    groups: str = column("channel groups that were cut: all, or private, those with one producer")
+    stage: int = column("stage, from 1")
+    kept_macs: int = column("multiply-accumulates per image")
+    macs_reduction: float = column("share of the unpruned multiply-accumulates removed, 0..1")
+    kept_params: int = column("parameters")
+    params_reduction: float = column("share of the unpruned parameters removed, 0..1")
+    epochs: int = column("epochs of the training after its cut")
+    top1: float = column("accuracy on the test set after them, percent")
+    held: bool = column("false where it fell further than stop_below allows; the stage before it is what stays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +322,7 @@ TABLES: dict[str, type] = {
     "candidates": CandidateRow,
     "audit": AuditRow,
     "baselines": BaselineRow,
+    "stages": StageRow,
     "subnetworks": SubnetworkRow,
     "epochs": EpochRow,
     "device_hours": DeviceHoursRow,

@@ -229,11 +229,12 @@ def parts_of(annotation: Any) -> list[Any]:
 
 
 OF_EVERY_METHOD = {name: SECTIONS["search"][name] for name in ("reduction", "budget", "images_per_class")}
+AT_ONCE = OF_EVERY_METHOD | {"stages": whole(3, 1000), "stop_below": real(0, 100, without="low")}
 OTHERS: dict[type[BaseModel], dict[str, Bounds]] = {
-    **dict.fromkeys((UniformSection, BnScaleSection, RandomSection), OF_EVERY_METHOD),
-    **{kind: {**OF_EVERY_METHOD, "score_every": SHARE} for kind in (L1Section, L2Section, FpgmSection)},
+    **dict.fromkeys((UniformSection, BnScaleSection, RandomSection), AT_ONCE),
+    **{kind: {**AT_ONCE, "score_every": SHARE} for kind in (L1Section, L2Section, FpgmSection)},
     TaylorSection: {
-        **OF_EVERY_METHOD,
+        **AT_ONCE,
         "score_every": SHARE,
         "batch_size": whole(1),
         "slice_below": real(0, 1),

@@ -31,6 +31,46 @@ def path(tmp_path: Path) -> Path:
 DIGITS = "data.name=digits warmup.images_per_class=100"
 
 CASES: dict[str, list[tuple[str, str, str]]] = {
+    "compete": [
+        ("search.racing=0.05", "search.racing=0.05 search.compete=score_per_cost", "drops candidates by their scores"),
+        (
+            "search.quirks=[rounded_rates]",
+            "search.quirks=[rounded_rates] search.compete=score_per_cost",
+            "in the published program the lowest score wins",
+        ),
+    ],
+    "stages": [
+        (
+            "finetune.epochs=3 finetune.baselines=[{'method':l1,'stages':3}]",
+            "finetune.epochs=2 finetune.baselines=[{'method':l1,'stages':3}]",
+            "finetune.epochs = 2, but each of 3 stages needs one",
+        ),
+        (
+            "search={'method':l1,'reduction':0.5,'stages':3} finetune.objective=plain",
+            "search={'method':l1,'reduction':0.5,'stages':3} finetune.objective=plain finetune.epochs=2",
+            "each of 3 stages needs one",
+        ),
+        (
+            "search={'method':l1,'reduction':0.5,'stages':3,'stop_below':4} finetune.objective=plain",
+            "search={'method':l1,'reduction':0.5,'stop_below':4} finetune.objective=plain",
+            "search.stop_below = 4 ends a cut in stages; give search.stages, too",
+        ),
+        (
+            "finetune.baselines=[{'method':l1,'stages':3,'stop_below':4}]",
+            "finetune.baselines=[{'method':l1,'stop_below':4}]",
+            "finetune.baselines: stop_below = 4 ends a cut in stages",
+        ),
+        (
+            "finetune.baselines=[{'method':l1,'ranking':per_layer}]",
+            "finetune.baselines=[{'method':uniform,'ranking':per_layer}]",
+            "uniform ranks nothing",
+        ),
+        (
+            "finetune.baselines=[l1,{'method':l1,'groups':private}]",
+            "finetune.baselines=[l1,{'method':l1}]",
+            "expected each baseline once, found l1 more often",
+        ),
+    ],
     "budget": [
         ("search.reduction=null search.budget=1", "search.reduction=null", "give exactly one of search.reduction"),
         ("search.reduction=0.4", "search.budget=100", "give exactly one of search.reduction"),

@@ -23,14 +23,14 @@ def channel_scores(rules: Rules, graph: ChannelGraph, current: Subnetwork, itera
     """Score every channel by a criterion that looks at no image; removed channels get 0.
 
     Args:
-        rules: with the criterion `l1`, `fpgm` or `random`.
+        rules: with a criterion of `OF_FILTERS`, or `random`.
         graph: analysed network.
         current: sub-network whose masked kernels are scored.
         iteration: search iteration that the scores are for, from 1; part of the key of random draws.
     """
     if rules.criterion == "random":
         return random_scores(graph, current, rules.seed, iteration)
-    return filter_scores(l1_scores if rules.criterion == "l1" else fpgm_scores, graph, current)
+    return filter_scores(OF_FILTERS[rules.criterion], graph, current)
 
 
 def filter_scores(
@@ -92,6 +92,10 @@ def fpgm_scores(filters: Tensor) -> Tensor:
     Source: FPGM (arXiv 1811.00250), eq. 5.
     """
     return torch.cdist(filters, filters, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+
+
+OF_FILTERS: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1_scores, "l2": l2_scores, "fpgm": fpgm_scores}
+"""Criteria that look at the filters of a layer, by name."""
 
 
 def norm_scale_scores(graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> GroupScores:

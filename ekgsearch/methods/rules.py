@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Criterion = Literal["taylor_reward", "taylor_loss", "l1", "fpgm", "random"]
+Criterion = Literal["taylor_reward", "taylor_loss", "l1", "l2", "fpgm", "random"]
 """What makes a channel important.
 
 taylor_reward: |sum of f * dR/df| over its feature maps f, R the reward (EKG, arXiv 2203.02651). taylor_loss: the same
 with the cross-entropy to the labels alone (GBN, arXiv 1909.08174). l1: sum of the absolute weights of its filters.
+l2: sum of the Euclidean norms of its filters.
 fpgm: summed Euclidean distances of its filters to all other filters (FPGM, arXiv 1811.00250). random: a draw.
 """
 
 SearchTeacher = Literal["none", "single", "ensemble"]
 """Whose predictions the score compares with: nobody's, the unpruned network's, or the mean of all networks so far."""
+
+Compete = Literal["score", "score_per_cost"]
+"""score: the lowest score wins, as in EKG. score_per_cost: the lowest rise of the score per share of the cost saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

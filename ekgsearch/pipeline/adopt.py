@@ -9,6 +9,7 @@ from typing import Any
 from ekgsearch.errors import JobError, ResumeError, StorageError
 from ekgsearch.experiment import expand_path
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.found import SEARCH
 from ekgsearch.pipeline.lines import content
 from ekgsearch.pipeline.phase import ARITHMETIC, Phase, differences
 from ekgsearch.records import PhaseKind
@@ -17,8 +18,6 @@ from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.paths import inside
 
 log = logging.getLogger(__name__)
-
-ADOPTED = frozenset({PhaseKind.PRETRAIN, PhaseKind.WARMUP, PhaseKind.SEARCH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,8 @@ def adopt_where_asked(context: RunContext) -> None:
     """
     if context.setup.job.search_run is None or context.committed("search"):
         return
-    phases = [phase for phase in context.phases if phase.kind in ADOPTED]
+    names = [phase.name for phase in context.phases]
+    phases = context.phases[: names.index(SEARCH) + 1]
     source = _open(context)
     found = _differences(context, source, phases)
     if found:

@@ -1,23 +1,21 @@
 """The phases that make the networks of baselines, to the cost of the network that they are compared with."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 
-from ekgsearch.channels.cost import cost
-from ekgsearch.methods.budget import Budget
+from ekgsearch.channels.slim import slim
+from ekgsearch.methods.baselines.section import OneShotSection
 from ekgsearch.methods.fresh import start_afresh
-from ekgsearch.methods.section import SearchSection
 from ekgsearch.pipeline.context import RunContext
+from ekgsearch.pipeline.cutting import Standing, baseline_budget, best_cut, cut_inputs
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.found import SEARCH
-from ekgsearch.pipeline.materials import materials
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.search import write_found
-from ekgsearch.pipeline.search_work import search_work
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.workers.training import load_student
 
-SEMANTICS = 1
+SEMANTICS = 2
 
 
 class BaselineCut(Phase):
@@ -25,37 +23,27 @@ class BaselineCut(Phase):
 
     kind = PhaseKind.SEARCH
 
-    def __init__(self, section: SearchSection) -> None:
-        """Choose the method; the budget of its section is not used."""
-        self.name = f"{SEARCH}-{section.method}"
-        self.needs_workers = section.needs_workers
-        self._section = section
+    def __init__(self, search: str, forms: Sequence[OneShotSection]) -> None:
+        """Choose the method.
+
+        Args:
+            search: name of the phase.
+            forms: its cuts, of which the best is kept; the budgets of these sections are not used.
+        """
+        self.name = search
+        self.needs_workers = forms[0].needs_workers
+        self._forms = forms
 
     def inputs(self, context: RunContext) -> Inputs:
         """The weights, the method, and what it is cut to."""
-        setup, job, section = context.setup, context.setup.job, self._section
-        budget = baseline_budget(context)
-        return Inputs(
-            semantics=SEMANTICS,
-            sections={"search": section.deciding()},
-            files={"weights": context.weights_sha256("warmup")},
-            images={"search": setup.selection(setup.search_ids)} if section.needs_workers else {},
-            network=setup.network_identity,
-            choices={
-                "budget": [budget.limit, budget.unit, budget.counter],
-                "groups": [group.name for group in setup.groups],
-                **({"seed": job.seed} if section.draws_at_random else {}),
-            },
-            device=setup.devices.search if section.needs_workers else "cpu",
-            threads=job.cluster.threads_per_worker if section.needs_workers else job.cluster.threads,
-        )
+        return cut_inputs(context, SEMANTICS, self._forms, is_baseline=True)
 
     def run(self, context: RunContext) -> Result:
-        """Let the method decide, and keep its last decision."""
-        with search_work(context, self.name, self._section) as workers:
-            search = self._section.open(materials(context, self._section, workers, budget=baseline_budget(context)))
-            *_, last = search.run()
-        return write_found(context, self.name, search.slim(context.open_graph(), last.subnetwork), last.subnetwork)
+        """Cut, and keep the weights of the channels that stay."""
+        standing = Standing(context.setup.graph.full(), context.start_weights)
+        cut = best_cut(context, self.name, self._forms, baseline_budget(context), standing)
+        network = slim(standing.graph(context), cut.subnetwork)
+        return write_found(context, self.name, network, cut.subnetwork, cut.fields)
 
 
 class FreshWeights(Phase):
@@ -67,7 +55,7 @@ class FreshWeights(Phase):
     def inputs(self, context: RunContext) -> Inputs:
         """The architecture, and the seed."""
         return Inputs(
-            semantics=SEMANTICS,
+            semantics=1,
             network=context.setup.network_identity,
             choices={"subnetwork": final_subnetwork(context).sha256, "seed": context.setup.job.seed},
         )
@@ -78,12 +66,3 @@ class FreshWeights(Phase):
         network = load_student(context.workload, subnetwork, context.slim_weights(SEARCH))
         start_afresh(network.modules(), sub_seed(context.setup.job.seed, "scratch"))
         return write_found(context, self.name, network, subnetwork)
-
-
-def baseline_budget(context: RunContext) -> Budget:
-    """What baselines are cut to: the budget of the job, else what the search has left."""
-    setup = context.setup
-    if setup.budget.is_limit:
-        return setup.budget
-    costs = cost(setup.graph, final_subnetwork(context), setup.budget.counter)
-    return replace(setup.budget, limit=setup.budget.measured(costs.macs, costs.params))

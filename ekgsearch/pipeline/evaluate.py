@@ -1,4 +1,4 @@
-"""The phase that evaluates the networks before and after, and the measurement of their latencies."""
+"""The phase that evaluates the networks before and after."""
 
 import logging
 from collections.abc import Iterator
@@ -15,8 +15,6 @@ from ekgsearch.finetune.world import World
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.found import SEARCH, slim_file
-from ekgsearch.pipeline.latency import compare_latencies
-from ekgsearch.pipeline.measurements import has_measurements, save_measurements
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.environment import device_name
@@ -55,27 +53,20 @@ class Evaluate(Phase):
     def run(self, context: RunContext) -> Result:
         """Evaluate the four networks."""
         EXACT.set_backends()  # a search in this process may have asked for another arithmetic
-        with _charged(context):
-            return Result(fields=_correct(context, *_full_and_final(context), torch.device(context.setup.device)))
-
-
-def measure_latencies(context: RunContext) -> None:
-    """Measure the networks before and after on this machine, unless that is done: part of no phase's result."""
-    if not has_measurements(context):
-        EXACT.set_backends()
-        with _charged(context):
-            found = _latencies(context, *_full_and_final(context), torch.device(context.setup.device))
-            save_measurements(context, found)
+        with evaluating(context):
+            return Result(fields=_correct(context, *full_and_final(context), torch.device(context.setup.device)))
 
 
 @contextmanager
-def _charged(context: RunContext) -> Iterator[None]:
+def evaluating(context: RunContext) -> Iterator[None]:
+    """Charge a block of work of this process to the evaluation."""
     device, devices = device_name(torch.device(context.setup.device)), context.setup.num_local_devices
     with context.charged(PhaseKind.EVALUATE, Evaluate.name, device, devices) as clock, clock.working(devices):
         yield
 
 
-def _full_and_final(context: RunContext) -> tuple[nn.Module, nn.Module]:
+def full_and_final(context: RunContext) -> tuple[nn.Module, nn.Module]:
+    """The unpruned network, and the slim one after its training."""
     full = context.setup.workload(context.weights("pretrain")).open_network()
     return full, load_student(context.workload, final_subnetwork(context), context.weights("finetune-slim"))
 
@@ -99,21 +90,6 @@ def _correct(context: RunContext, full: nn.Module, final: nn.Module, device: tor
         measure("recalibrated", searched)
         measure("final", final)
     return {**correct, "images": len(setup.test)}
-
-
-def _latencies(context: RunContext, full: nn.Module, final: nn.Module, device: torch.device) -> dict[str, float]:
-    """How long the full and the final network take for one image and for 64, and how sure their ratio is."""
-    latencies: dict[str, float] = {}
-    for batch_size in (1, 64):
-        shape = context.setup.net.input_shape
-        found = compare_latencies(full, final, shape, batch_size, device, check=context.check)
-        latencies[f"full_batch{batch_size}_ms"] = found.full_ms
-        latencies[f"slim_batch{batch_size}_ms"] = found.slim_ms
-        latencies[f"ratio_batch{batch_size}"] = found.ratio
-        latencies[f"ratio_low_batch{batch_size}"] = found.ratio_low
-        latencies[f"ratio_high_batch{batch_size}"] = found.ratio_high
-        latencies[f"noise_batch{batch_size}"] = found.noise
-    return latencies
 
 
 def _recalibrate(context: RunContext, network: nn.Module, device: torch.device) -> None:

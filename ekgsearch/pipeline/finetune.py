@@ -64,7 +64,11 @@ class Finetune(Phase):
             choices["bank"] = line["manifest"]
         return Inputs(
             semantics=SEMANTICS,
-            sections={"finetune": job.finetune.model_copy(update={"objective": self.objective}).identity()},
+            sections={
+                "finetune": job.finetune.model_copy(
+                    update={"objective": self.objective, "epochs": self._epochs(context)}
+                ).identity()
+            },
             files=files,
             images={
                 "train": setup.selection(setup.train_ids),
@@ -82,15 +86,21 @@ class Finetune(Phase):
         subnetwork = final_subnetwork(context, self.search)
         task = TrainingTask(
             name=self.training,
-            config=finetune_config(context, self.objective),
+            config=finetune_config(context, self.objective, self._epochs(context)),
             subnetwork=subnetwork,
             ids=context.setup.train_id_list,
             evaluate=True,
             initial=context.slim_weights(self.search),
         )
         bank = bank_address(context) if needs_of(self.objective).bank else None
-        trained = train_by_backend(context, self, task, bank)
+        trained = train_by_backend(context, self.name, task, bank)
         return _write_final(context, subnetwork, trained) if self.training == "slim" else trained
+
+    def _epochs(self, context: RunContext) -> int:
+        """Those of the section, less those that a search in stages has trained for."""
+        line = context.committed(self.search)
+        assert line is not None, "a network is found before it is trained"
+        return int(line.get("epochs_left", context.setup.job.finetune.epochs))
 
 
 def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -> Result:
@@ -105,9 +115,18 @@ def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -
     return Result(files=tuple(names), extras=(*trained.files, *trained.extras), fields={"weights": names[0]})
 
 
-def finetune_config(context: RunContext, objective: ObjectiveName) -> FinetuneConfig:
-    """How the section `finetune` of the job trains a network with an objective."""
+def finetune_config(context: RunContext, objective: ObjectiveName, epochs: int | None = None) -> FinetuneConfig:
+    """How the section `finetune` of the job trains a network with an objective.
+
+    Args:
+        context: the run.
+        objective: what the training minimises.
+        epochs: of the training, where it is one of several that share those of the section; None for all of them.
+    """
     setup, section = context.setup, context.setup.job.finetune
+    if epochs is not None:
+        shorter = {name: min(getattr(section, name), epochs) for name in ("warmup_epochs", "average_last")}
+        section = section.model_copy(update={"epochs": epochs, **shorter})
     config = training_config(
         section,
         objective=objective,

@@ -99,6 +99,11 @@ class Phase(ABC):
         """What its result depends on, with its own name: what its key is the hash of."""
         return replace(self.inputs(context), phase=self.name)
 
+    @property
+    def trainings(self) -> Sequence[str]:
+        """Networks that it trains, as the table of epochs calls them."""
+        return [self.training] if self.training else []
+
     def check(self, context: "RunContext") -> None:  # noqa: B027 (most have nothing to find out)
         """Find out, before any work of the run, what would stop this phase."""
 

@@ -13,7 +13,7 @@ from ekgsearch.pipeline.adopt import adopt_where_asked
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.bank import own_bank
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.evaluate import measure_latencies
+from ekgsearch.pipeline.measurements import measure_latencies
 from ekgsearch.pipeline.phase import Phase
 from ekgsearch.pipeline.phase_store import PhaseStore
 from ekgsearch.pipeline.phases import phases_of

@@ -1,6 +1,7 @@
 """The phase that searches for the sub-network, decision by decision."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -84,9 +85,23 @@ def search_inputs(context: RunContext, *, with_budget: bool) -> Inputs:
     )
 
 
-def write_found(context: RunContext, search: str, network: nn.Module, subnetwork: Subnetwork) -> Result:
-    """Write the sub-network that a phase has found, and the weights of its slim network."""
+def write_found(
+    context: RunContext,
+    search: str,
+    network: nn.Module,
+    subnetwork: Subnetwork,
+    fields: Mapping[str, Any] | None = None,
+) -> Result:
+    """Write the sub-network that a phase has found, and the weights of its slim network.
+
+    Args:
+        context: the run.
+        search: the phase.
+        network: the slim network.
+        subnetwork: channels that it keeps.
+        fields: what else the journal says.
+    """
     found, path = context.folder / subnetwork_file(search), context.folder / slim_file(search)
     write_atomically(found, (canonical_json(subnetwork.to_dict()) + "\n").encode())
     save_tensors(path, network.state_dict(), structure_metadata(context.setup, subnetwork))
-    return Result(files=(found.name, path.name), fields={"subnetwork": subnetwork.sha256})
+    return Result(files=(found.name, path.name), fields={"subnetwork": subnetwork.sha256, **(fields or {})})

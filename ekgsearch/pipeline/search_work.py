@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from ekgsearch.methods.base import BatchwiseEvaluator
 from ekgsearch.methods.section import EvaluatingSection, SearchSection
@@ -11,7 +12,7 @@ from ekgsearch.records import PhaseKind
 
 @contextmanager
 def search_work(
-    context: RunContext, instance: str, section: SearchSection
+    context: RunContext, instance: str, section: SearchSection, weights: Path | None = None
 ) -> Iterator[Callable[[], BatchwiseEvaluator]]:
     """Start the search workers, if the method needs any, and charge the block to a phase.
 
@@ -19,6 +20,7 @@ def search_work(
         context: the run.
         instance: the phase.
         section: what the method is.
+        weights: of the unpruned network, which the workers open; None for those that the search starts from.
 
     Yields:
         A function that gives the workers.
@@ -29,7 +31,7 @@ def search_work(
         with context.charged(PhaseKind.SEARCH, instance, "cpu", num_devices) as clock, clock.working(num_devices):
             yield _nobody
         return
-    workload = setup.workload(context.start_weights, setup.devices.search)
+    workload = setup.workload(weights or context.start_weights, setup.devices.search)
     team = context.teams.get(
         workload, setup.spec_of(section)
     )  # the devices that it holds are known once it has started

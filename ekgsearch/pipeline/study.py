@@ -166,7 +166,7 @@ class StudyOne(Phase):
             found = self._landscape(context, graph, subnetwork)
         config, ids = finetune_config(context, "plain"), setup.train_id_list
         task = TrainingTask(name=self.training, config=config, subnetwork=subnetwork, ids=ids, evaluate=False)
-        trained = train_by_backend(context, self, task)
+        trained = train_by_backend(context, self.name, task)
         network = load_student(context.workload, subnetwork, context.folder / trained.fields["weights"]).to(device)
         result = evaluate(network, setup.test, context.workload.normalisation, World(device), check=context.check)
         measured = {

@@ -8,15 +8,14 @@ from typing import Any
 from ekgsearch.channels.cost import conv_channels, cost
 from ekgsearch.finetune.metrics import TrainResult
 from ekgsearch.methods.base import Decision
+from ekgsearch.pipeline.baseline_rows import baseline_rows, stage_rows, trained
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions, final_subnetwork
-from ekgsearch.pipeline.finetune import Finetune
 from ekgsearch.pipeline.measurements import has_measurements, read_measurements
 from ekgsearch.pipeline.replaced import replaced_in_bank
 from ekgsearch.records import PhaseKind, canonical_json
 from ekgsearch.rows import (
     TABLES,
-    BaselineRow,
     CandidateRow,
     DeviceHoursRow,
     EpochRow,
@@ -38,7 +37,8 @@ def write_tables(context: RunContext) -> None:
         "candidates": _candidates(context),
         "subnetworks": _subnetworks(context),
         "epochs": _epochs(context),
-        "baselines": _baselines(context),
+        "baselines": baseline_rows(context),
+        "stages": stage_rows(context),
         "device_hours": context.ledger.rows(),
     }
     if context.committed("evaluate") and has_measurements(context):
@@ -116,33 +116,8 @@ def _subnetworks(context: RunContext) -> list[SubnetworkRow]:
     ]
 
 
-def _baselines(context: RunContext) -> list[BaselineRow]:
-    tuned = (phase for phase in context.phases if isinstance(phase, Finetune) and phase.training != "slim")
-    return [_baseline(context, phase) for phase in tuned if context.committed(phase.name)]
-
-
-def _baseline(context: RunContext, phase: Finetune) -> BaselineRow:
-    setup, full = context.setup, context.setup.full_costs
-    kept = cost(setup.graph, final_subnetwork(context, phase.search), setup.budget.counter)
-    is_own = final_subnetwork(context).sha256 == final_subnetwork(context, phase.search).sha256
-    return BaselineRow(
-        run=setup.job.run_name,
-        network=phase.training,
-        method=setup.job.search.method if is_own else phase.training,
-        objective=phase.objective,
-        counter=setup.budget.counter,
-        kept_macs=kept.macs,
-        macs_reduction=1 - kept.macs / full.macs,
-        kept_params=kept.params,
-        params_reduction=1 - kept.params / full.params,
-        epochs=setup.job.finetune.epochs,
-        top1=_trained(context, phase.training, lambda result: result.last()),
-        best_top1=_trained(context, phase.training, lambda result: result.best_value),
-    )
-
-
 def _epochs(context: RunContext) -> list[EpochRow]:
-    names = (phase.training for phase in context.phases if phase.training)
+    names = (name for phase in context.phases for name in phase.trainings)
     finished = [name for name in names if outcome_path(context.training_folder, name).exists()]
     return [
         row for name in finished for row in Outcome.read(context.training_folder, name).rows(context.setup.job.run_name)
@@ -154,7 +129,7 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
     line = context.committed("evaluate")
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
-    latencies: dict[str, float] = read_measurements(context)
+    latencies = read_measurements(context)["slim"]
     subnetwork = final_subnetwork(context)
     kept = cost(setup.graph, subnetwork, setup.budget.counter)
     made = decisions(context)
@@ -173,11 +148,11 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         searched_top1=top1["searched"],
         recalibrated_top1=top1["recalibrated"],
         final_top1=top1["final"],
-        best_top1=_trained(context, "slim", lambda result: result.best_value),
+        best_top1=trained(context, "slim", lambda result: result.best_value),
         plain_top1=_trained(
             context, "slim" if job.finetune.objective == "plain" else "plain", lambda result: result.last()
         ),
-        uniform_top1=_trained(context, "uniform", lambda result: result.last()),
+        uniform_top1=trained(context, "uniform", lambda result: result.last()),
         counter=setup.budget.counter,
         full_macs=setup.full_costs.macs,
         kept_macs=kept.macs,
@@ -195,8 +170,8 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         candidates=sum(len(decision.candidates) for decision in made),
         device_hours=sum(row.device_hours for row in device_hours),
         device=", ".join(sorted(set(devices))),
-        ema_top1=_trained(context, "slim", lambda result: result.last("ema")),
-        averaged_top1=_trained(context, "slim", lambda result: result.last("averaged")),
+        ema_top1=trained(context, "slim", lambda result: result.last("ema")),
+        averaged_top1=trained(context, "slim", lambda result: result.last("averaged")),
         replaced_bank_images=replaced_in_bank(context),
         finetune_epochs=job.finetune.epochs,
         latency_ratio=latencies.get("ratio_batch1", math.nan),

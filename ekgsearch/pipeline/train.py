@@ -13,6 +13,7 @@ from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.objectives.registry import ObjectiveName
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.phase import Phase, Result
+from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.environment import device_name, torch_threads
 from ekgsearch.sections.training import TrainingFields
 from ekgsearch.workers.training import BankAddress, Outcome, TrainingSpec, TrainingTask, outcome_path, train_all
@@ -72,20 +73,20 @@ def train_here(context: RunContext, phase: Phase, task: TrainingTask, weights: P
         train_all(spec, context.training_folder, listener=context.listener)
 
 
-def train_by_backend(context: RunContext, phase: Phase, task: TrainingTask, bank: BankAddress | None = None) -> Result:
+def train_by_backend(context: RunContext, instance: str, task: TrainingTask, bank: BankAddress | None = None) -> Result:
     """Fine-tune one network in however many processes the job asks for; its weights and the record of its epochs.
 
     Args:
         context: the run.
-        phase: the phase that it belongs to.
+        instance: the phase that it belongs to.
         task: the training, which starts from the weights after the warm-up.
         bank: memory bank, where the objective needs it.
     """
     setup, section = context.setup, context.setup.job.finetune
     spec = TrainingSpec(
         run=setup.job.run_name,
-        phase=phase.kind,
-        instance=phase.name,
+        phase=PhaseKind.FINETUNE,
+        instance=instance,
         workload=setup.workload(context.start_weights, setup.devices.finetune),
         tasks=(task,),
         bank=bank,
@@ -93,7 +94,7 @@ def train_by_backend(context: RunContext, phase: Phase, task: TrainingTask, bank
         checkpoint_every_steps=section.checkpoint_every_steps,
     )
     device, devices = setup.devices.name(setup.devices.finetune), section.workers * spec.devices_per_worker
-    with context.charged(phase.kind, phase.name, device, devices) as clock:
+    with context.charged(PhaseKind.FINETUNE, instance, device, devices) as clock:
         context.backend.train(
             spec, folder=context.training_folder, workers=section.workers, clock=clock, listener=context.listener
         )

@@ -71,6 +71,28 @@ def plot_rewards(run: RunTables) -> Figure:
     return figure
 
 
+def plot_stages(run: RunTables) -> Figure:
+    """Draw test accuracy after the training of every stage over the share of MACs removed."""
+    with figure_style():
+        table = run.stages
+        figure = new_figure(_WIDTH, 3.3)
+        axes = figure.add_subplot()
+        if table.empty:
+            note(axes, "No network was cut in stages.")
+            return figure
+        for number, (network, rows) in enumerate(table.groupby("network", sort=False)):
+            shade, held = colour(SERIES[number % len(SERIES)]), rows[rows["held"].astype(bool)]
+            start = pd.DataFrame({"macs_reduction": [0.0], "top1": [run.summary.full_top1 if run.summary else np.nan]})
+            line = pd.concat([start, held[["macs_reduction", "top1"]]])
+            axes.plot(100 * line["macs_reduction"], line["top1"], "o-", ms=4.2, lw=1.1, color=shade, label=network)
+            fallen = rows.drop(held.index)
+            axes.plot(100 * fallen["macs_reduction"], fallen["top1"], "x", ms=6, color=shade)
+        axes.set_xlabel("MACs removed (%); a cross: fell too far, the stage before it stays")
+        axes.set_ylabel("test top-1 (%)")
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
 def plot_learning(run: RunTables) -> Figure:
     """Draw accuracy and loss over the epochs, one column of panels for pre-training and one for fine-tuning."""
     with figure_style():

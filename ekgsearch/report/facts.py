@@ -1,13 +1,14 @@
 """Facts in the tables of a run, as sentences and small sums."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from ekgsearch.records import PhaseKind
 from ekgsearch.report import numbers
 from ekgsearch.report.speed import speeds
-from ekgsearch.report.tables import RunTables
+from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
 
 _ABSENT = {
@@ -30,8 +31,13 @@ def is_fine_tuned(s: SummaryRow) -> bool:
     return s.finetune_epochs != 0
 
 
-def verdict(s: SummaryRow) -> str:
-    """Say in words what the run achieved, against the unpruned network and the baselines."""
+def verdict(s: SummaryRow, baselines: pd.DataFrame) -> str:
+    """Say in words what the run achieved, against the unpruned network and the best of the baselines.
+
+    Args:
+        s: the result of the run.
+        baselines: rows of its table of baselines.
+    """
     diff = s.final_top1 - s.full_top1
     sign = "more" if diff >= 0 else "less"
     tuned = "" if is_fine_tuned(s) else ", without any fine-tuning,"
@@ -39,16 +45,39 @@ def verdict(s: SummaryRow) -> str:
         f"The slim network needs {numbers.share(1 - s.macs_reduction)} of the MACs and{tuned} reaches "
         f"{numbers.top1(s.final_top1)} % top-1, {abs(diff):.2f} points {sign} than the unpruned network."
     )
-    rivals = (("plain fine-tuning of the same widths", s.plain_top1), ("a uniform-width network", s.uniform_top1))
-    known = [f"{name} reaches {numbers.top1(value)} %" for name, value in rivals if numbers.known(value)]
-    return f"{text} At the same cost, {' and '.join(known)}." if known else text
+    known = [("plain fine-tuning of the same widths", s.plain_top1)] if numbers.known(s.plain_top1) else []
+    known += best_rival(s, baselines)
+    told = " and ".join(f"{name} reaches {numbers.top1(value)} %" for name, value in known)
+    return f"{text} At the same cost, {told}." if told else text
+
+
+def best_rival(s: SummaryRow, baselines: pd.DataFrame) -> list[tuple[str, float]]:
+    """Name and accuracy of the best network that another method has cut, in percent; empty where there is none.
+
+    Args:
+        s: the result of the run.
+        baselines: rows of its table of baselines.
+    """
+    cut = baselines[~baselines["network"].isin(("plain", "scratch")) & baselines["top1"].notna()]
+    if cut.empty:
+        return [("a uniform-width network", s.uniform_top1)] if numbers.known(s.uniform_top1) else []
+    best = rows_of(cut.nlargest(1, "top1"))[0]
+    name = f"{'the best of ' + str(len(cut)) + ' baselines, ' if len(cut) > 1 else ''}{baseline_name(best)}"
+    return [(name, best["top1"])]
+
+
+def baseline_name(row: Mapping[str, Any]) -> str:
+    """How a baseline was cut, in words: `l1 over private channel groups in 4 stages`."""
+    stages = f" in {row['stages']} stages" if row["stages"] > 1 else ""
+    ranked = " per layer" if "per-layer" in row["network"] else ""
+    return f"{row['method']}{ranked} over {row['groups']} channel groups{stages}"
 
 
 def rivals_remark(run: RunTables) -> str:
     """Say which of the weakest rivals the slim network was not compared with; empty if it was with both."""
     if run.summary is None or not is_fine_tuned(run.summary):
         return ""
-    known = {*run.baselines["network"], run.summary.method}
+    known = {*run.baselines["method"], run.summary.method}
     known |= {"uniform"} if numbers.known(run.summary.uniform_top1) else set()
     missing = [name for name in ("uniform", "random") if name not in known]
     if not missing:

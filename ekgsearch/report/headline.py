@@ -96,18 +96,19 @@ def result_lines(summary: SummaryRow, baselines: pd.DataFrame, num_published: in
         ("Baseline: same widths", _BASELINE, s.plain_top1, "baseline"),
         ("Baseline: uniform width", "equal cost, plain cross-entropy", s.uniform_top1, "baseline"),
     ):
-        if kind == "result" or numbers.known(top1):
+        is_in_table = label.endswith("uniform width") and "uniform" in set(baselines["network"])
+        if (kind == "result" or numbers.known(top1)) and not is_in_table:
             is_uniform = label.endswith("uniform width")
             params = (nan, nan) if is_uniform else (s.kept_params, s.params_reduction)
             cost = s.kept_macs, s.macs_reduction, *params
             channels = nan if is_uniform else kept_channels
             lines.append(ResultLine(label, remark, top1, top1 - s.full_top1, *cost, kind, channels))
-    for row in rows_of(baselines[~baselines["network"].isin(("plain", "uniform"))]):
-        name = row["network"]
-        label = "Baseline: same widths, fresh weights" if name == "scratch" else f"Baseline: {name}"
+    for row in rows_of(baselines[baselines["network"] != "plain"]):
+        is_same = row["network"] == "scratch"
+        label = f"Baseline: {'same widths, fresh weights' if is_same else facts.baseline_name(row)}"
         accuracy = row["top1"], row["top1"] - s.full_top1
         cost = row["kept_macs"], row["macs_reduction"], row["kept_params"], row["params_reduction"]
-        channels = kept_channels if name == "scratch" else nan
+        channels = kept_channels if is_same else nan
         lines.append(ResultLine(label, _BASELINE, *accuracy, *cost, "baseline", channels))
     near = published_near(s.dataset, s.architecture, s.macs_reduction, method=s.method, most=num_published)
     for row in rows_of(near):

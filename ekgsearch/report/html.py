@@ -87,7 +87,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.T
         "run": run,
         "title": headline.title(run),
         "tiles": headline.tiles(run, unit),
-        "verdict": facts.verdict(s) if s else "",
+        "verdict": facts.verdict(s, run.baselines) if s else "",
         "lines": headline.result_lines(s, run.baselines) if s else [],
         "published": _published(run),
         "plots": _plots(run, key, figures, unit),
@@ -115,6 +115,7 @@ def _plots(run: RunTables, key: str, figures: Path | None, unit: numbers.TimeUni
         "widths": not run.subnetworks.empty,
         "rewards": not run.candidates.empty,
         "learning": not run.epochs.empty,
+        "stages": not run.stages.empty,
         "device_hours": not run.device_hours.empty,
         "latency": run.summary is not None and bool(speeds(run.summary)),
     }

@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ekgsearch.report import numbers
-from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search
-from ekgsearch.report.facts import fine_tuning, hours_by_phase, is_fine_tuned, last_subnetwork, time_unit
+from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search, plot_stages
+from ekgsearch.report.facts import baseline_name, fine_tuning, hours_by_phase, is_fine_tuned, last_subnetwork, time_unit
 from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.style import SERIES, colour, figure_style, label_point, new_figure, note
-from ekgsearch.report.tables import RunTables
+from ekgsearch.report.tables import RunTables, rows_of
 from ekgsearch.rows import SummaryRow
 
 FULL_WIDTH = 10.0
@@ -34,7 +34,7 @@ def plot_accuracy(run: RunTables) -> Figure:
             note(axes, "The run has not finished: no test accuracy yet.")
             return figure
         _before_after(axes, run.summary)
-        _baselines(axes, run.summary)
+        _baselines(axes, run)
         _published(axes, run.summary)
         _finish_accuracy(axes)
     return figure
@@ -133,6 +133,7 @@ PLOTS: dict[str, Callable[[RunTables], Figure]] = {
     "widths": plot_widths,
     "rewards": plot_rewards,
     "learning": plot_learning,
+    "stages": plot_stages,
     "device_hours": plot_device_hours,
     "latency": plot_latency,
 }
@@ -175,14 +176,19 @@ def _name_methods(axes: Axes, pruned: pd.DataFrame, own: Sequence[tuple[float, f
                 label_point(axes, method, (x, y), (0, offset), ha="center", va="baseline", zorder=2)
 
 
-def _baselines(axes: Axes, s: SummaryRow) -> None:
-    removed = 100 * s.macs_reduction
-    for name, value, marker, shade in (
-        ("same widths, plain fine-tuning", s.plain_top1, "s", "orange"),
-        ("uniform width, plain fine-tuning", s.uniform_top1, "^", "purple"),
-    ):
-        if numbers.known(value):
-            axes.plot(removed, value, marker, ms=7, color=colour(shade), label=name, zorder=4)
+def _baselines(axes: Axes, run: RunTables) -> None:
+    s, rows = run.summary, rows_of(run.baselines)
+    assert s is not None, "there are baselines of a run that has finished only"
+    at, points = 100 * s.macs_reduction, [("same widths, plain fine-tuning", 100 * s.macs_reduction, s.plain_top1)]
+    if not any(row["network"] == "uniform" for row in rows):
+        points.append(("uniform width, plain fine-tuning", at, s.uniform_top1))
+    cut = [row for row in rows if row["network"] not in ("plain", "scratch")]
+    points += [(baseline_name(row), 100 * row["macs_reduction"], row["top1"]) for row in cut]
+    points += [("same widths, fresh weights", at, row["top1"]) for row in rows if row["network"] == "scratch"]
+    shades = ("orange", "purple", *(shade for shade in SERIES if shade not in ("orange", "purple", "blue")))
+    for number, (name, removed, value) in enumerate(point for point in points if numbers.known(point[2])):
+        shade, marker = shades[number % len(shades)], "s^Dv<>pP*X"[number % 10]
+        axes.plot(removed, value, marker, ms=7, color=colour(shade), label=name, zorder=4)
 
 
 def _before_after(axes: Axes, s: SummaryRow) -> None:

@@ -16,6 +16,7 @@ from ekgsearch.rows import (
     DeviceHoursRow,
     EpochRow,
     IterationRow,
+    StageRow,
     SubnetworkRow,
     SummaryRow,
 )
@@ -29,6 +30,7 @@ ROW_TYPES: Mapping[str, type] = {
     "device_hours": DeviceHoursRow,
     "audit": AuditRow,
     "baselines": BaselineRow,
+    "stages": StageRow,
     "summary": SummaryRow,
 }
 """The tables of a run directory, `tables/NAME.parquet`, and the record type of their rows."""
@@ -61,6 +63,7 @@ class RunTables:
     device_hours: pd.DataFrame
     audit: pd.DataFrame
     baselines: pd.DataFrame
+    stages: pd.DataFrame
     summary: SummaryRow | None
     missing: tuple[str, ...]
 
@@ -75,7 +78,10 @@ def load_run(run_dir: Path | str) -> RunTables:
     _check_is_run(path)
     frames = {name: _read(path, name) for name in ROW_TYPES}
     summary = frames.pop("summary")
-    missing = [name for name, frame in frames.items() if frame.empty and name not in ("audit", "baselines")]
+    absent = {"audit", "baselines", "stages"}
+    if "slim" in set(frames["stages"]["network"]):
+        absent |= {"iterations", "candidates"}
+    missing = [name for name, frame in frames.items() if frame.empty and name not in absent]
     missing += ["summary"] if summary.empty else []
     return RunTables(
         name=_name([summary, *frames.values()], path),

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ekgsearch.fields import Count, Factor, Mark, Positive, Section, Seed, Width
 from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
-from ekgsearch.methods.baselines.section import BaselineName
+from ekgsearch.methods.baselines.section import BaselineChoice
 
 
 class TrainingFields(Section):
@@ -128,12 +128,22 @@ class FinetuneSection(TrainingFields):
         None, ge=0, description="deviation of the noise along ImageNet's colours; null: 0.1 with a resized crop, else 0"
     )
     # NO_RESULT, since each of them is a phase of its own that no other phase depends on
-    baselines: Annotated[tuple[Literal["plain", "scratch"] | BaselineName, ...], Mark.NO_RESULT] = Field(
+    baselines: Annotated[tuple[BaselineChoice, ...], Mark.NO_RESULT] = Field(
         (),
         description="also fine-tune, by cross-entropy: plain (the same network), scratch (the same with fresh "
         "weights), or the network that another method leaves at the same cost: uniform, l1, l2, fpgm, taylor, "
-        "bn_scale, random",
+        "bn_scale, random; with choices: {method: l1, groups: private, stages: 4}",
     )
+
+    def stage_contradictions(self, name: str, stages: int | None) -> Iterator[str]:
+        """Whether every stage has an epoch; one line where not.
+
+        Args:
+            name: of the section.
+            stages: of a cut; None for one that is made at once.
+        """
+        if stages is not None and stages > self.epochs:
+            yield f"{name}.epochs = {self.epochs}, but each of {stages} stages needs one; raise it, or use fewer stages"
 
     def identity(self) -> dict[str, Any]:
         """Fields that can change a result.
@@ -159,5 +169,11 @@ class FinetuneSection(TrainingFields):
                 f"micro-batch, found {share} ({name}.batch_size = {self.batch_size} over {name}.workers x "
                 f"{name}.accumulate); raise {name}.batch_size"
             )
+        names = [choice.name for choice in self.baselines]
+        if twice := sorted({one for one in names if names.count(one) > 1}):
+            yield f"{name}.baselines: expected each baseline once, found {twice[0]} more often"
+        for choice in self.baselines:
+            yield from choice.contradictions(f"{name}.baselines")
+            yield from self.stage_contradictions(name, choice.stages)
         if self.average_last > self.epochs:
             yield f"{name}.average_last = {self.average_last}, but there are only {name}.epochs = {self.epochs}"

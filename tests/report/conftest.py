@@ -18,6 +18,7 @@ from ekgsearch.rows import (
     DeviceHoursRow,
     EpochRow,
     IterationRow,
+    StageRow,
     SubnetworkRow,
     SummaryRow,
 )
@@ -202,6 +203,8 @@ class SyntheticRun:
                 run=self.name,
                 network="scratch",
                 method="ekg",
+                groups="all",
+                stages=1,
                 objective="plain",
                 counter="macs",
                 kept_macs=last.kept_macs,
@@ -212,6 +215,26 @@ class SyntheticRun:
                 top1=87.5,
                 best_top1=88.0,
             )
+        ]
+
+    def stages(self) -> list[StageRow]:
+        """A baseline in three stages, of which the second has fallen too far."""
+        return [
+            StageRow(
+                run=self.name,
+                network="l1-3-stages",
+                method="l1",
+                groups="all",
+                stage=number,
+                kept_macs=round((1 - removed) * 125_000_000),
+                macs_reduction=removed,
+                kept_params=round((1 - removed) * 850_000),
+                params_reduction=removed,
+                epochs=30,
+                top1=top1,
+                held=number != 2,
+            )
+            for number, removed, top1 in ((1, 0.2, 92.0), (2, 0.4, 80.0), (3, 0.2, 92.5))
         ]
 
     def audit(self) -> list[AuditRow]:
@@ -302,6 +325,7 @@ class SyntheticRun:
             "device_hours": (self.device_hours(), DeviceHoursRow),
             "audit": (self.audit(), AuditRow),
             "baselines": (self.baselines(), BaselineRow),
+            "stages": (self.stages(), StageRow),
             "summary": ([self.summary(**changes)], SummaryRow),
         }
         for name in tables:
@@ -309,7 +333,17 @@ class SyntheticRun:
         return folder
 
 
-TABLES = ("iterations", "candidates", "subnetworks", "epochs", "device_hours", "audit", "baselines", "summary")
+TABLES = (
+    "iterations",
+    "candidates",
+    "subnetworks",
+    "epochs",
+    "device_hours",
+    "audit",
+    "baselines",
+    "stages",
+    "summary",
+)
 
 
 def make_run(

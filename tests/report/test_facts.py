@@ -43,11 +43,20 @@ def test_the_verdict_sets_the_slim_network_beside_the_unpruned_one_and_the_basel
     s = replace(
         run.summary, full_top1=94.0, final_top1=93.5, macs_reduction=0.5, plain_top1=93.0, uniform_top1=math.nan
     )
-    text = facts.verdict(s)
+    text = facts.verdict(s, run.baselines)
     assert "needs 50.0 % of the MACs" in text
     assert "0.50 points less" in text
     assert "plain fine-tuning of the same widths reaches 93.00 %" in text
     assert "uniform" not in text
+
+
+def test_the_verdict_names_the_best_rival_and_how_it_was_cut(run):
+    weak = run.baselines.assign(network="uniform", method="uniform", top1=88.0)
+    strong = run.baselines.assign(network="l1-private-4-stages", method="l1", groups="private", stages=4, top1=92.25)
+    text = facts.verdict(run.summary, pd.concat([weak, strong, run.baselines.assign(top1=99.0)]))
+    assert "the best of 2 baselines, l1 over private channel groups in 4 stages reaches 92.25 %" in text
+    assert "uniform" not in text
+    assert "a uniform-width network" in facts.verdict(run.summary, run.baselines), "as the summary has it"
 
 
 def test_the_speed_remark_is_silent_where_nothing_was_measured(run):
@@ -89,7 +98,7 @@ def test_a_network_without_an_epoch_of_fine_tuning_is_not_called_fine_tuned(writ
     changes = {"finetune_epochs": 0, "best_top1": nan, "plain_top1": nan, "uniform_top1": nan, "dataset": "digits"}
     folder = write_run(tmp_path / "searched", tables=tables, **changes)
     run = load_run(folder)
-    texts = [summary_text(run), facts.verdict(run.summary), *(str(tile) for tile in headline.tiles(run))]
+    texts = [summary_text(run), facts.verdict(run.summary, run.baselines), *(str(tile) for tile in headline.tiles(run))]
     for text in texts:
         assert "fine-tuned" not in text.replace("not fine-tuned", "")
         assert "last epoch" not in text
@@ -163,7 +172,7 @@ def test_results_list_before_after_baselines_and_published(run):
 
 def test_a_result_without_its_weakest_rivals_says_so(run):
     assert "cut by random to the same cost" in facts.rivals_remark(run)
-    both = run.baselines.assign(network="random")
+    both = run.baselines.assign(network="random-private", method="random")
     assert facts.rivals_remark(replace(run, baselines=both)) == ""
     alone = replace(run, summary=replace(run.summary, uniform_top1=math.nan))
     assert "cut by uniform or random" in facts.rivals_remark(alone)

@@ -77,7 +77,7 @@ def test_the_report_shows_all_parts_of_a_finished_run(page_of_finished):
         "NVIDIA H200",
     ):
         assert part in page.text
-    assert page_of_finished[1].count('<svg class="plot"') == 7
+    assert page_of_finished[1].count('<svg class="plot"') == 8
     assert "Incomplete run" not in page.text
     assert "None" not in page.text
     assert not re.search(r"\bnan\b", page.text)
@@ -85,7 +85,7 @@ def test_the_report_shows_all_parts_of_a_finished_run(page_of_finished):
 
 def test_the_figures_lie_beside_the_report(page_of_finished):
     names = {path.stem for path in (page_of_finished[0].parent / "plots").glob("*.png")}
-    assert names == {"accuracy", "search", "widths", "rewards", "learning", "device_hours", "latency"}
+    assert names == {"accuracy", "search", "widths", "rewards", "learning", "stages", "device_hours", "latency"}
 
 
 def test_a_report_is_written_into_its_run_directory_by_default(write_run, tmp_path):

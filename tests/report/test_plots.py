@@ -114,3 +114,11 @@ def test_drawing_leaves_matplotlib_as_it_was(run):
     before = dict(mpl.rcParams)
     to_png(PLOTS["latency"](run))
     assert dict(mpl.rcParams) == before
+
+
+def test_the_stages_of_a_cut_are_a_line_and_the_one_that_fell_too_far_a_cross(run):
+    axes = PLOTS["stages"](run).axes[0]
+    line, cross = axes.lines
+    assert list(line.get_xdata()) == [0, 20, 20]
+    assert list(line.get_ydata()) == [run.summary.full_top1, 92.0, 92.5]
+    assert (list(cross.get_xdata()), list(cross.get_ydata())) == ([40], [80.0])

@@ -3,24 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from ekgsearch.methods.base import BatchwiseEvaluator, GroupScores, Materials
 from ekgsearch.methods.baselines.ranking import cut_down, places_in_group, worst_first
 from ekgsearch.methods.baselines.section import RankingSection, RescoringSection
-from ekgsearch.methods.criteria import (
-    filter_scores,
-    fpgm_scores,
-    l1_scores,
-    l2_scores,
-    norm_scale_scores,
-    random_scores,
-)
+from ekgsearch.methods.criteria import OF_FILTERS, filter_scores, norm_scale_scores, random_scores
 from ekgsearch.methods.one_shot import OneShot
 from ekgsearch.records import Subnetwork
-
-OF_FILTERS: dict[str, Callable[[Tensor], Tensor]] = {"l1": l1_scores, "l2": l2_scores, "fpgm": fpgm_scores}
-"""Criteria that look at the filters of a layer, by method."""
 
 
 class ByCriterion(OneShot):

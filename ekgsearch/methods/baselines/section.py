@@ -1,45 +1,82 @@
 """Sections of a job: the baselines that a method is compared with."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ekgsearch.fields import Share
+from ekgsearch.fields import Section, Share
 from ekgsearch.methods.rules import Rules
 from ekgsearch.methods.section import EvaluatingSection, SearchSection
 
 if TYPE_CHECKING:
-    from ekgsearch.methods.base import Materials, Search
+    from ekgsearch.methods.base import Materials
+    from ekgsearch.methods.one_shot import OneShot
 
 SCORED_EVERY = 0.025
 """Default share of the full cost that goes before channels are scored again."""
 
 
-class UniformSection(SearchSection):
+Groups = Literal["all", "private"]
+Ranking = Literal["global", "per_layer"]
+Stages = Annotated[int, Field(ge=3, le=1000)]
+Drop = Annotated[float, Field(gt=0, le=100)]
+
+
+class OneShotSection(SearchSection):
+    """What every method has that cuts at once, or in stages with a training after each."""
+
+    stages: Stages | None = Field(
+        None,
+        description="cut in so many stages, each of the same share of the cost, and train after each of them; the "
+        "epochs of the section finetune are those of all stages together. null: cut at once",
+    )
+    stop_below: Drop | None = Field(
+        None,
+        description="end with the last stage whose accuracy on the test set, after its training, is no more than so "
+        "many points below that of the unpruned network, and train that network for the epochs that are left",
+    )
+
+    @abstractmethod
+    def open(self, materials: "Materials") -> "OneShot":
+        """The search of this method; only here its code is loaded."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Fields that do not go together, one line each."""
+        yield from super().contradictions()
+        if self.stop_below is not None and self.stages is None:
+            yield f"search.stop_below = {self.stop_below:g} ends a cut in stages; give search.stages, too"
+
+    def in_small(self) -> dict[str, Any]:
+        """A smoke run has one epoch, so it cuts at once."""
+        return super().in_small() | {"stages": None, "stop_below": None}
+
+
+class UniformSection(OneShotSection):
     """The same share of every channel group."""
 
     method: Literal["uniform"] = Field(
         "uniform", description="who decides which channels go; uniform: the same share of every channel group"
     )
 
-    def open(self, materials: "Materials") -> "Search":
+    def open(self, materials: "Materials") -> "OneShot":
         """The uniform cut."""
         from ekgsearch.methods.baselines.uniform import Uniform
 
         return Uniform(materials)
 
 
-class RankingSection(SearchSection):
+class RankingSection(OneShotSection):
     """What every method has that scores channels once and removes those that rank last."""
 
-    ranking: Literal["global", "per_layer"] = Field(
+    ranking: Ranking = Field(
         "global",
         description="global: the channels of all channel groups in one ranking; per_layer: the same share of each "
         "channel group, its lowest scores first",
     )
 
-    def open(self, materials: "Materials") -> "Search":
+    def open(self, materials: "Materials") -> "OneShot":
         """The cut by the criterion that the method is named after."""
         from ekgsearch.methods.baselines.by_criterion import ByCriterion
 
@@ -130,7 +167,7 @@ CriterionSection = L1Section | L2Section | FpgmSection | TaylorSection | BnScale
 
 BaselineName = Literal["uniform", "l1", "l2", "fpgm", "taylor", "bn_scale", "random"]
 
-BASELINES: dict[BaselineName, type[SearchSection]] = {
+BASELINES: dict[BaselineName, type[OneShotSection]] = {
     "uniform": UniformSection,
     "l1": L1Section,
     "l2": L2Section,
@@ -141,8 +178,67 @@ BASELINES: dict[BaselineName, type[SearchSection]] = {
 }
 """The methods that serve as baselines of others."""
 
+_KINDS: Mapping[str, type[OneShotSection]] = {str(name): kind for name, kind in BASELINES.items()}
 
-def baseline_section(name: BaselineName, search: SearchSection) -> SearchSection:
-    """The section of a baseline that may cut what another method may, and looks at the same images."""
-    common = ("reduction", "budget", "unit", "counter", "groups", "skip", "images_per_class")
-    return BASELINES[name](**{field: getattr(search, field) for field in common})
+_LIKE_THE_SEARCH = ("reduction", "budget", "unit", "counter", "groups", "skip", "images_per_class")
+
+
+class BaselineChoice(Section):
+    """A baseline that a method is compared with, and how it cuts; its name alone stands for all defaults."""
+
+    method: Literal["plain", "scratch"] | BaselineName = Field(
+        description="plain: the same network; scratch: the same with fresh weights; else what cuts"
+    )
+    groups: Groups | None = Field(
+        None,
+        description="which channel groups it may cut; null: it cuts in both ways, and of the two networks the one "
+        "with the lower loss on the search subset is trained",
+    )
+    ranking: Ranking | None = Field(None, description="see search.ranking; null: global")
+    stages: Stages | None = Field(None, description="see search.stages")
+    stop_below: Drop | None = Field(None, description="see search.stop_below")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @property
+    def cuts(self) -> bool:
+        """Whether it makes a network of its own."""
+        return self.method in _KINDS
+
+    @property
+    def name(self) -> str:
+        """What tables and files call it, such as `l1-private-4-stages`."""
+        parts = [self.method, self.groups, self.ranking and self.ranking.replace("_", "-")]
+        return "-".join([part for part in parts if part] + ([f"{self.stages}-stages"] if self.stages else []))
+
+    def forms(self, search: SearchSection) -> tuple[OneShotSection, ...]:
+        """Its cuts of what another method may cut, looking at the same images; one for each choice of channel groups.
+
+        Args:
+            search: the other method.
+        """
+        fields = {field: getattr(search, field) for field in _LIKE_THE_SEARCH} | {
+            name: value for name, value in self if name != "method" and value is not None
+        }
+        kind = _KINDS[self.method]
+        if self.groups is not None or search.groups == "private":
+            return (kind(**fields),)
+        return tuple(kind(**(fields | {"groups": groups})) for groups in ("all", "private"))
+
+    def contradictions(self, place: str) -> Iterator[str]:
+        """Fields that do not go together, one line each.
+
+        Args:
+            place: name of the field that it stands in.
+        """
+        if not self.cuts:
+            if given := [name for name, value in self if name != "method" and value is not None]:
+                yield f"{place}: {self.method} cuts nothing, so {given[0]} does nothing; leave it out"
+            return
+        if self.ranking is not None and "ranking" not in _KINDS[self.method].model_fields:
+            yield f"{place}: {self.method} ranks nothing, so ranking = {self.ranking} does nothing; leave it out"
+        if self.stop_below is not None and self.stages is None:
+            yield f"{place}: stop_below = {self.stop_below:g} ends a cut in stages; give stages, too"

@@ -1,7 +1,6 @@
 """Ensemble knowledge guided search: cut, at each step, the channel group whose loss hurts the ensemble least."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,13 +20,14 @@ from ekgsearch.methods.base import (
     Evaluation,
     Evaluator,
     GroupScores,
-    eligible,
 )
 from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.ekg.contest import Contest
 from ekgsearch.methods.ekg.quirks import Quirk
 from ekgsearch.methods.ekg.reference import strategy_of
 from ekgsearch.methods.ekg.steps import coarse_step, importance_order
 from ekgsearch.methods.ekg.strategy import Cut, Strategy
+from ekgsearch.methods.rules import Compete
 from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class EkgSettings:
         width_multiple: a cut leaves a multiple of so many channels; see `Strategy.multiple`.
         max_candidates: candidates that one iteration evaluates at most, those of the shortlist whose channels to
             remove have the lowest summed scores; None for the whole shortlist.
+        compete: what candidates are compared by.
         tie_tolerance: candidates whose score is within this share of the lowest are evaluated again by the masked
             network before one is chosen, so that rounding of a fast evaluator decides nothing; 0 where the evaluator
             is the masked network or gives its bits.
@@ -54,6 +55,7 @@ class EkgSettings:
     quirks: frozenset[Quirk] = frozenset()
     width_multiple: int = 1
     max_candidates: int | None = None
+    compete: Compete = "score"
     tie_tolerance: float = 0.0
 
     @property
@@ -166,16 +168,14 @@ class EkgSearch:
                 f"{self._budget.limit:,.0f}; raise the budget"
             )
         candidates = self._cheapest(candidates, doomed)
-        evaluations = self._evaluator.evaluate(standing, candidates)
-        near = self._near_ties(evaluations)
+        contest = self._contest(current, candidates, self._evaluator.evaluate(standing, candidates))
+        near = contest.near_ties()
         if near:
-            settled = self._evaluator.settle([candidates[position] for position in near])
-            for position, evaluation in zip(near, settled, strict=True):
-                evaluations[position] = evaluation
-        winner = _lowest_score(evaluations, near or eligible(evaluations), current.iteration + 1)
+            contest = contest.settled(near, self._evaluator.settle([candidates[position] for position in near]))
+        winner = contest.winner(near, current.iteration + 1)
         outcomes = tuple(
             CandidateOutcome(candidate.group, candidate.num_kept, *self._costs(candidate.subnetwork), evaluation)
-            for candidate, evaluation in zip(candidates, evaluations, strict=True)
+            for candidate, evaluation in zip(candidates, contest.evaluations, strict=True)
         )
         chosen = candidates[winner]
         before = dict(current.subnetwork.kept)
@@ -186,9 +186,9 @@ class EkgSearch:
             subnetwork=chosen.subnetwork,
             macs=outcomes[winner].macs,
             params=outcomes[winner].params,
-            evaluation=evaluations[winner],
+            evaluation=contest.evaluations[winner],
             candidates=outcomes,
-            own=own_record(chosen.rate, threshold),
+            own=own_record(chosen.rate, threshold) | ({} if contest.shares is None else {"standing": contest.standing}),
         )
 
     def _unpruned(self, evaluation: Evaluation) -> Decision:
@@ -205,13 +205,19 @@ class EkgSearch:
             iteration=0, group="", changed=(), subnetwork=full, macs=macs, params=params, evaluation=evaluation, own=own
         )
 
-    def _near_ties(self, evaluations: Sequence[Evaluation]) -> list[int]:
-        """Positions of the candidates among which rounding could decide; empty where it cannot."""
-        running = eligible(evaluations)
-        lowest = min((evaluations[position].score for position in running), default=math.inf)
-        limit = lowest + abs(lowest) * self._settings.tie_tolerance
-        near = [position for position in running if evaluations[position].score <= limit]
-        return near if self._settings.tie_tolerance > 0 and len(near) > 1 else []
+    def _contest(
+        self, current: Decision, candidates: Sequence[Candidate], evaluations: Sequence[Evaluation]
+    ) -> Contest:
+        """The contest of evaluated candidates, where it asks with what they save and where they start."""
+        settings = self._settings
+        if settings.compete == "score":
+            return Contest(evaluations, settings.tie_tolerance)
+        full, before = (
+            self._budget.measured(*costs) for costs in (self._costs(self._graph.full()), (current.macs, current.params))
+        )
+        saved = [before - self._budget.measured(*self._costs(one.subnetwork)) for one in candidates]
+        [standing] = self._evaluator.settle([Candidate(candidates[0].group, current.subnetwork)])
+        return Contest(evaluations, settings.tie_tolerance, [cost / full for cost in saved], standing.score)
 
     def _proposals(self, current: Subnetwork, rates: Mapping[str, Fraction], scores: GroupScores) -> list[Candidate]:
         """The next cut of every channel group that has one, least important channels first."""
@@ -264,20 +270,6 @@ class EkgSearch:
     def _costs(self, subnetwork: Subnetwork) -> tuple[int, int]:
         costs = cost(self._graph, subnetwork, self._budget.counter)
         return costs.macs, costs.params
-
-
-def _lowest_score(evaluations: Sequence[Evaluation], positions: Sequence[int], iteration: int) -> int:
-    """Position of the lowest finite score, the first at a tie.
-
-    Near ties that were settled are compared with each other only: an approximate evaluation may lie lower throughout.
-    """
-    running = [position for position in positions if evaluations[position].is_finite]
-    if not running:
-        raise NumericsError(
-            f"all {len(evaluations)} candidates of iteration {iteration} have a loss that is not a finite number; "
-            "check the weights and the input normalisation"
-        )
-    return min(running, key=lambda position: evaluations[position].score)
 
 
 def _require_numbers(scores: GroupScores, iteration: int) -> None:

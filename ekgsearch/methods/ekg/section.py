@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ekgsearch.fields import Positive, Share
 from ekgsearch.methods.ekg.quirks import Quirk, default_padding, nominal_batch, norm_mode, warmup_factor
 from ekgsearch.methods.ekg.steps import coarse_step
-from ekgsearch.methods.rules import Criterion, Rules, SearchTeacher
+from ekgsearch.methods.rules import Compete, Criterion, Rules, SearchTeacher
 from ekgsearch.methods.section import LEAST_REDUCTION, EvaluatingSection
 from ekgsearch.records import NormMode
 
@@ -58,6 +58,11 @@ class EkgSection(EvaluatingSection):
         1,
         description="a cut leaves a multiple of so many channels, which some devices compute faster, e.g. 8; of a "
         "channel group with fewer it takes none",
+    )
+    compete: Compete = Field(
+        "score",
+        description="which of the evaluated candidates wins; score: that of the lowest score, as in EKG; "
+        "score_per_cost: that of the lowest rise of the score per share of the unpruned cost that it saves",
     )
     racing: Share | None = Field(
         None,
@@ -125,11 +130,21 @@ class EkgSection(EvaluatingSection):
         return [f"search.{name}" for name in names if getattr(self, name) != fields[name].default]
 
     @model_validator(mode="after")
-    def _has_one_step_rule(self) -> "EkgSection":
+    def _has_one_rule(self) -> "EkgSection":
         if self.quirks and self.width_multiple > 1:
             raise ValueError(
                 f"search.width_multiple = {self.width_multiple} and search.quirks: the published program knows no "
                 "multiples; leave one of them out"
+            )
+        if self.quirks and self.compete != "score":
+            raise ValueError(
+                f"search.compete = {self.compete} and search.quirks: in the published program the lowest score wins; "
+                "leave one of them out"
+            )
+        if self.racing is not None and self.compete != "score":
+            raise ValueError(
+                f"search.compete = {self.compete} and search.racing, which drops candidates by their scores alone; "
+                "leave one of them out"
             )
         return self
 

@@ -64,6 +64,29 @@ def test_the_winner_has_the_lowest_score_and_candidates_are_the_shortlist(made: 
         assert 1 <= len(decision.candidates) <= 12
 
 
+def test_candidates_can_compete_by_what_a_rise_of_the_score_saves(
+    graph: ChannelGraph, batches: list[SearchBatch]
+) -> None:
+    settings = dataclasses.replace(SETTINGS, compete="score_per_cost")
+    evaluator = evaluator_of(graph, batches, [[0, 1, 2]])
+    made = list(EkgSearch(graph, evaluator, budget_of(graph), settings).run())
+    full, differ = made[0].macs, 0
+    for before, decision in itertools.pairwise(made):
+        prices = [
+            (
+                max(0.0, outcome.evaluation.score - decision.own["standing"]) * full / (before.macs - outcome.macs),
+                outcome.macs,
+            )
+            for outcome in decision.candidates
+        ]
+        assert decision.candidates[prices.index(min(prices))].group == decision.group
+        differ += decision.evaluation.score > min(outcome.evaluation.score for outcome in decision.candidates)
+    assert differ, "the lowest score would have won everywhere"
+    assert made[-1].macs <= budget_of(graph).limit
+    again = list(EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph), settings).run(made[:3]))
+    assert records(made[3:]) == records(again), "it goes on from its journal"
+
+
 def test_every_candidate_is_one_step_of_the_published_size(graph: ChannelGraph, made: list[Decision]) -> None:
     rates = {group.name: Fraction(1) for group in graph.groups}
     for decision in made[1:-1]:
