@@ -175,7 +175,7 @@ def _images(job: Job, weights: str | None) -> tuple[dict[str, Any], Dataset, lis
         dataset = _opened(job, small)
     except (JobError, MissingDataError) as error:  # a JobError is a variable that is not set
         classes = known.classes if known else _classes(job, weights)
-        small |= {"name": "generated", "root": None, "classes": classes}
+        small |= {"name": "generated", "title": None, "root": None, "classes": classes}
         dataset = _opened(job, small)
         shape = "x".join(map(str, dataset.image_shape))
         notes.append(f"{error}; generated pictures ({shape}, {classes} classes) take their place")
@@ -226,6 +226,7 @@ def _trainings(job: Job, dataset: Dataset) -> dict[str, dict[str, Any]]:
             "recalibrate_images": min(finetune.recalibrate_images, batch),
             "checkpoint_every_steps": min(finetune.checkpoint_every_steps, 1),
             "workers": 1,
+            "baselines": list(dict.fromkeys(choice.in_small() for choice in finetune.baselines)),
             **crops["finetune"],
         },
     }

@@ -139,7 +139,7 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
     return SummaryRow(
         run=job.run_name,
         method=job.search.method,
-        dataset=job.data.name,
+        dataset=job.data.title or job.data.name,
         architecture=setup.net.name,
         objective=job.finetune.objective,
         seed=job.seed,

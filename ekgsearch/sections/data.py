@@ -85,6 +85,11 @@ class DataSection(Section):
     """The images."""
 
     name: DatasetName = Field("digits", description="data set")
+    title: Annotated[Text | None, Mark.NO_RESULT] = Field(
+        None,
+        description="what tables and reports call the data set, such as imagenet: published results of this name are "
+        "shown next to the run; null: data.name",
+    )
     root: Annotated[Text | None, Mark.BY_CONTENT, Mark.PATH] = Field(
         None,
         description="folder of the data set; null: $EKGSEARCH_DATA, else the user's cache. $VARIABLES are expanded",

@@ -177,6 +177,7 @@ ELSEWHERE: dict[str, str] = {
     "bank.cache": "/elsewhere",
     "bank.resident": "true",
     "phases.uri": "/elsewhere",
+    "data.title": "imagenet",
     "finetune.checkpoint_every_steps": "3",
     "finetune.baselines": "[uniform, plain]",
     "cluster.search_workers": "2",

@@ -35,7 +35,8 @@ warmup: {{epochs: 3, images_per_class: 40}}
 search: {{reduction: 0.5, images_per_class: 30, racing: 0.05}}
 bank: {{teachers: 5, uri: "s3://bucket/bank", cache: {there}/cache}}
 finetune: {{objective: byol, epochs: 50, warmup_epochs: 5, accumulate: 8, average_last: 9,
-  recalibrate_images: 700, checkpoint_every_steps: 90, workers: 4, baselines: [plain, uniform]}}
+  recalibrate_images: 700, checkpoint_every_steps: 90, workers: 4,
+  baselines: [plain, uniform, l1, {{method: l1, stages: 3}}]}}
 phases: {{uri: "s3://bucket/phases"}}
 cluster: {{search_workers: 8, address: "10.0.0.1:6379", device: cuda}}
 """
@@ -114,7 +115,7 @@ def test_every_large_field_is_small(small: Callable[..., Smoke[Job]], tmp_path: 
     check_bounds(job)
     assert job.run_dir == tmp_path / "real.smoke"
     assert (job.finetune.objective, job.search.racing) == ("byol", 0.05)
-    assert [choice.name for choice in job.finetune.baselines] == ["plain", "uniform"]
+    assert [choice.name for choice in job.finetune.baselines] == ["plain", "uniform", "l1"]
     assert job.warmup.batch_size == 10
     assert small(LARGE, "warmup.images_per_class=1", "search.images_per_class=1").checked.search.images_per_class == 1
 

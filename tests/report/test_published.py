@@ -1,8 +1,13 @@
 """Published results that ship with the package."""
 
+from pathlib import Path
+
 import pytest
 
+from ekgsearch.jobfile import load_job
 from ekgsearch.report.published import UNPRUNED, published_for, published_near, published_results
+
+JOBS = Path(__file__).parents[2] / "jobs"
 
 
 def test_every_published_result_names_its_source_and_lies_in_range():
@@ -71,3 +76,13 @@ def test_what_epruner_keeps_is_given_in_channels_operations_and_parameters():
     full = {(row.dataset, row.architecture): row.macs for row in of_epruner.itertuples() if row.method == UNPRUNED}
     for row in of_epruner[of_epruner["channels"].notna() & of_epruner["method"].str.startswith("EPruner")].itertuples():
         assert 1 - row.macs / full[row.dataset, row.architecture] == pytest.approx(row.macs_reduction, abs=2e-4), row
+
+
+@pytest.mark.parametrize("path", sorted(JOBS.glob("e*_*.yaml")), ids=lambda path: path.stem)
+def test_a_job_of_the_papers_finds_their_published_networks(path, monkeypatch):
+    for name in ("IMAGENET", "EKGSEARCH_DATA"):
+        monkeypatch.setenv(name, "/data")
+    job = load_job(path)
+    found = published_for(job.data.title or job.data.name, job.net.name)
+    methods = {name.partition(",")[0].lower() for name in found["method"]}
+    assert job.search.method in methods or "digits" in path.stem

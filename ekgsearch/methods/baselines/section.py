@@ -214,6 +214,10 @@ class BaselineChoice(Section):
         parts = [self.method, self.groups, self.ranking and self.ranking.replace("_", "-")]
         return "-".join([part for part in parts if part] + ([f"{self.stages}-stages"] if self.stages else []))
 
+    def in_small(self) -> "BaselineChoice":
+        """That of a smoke run, which has one epoch and so no stages."""
+        return self.model_copy(update={"stages": None, "stop_below": None})
+
     def forms(self, search: SearchSection) -> tuple[OneShotSection, ...]:
         """Its cuts of what another method may cut, looking at the same images; one for each choice of channel groups.
 
