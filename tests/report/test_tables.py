@@ -1,12 +1,16 @@
 """Reading run directories."""
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 
 from ekgsearch.errors import StorageError
 from ekgsearch.report.tables import load_run, load_table
 from ekgsearch.rows import SummaryRow
-from ekgsearch.storage.tables import read_arrow, write_arrow, write_table
+from ekgsearch.storage.tables import read_arrow, read_table, write_arrow, write_table
+
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def test_a_finished_run_has_all_tables(finished_run):
@@ -73,3 +77,9 @@ def test_a_table_from_before_a_column_was_added_reads_with_its_default(write_run
     assert epochs["ema_top1"].isna().all()
     assert (epochs["loss_views"] == 0).all()
     assert (epochs["skipped_steps"] == 0).all()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.parquet")), ids=lambda path: path.name)
+def test_every_committed_table_can_be_read_and_added_to(path):
+    """`ekgsearch bench` adds rows to one of them."""
+    assert len(read_table(path))
