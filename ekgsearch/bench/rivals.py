@@ -2,8 +2,8 @@
 
 Every method cuts the same weights to the same share of the operations, over private channel groups alone and over all
 of them, and nothing is trained: running statistics are averaged again over the same training images, then the whole
-test set counts. Taylor looks at the search subset of the job, the others at no image. Seconds are wall time from the
-opened network to the sub-network.
+test set counts. Taylor and EKG look at the search subset of the job, the others at no image. Seconds are wall time from
+the opened network to the sub-network; one search of EKG serves all shares, and its seconds are those to each of them.
 """
 
 import logging
@@ -24,6 +24,7 @@ from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.channels.slim import slim
+from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
 from ekgsearch.fields import Mark, Share, Text
 from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
@@ -35,7 +36,9 @@ from ekgsearch.methods.base import BatchwiseEvaluator, Materials
 from ekgsearch.methods.baselines.section import BASELINES, SCORED_EVERY, BaselineName
 from ekgsearch.methods.budget import Budget, set_budget
 from ekgsearch.methods.choice import chosen_groups
-from ekgsearch.methods.section import SearchSection
+from ekgsearch.methods.ekg.section import EkgSection
+from ekgsearch.methods.rules import Rules, SearchTeacher
+from ekgsearch.methods.section import EvaluatingSection, SearchSection
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
@@ -65,6 +68,9 @@ class Settings(BenchSettings):
     groups: tuple[Literal["private", "all"], ...] = Field(
         ("private", "all"), min_length=1, description="which channel groups they may cut"
     )
+    search_teachers: tuple[SearchTeacher, ...] = Field(
+        (), description="searches of EKG that are made, by whose predictions their score compares with"
+    )
     reductions: tuple[Share, ...] = Field(
         (0.45, 0.55), min_length=1, description="shares of the operations that are removed, 0..1"
     )
@@ -72,7 +78,13 @@ class Settings(BenchSettings):
     def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Two steps of every cut, over private channel groups, on the images of the job's smoke form."""
         changes, notes = job_in_small(self.job, self.overrides)
-        small = {"weights": None, "journal": None, "groups": self.groups[:1], "reductions": (IN_SMALL,)}
+        small = {
+            "weights": None,
+            "journal": None,
+            "groups": self.groups[:1],
+            "search_teachers": self.search_teachers[:1],
+            "reductions": (IN_SMALL,),
+        }
         return changes | small, notes
 
 
@@ -86,6 +98,8 @@ def run(settings: Settings) -> Iterator[Measurement]:
     EXACT.set_backends()
     with tempfile.TemporaryDirectory(prefix="ekgsearch-bench-") as folder, ExitStack() as work:
         rivals = _Rivals(setup, _workload(settings, setup, Path(folder)), work)
+        for teacher in settings.search_teachers:
+            yield from rivals.searched(teacher, settings.reductions)
         for reduction in settings.reductions:
             if settings.journal is not None:
                 yield from rivals.journaled(expand_path(settings.journal, "journal"), reduction)
@@ -118,7 +132,7 @@ class _Rivals:
         self._workload = workload
         self._work = work
         self._graph = self._open_graph()
-        self._team: BatchwiseEvaluator | None = None
+        self._teams: dict[Rules, BatchwiseEvaluator] = {}
 
     def cut(self, method: BaselineName, groups: Literal["private", "all"], reduction: float) -> Iterator[Measurement]:
         """Cut by one method, and measure."""
@@ -131,6 +145,24 @@ class _Rivals:
         case = f"{method}, {groups}, {100 * reduction:g} %"
         yield from self._measured(case, last.subnetwork, last.macs)
         yield Measurement.count(case, "search", "s", seconds)
+
+    def searched(self, teacher: SearchTeacher, reductions: Sequence[float]) -> Iterator[Measurement]:
+        """Search by EKG as far as the largest share, and measure where each of them is met first."""
+        section = self._setup.job.search.model_copy(
+            update={"search_teacher": teacher, "reduction": max(reductions), "budget": None}
+        )
+        if not isinstance(section, EkgSection):
+            raise JobError(f"search_teachers are those of search.method ekg; {self._setup.job.search.method} has none")
+        left = sorted(reductions)
+        start = time.perf_counter()
+        for decision in section.open(self._materials(section, max(reductions))).run():
+            while left and self._budget(left[0]).is_met(decision.macs, decision.params):
+                case = f"ekg, teacher {teacher}, {section.groups}, {100 * left.pop(0):g} %"
+                yield Measurement.count(case, "search", "s", time.perf_counter() - start)
+                stopped = time.perf_counter()
+                yield from self._measured(case, decision.subnetwork, decision.macs)
+                yield Measurement.count(case, "iterations", "", decision.iteration)
+                start += time.perf_counter() - stopped
 
     def journaled(self, path: Path, reduction: float) -> Iterator[Measurement]:
         """Measure the first sub-network in a journal that a search to this reduction would have ended with."""
@@ -168,6 +200,7 @@ class _Rivals:
 
     def _materials(self, section: SearchSection, reduction: float) -> Materials:
         job, chosen = self._setup.job, chosen_groups(self._graph, section)
+        spec = self._setup_of(section).search_spec if isinstance(section, EvaluatingSection) else None
         return Materials(
             graph=self._graph,
             groups=chosen,
@@ -175,18 +208,23 @@ class _Rivals:
             budget=self._budget(reduction, chosen),
             seed=sub_seed(job.seed, "criterion"),
             threads=job.cluster.threads,
-            evaluator=self._evaluator(section) if section.needs_workers else _nobody,
-            batches=[],
-            tie_tolerance=0.0,
+            evaluator=self._evaluator(section),
+            batches=[] if spec is None else [index for index, _ in spec.batches],
+            tie_tolerance=0.0 if spec is None else spec.tie_tolerance,
         )
 
     def _evaluator(self, section: SearchSection) -> Callable[[], BatchwiseEvaluator]:
-        """Workers that hold the search subset, the same for every cut."""
-        if self._team is None:
-            setup = replace(self._setup, job=self._setup.job.model_copy(update={"search": section}))
-            self._team = self._work.enter_context(InProcessBackend().team(self._workload, setup.search_spec))
-        team = self._team
+        """Workers that hold the search subset, the same for every search by the same rules."""
+        if not isinstance(section, EvaluatingSection):
+            return _nobody
+        spec = self._setup_of(section).search_spec
+        if spec.rules not in self._teams:
+            self._teams[spec.rules] = self._work.enter_context(InProcessBackend().team(self._workload, spec))
+        team = self._teams[spec.rules]
         return lambda: team
+
+    def _setup_of(self, section: SearchSection) -> Setup:
+        return replace(self._setup, job=self._setup.job.model_copy(update={"search": section}))
 
 
 def _nobody() -> BatchwiseEvaluator:

@@ -64,3 +64,16 @@ def test_every_method_is_measured_in_both_forms_and_the_first_sub_network_of_a_j
 def test_a_share_that_private_channel_groups_cannot_give_is_refused(bench: Path) -> None:
     with pytest.raises(BudgetError, match=r"a reduction of 0.97 .* cannot be reached"):
         run_bench(bench, ["reductions=[0.97]", "methods=[l1]"])
+
+
+def test_one_search_of_each_teacher_serves_every_share(bench: Path) -> None:
+    settings = ["methods=[taylor]", "groups=[private]", "search_teachers=[single, none]", "reductions=[0.1, 0.05]"]
+    found = {(row.case, row.quantity): row.value for row in run_bench(bench, settings)[1]}
+    for teacher in ("single", "none"):
+        early, late = (
+            {name: found[f"ekg, teacher {teacher}, all, {percent} %", name] for name in ("MACs removed", "search")}
+            for percent in (5, 10)
+        )
+        assert 5 <= early["MACs removed"] < 10 <= late["MACs removed"] < 15
+        assert 0 < early["search"] < late["search"]
+    assert "taylor, private, 5 %" in {case for case, _ in found}
