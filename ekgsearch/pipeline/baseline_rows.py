@@ -1,7 +1,7 @@
 """Rows of the networks that the slim network is compared with, and of the stages of a cut."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from ekgsearch.channels.cost import cost
 from ekgsearch.finetune.metrics import TrainResult
@@ -38,7 +38,7 @@ def _baseline(context: RunContext, phase: Finetune) -> BaselineRow:
         network=phase.training,
         method=_method(context, phase),
         groups=found.get("groups", setup.job.search.groups),
-        stages=len(found.get("stages", ())) + 1,
+        stages=_num_cuts(Stage.of(found)),
         objective=phase.objective,
         counter=setup.budget.counter,
         kept_macs=kept.macs,
@@ -55,6 +55,12 @@ def _baseline(context: RunContext, phase: Finetune) -> BaselineRow:
         latency_noise=latencies.get("noise_batch1", math.nan),
         latency_noise_batch64=latencies.get("noise_batch64", math.nan),
     )
+
+
+def _num_cuts(trained_before: Sequence[Stage]) -> int:
+    """Stages that a network was cut in, without one that fell too far, where that was not the first."""
+    held = [stage for stage in trained_before if stage.held]
+    return len(held) + 1 if len(held) == len(trained_before) else max(1, len(held))
 
 
 def stage_rows(context: RunContext) -> list[StageRow]:

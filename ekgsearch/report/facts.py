@@ -20,6 +20,9 @@ _ABSENT = {
     "summary": "summary (it is written when a run finishes)",
 }
 
+_LIKE_COST = 0.02
+"""Share of the MACs that a baseline may keep more than the slim network and still stand for its cost."""
+
 
 def fine_tuning(s: SummaryRow) -> str:
     """Name how the slim network was fine-tuned: by its objective, or not at all."""
@@ -58,7 +61,8 @@ def best_rival(s: SummaryRow, baselines: pd.DataFrame) -> list[tuple[str, float]
         s: the result of the run.
         baselines: rows of its table of baselines.
     """
-    cut = baselines[~baselines["network"].isin(("plain", "scratch")) & baselines["top1"].notna()]
+    is_as_small = baselines["macs_reduction"] > s.macs_reduction - _LIKE_COST
+    cut = baselines[~baselines["network"].isin(("plain", "scratch")) & baselines["top1"].notna() & is_as_small]
     if cut.empty:
         return [("a uniform-width network", s.uniform_top1)] if numbers.known(s.uniform_top1) else []
     best = rows_of(cut.nlargest(1, "top1"))[0]

@@ -104,6 +104,7 @@ def test_cuts_end_before_a_stage_that_falls_too_far(tmp_path: Path) -> None:
     assert fallen["top1"] < full - 6
     assert last["macs_reduction"] == (before or [fallen])[-1]["macs_reduction"] < 0.5
     assert stages["epochs"].sum() == 5
+    assert table(done, "baselines")["stages"].item() == max(1, len(before))
 
 
 def test_stages_that_might_cut_nothing_are_refused_before_any_work(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def test_the_verdict_sets_the_slim_network_beside_the_unpruned_one_and_the_basel
 def test_the_verdict_names_the_best_rival_and_how_it_was_cut(run):
     weak = run.baselines.assign(network="uniform", method="uniform", top1=88.0)
     strong = run.baselines.assign(network="l1-private-4-stages", method="l1", groups="private", stages=4, top1=92.25)
-    text = facts.verdict(run.summary, pd.concat([weak, strong, run.baselines.assign(top1=99.0)]))
+    larger = strong.assign(macs_reduction=run.summary.macs_reduction - 0.1, top1=95.0)
+    text = facts.verdict(run.summary, pd.concat([weak, strong, larger, run.baselines.assign(top1=99.0)]))
     assert "the best of 2 baselines, l1 over private channel groups in 4 stages reaches 92.25 %" in text
     assert "uniform" not in text
     assert "a uniform-width network" in facts.verdict(run.summary, run.baselines), "as the summary has it"
