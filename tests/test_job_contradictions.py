@@ -34,9 +34,14 @@ CASES: dict[str, list[tuple[str, str, str]]] = {
     "compete": [
         ("search.racing=0.05", "search.racing=0.05 search.compete=score_per_cost", "drops candidates by their scores"),
         (
+            "search.preset=private_l2",
+            "search.preset=private_l2 search.quirks=[rounded_rates]",
+            "search.shortlist = all and search.quirks: that of the published program is otsu",
+        ),
+        (
             "search.quirks=[rounded_rates]",
             "search.quirks=[rounded_rates] search.compete=score_per_cost",
-            "in the published program the lowest score wins",
+            "that of the published program is score",
         ),
     ],
     "stages": [

@@ -18,6 +18,9 @@ SearchTeacher = Literal["none", "single", "ensemble"]
 Compete = Literal["score", "score_per_cost"]
 """score: the lowest score wins, as in EKG. score_per_cost: the lowest rise of the score per share of the cost saved."""
 
+Shortlist = Literal["otsu", "all"]
+"""otsu: channel groups whose next cut has a summed score up to the trimmed Otsu threshold, as in EKG. all: all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:

@@ -101,6 +101,8 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "search.images_per_class": ("13", "sbfFuUe"),
     "search.batch_size": ("51", SEARCHED),
     "search.criterion": ("l1", SEARCHED),
+    "search.preset": ("private_l2", "sbfFuUe"),
+    "search.shortlist": ("all", SEARCHED),
     "search.compete": ("score_per_cost", SEARCHED),
     "search.search_teacher": ("single", SEARCHED),
     "search.quirks": ("[rounded_rates]", SEARCHED),

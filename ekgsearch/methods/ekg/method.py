@@ -25,6 +25,7 @@ def ekg_settings(section: EkgSection, tie_tolerance: float) -> EkgSettings:
         quirks=frozenset(section.quirks),
         width_multiple=section.width_multiple,
         max_candidates=section.max_candidates,
+        shortlist=section.shortlist,
         compete=section.compete,
         tie_tolerance=tie_tolerance,
     )

@@ -27,7 +27,7 @@ from ekgsearch.methods.ekg.quirks import Quirk
 from ekgsearch.methods.ekg.reference import strategy_of
 from ekgsearch.methods.ekg.steps import coarse_step, importance_order
 from ekgsearch.methods.ekg.strategy import Cut, Strategy
-from ekgsearch.methods.rules import Compete
+from ekgsearch.methods.rules import Compete, Shortlist
 from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class EkgSettings:
         width_multiple: a cut leaves a multiple of so many channels; see `Strategy.multiple`.
         max_candidates: candidates that one iteration evaluates at most, those of the shortlist whose channels to
             remove have the lowest summed scores; None for the whole shortlist.
+        shortlist: which channel groups have their next cut evaluated.
         compete: what candidates are compared by.
         tie_tolerance: candidates whose score is within this share of the lowest are evaluated again by the masked
             network before one is chosen, so that rounding of a fast evaluator decides nothing; 0 where the evaluator
@@ -55,6 +56,7 @@ class EkgSettings:
     quirks: frozenset[Quirk] = frozenset()
     width_multiple: int = 1
     max_candidates: int | None = None
+    shortlist: Shortlist = "otsu"
     compete: Compete = "score"
     tie_tolerance: float = 0.0
 
@@ -248,6 +250,8 @@ class EkgSearch:
         self, proposals: list[Candidate], doomed: Mapping[str, float]
     ) -> tuple[float | None, list[Candidate]]:
         """Threshold and the proposals whose channels to remove have a summed score at or below it."""
+        if self._settings.shortlist == "all":
+            return None, proposals
         threshold = trimmed_otsu(list(doomed.values()), self._settings.trim)
         if threshold is None:
             return None, proposals

@@ -1,6 +1,6 @@
 """Section of a job: the search guided by ensemble knowledge."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ekgsearch.fields import Positive, Share
 from ekgsearch.methods.ekg.quirks import Quirk, default_padding, nominal_batch, norm_mode, warmup_factor
 from ekgsearch.methods.ekg.steps import coarse_step
-from ekgsearch.methods.rules import Compete, Criterion, Rules, SearchTeacher
+from ekgsearch.methods.rules import Compete, Criterion, Rules, SearchTeacher, Shortlist
 from ekgsearch.methods.section import LEAST_REDUCTION, EvaluatingSection
 from ekgsearch.records import NormMode
 
@@ -28,10 +28,17 @@ OF_CANDIDATES = (
     "precision",
     "channels_last",
     "compile",
+    "shortlist",
+    "compete",
     "racing",
     "max_candidates",
 )
 """Fields that decide which channels are scored how, and how candidates are evaluated."""
+
+PRESETS: Mapping[Any, Mapping[str, Any]] = {
+    "private_l2": {"groups": "private", "criterion": "l2", "shortlist": "all"},
+}
+"""Values that a preset gives to fields that a job leaves out."""
 
 
 class EkgSection(EvaluatingSection):
@@ -44,6 +51,17 @@ class EkgSection(EvaluatingSection):
         "ekg", description="who decides which channels go; ekg: ensemble knowledge guided search"
     )
     step: Share = Field(0.2, description="r, share of a private channel group removed by one iteration")
+    preset: Literal["published", "private_l2"] = Field(
+        "published",
+        description="values of the fields that are left out; published: those of EKG; private_l2: groups private, "
+        "criterion l2, shortlist all, which is more accurate than EKG and the baselines before any fine-tuning "
+        "(results/README.md)",
+    )
+    shortlist: Shortlist = Field(
+        "otsu",
+        description="which channel groups have their next cut evaluated; otsu: those whose channels to remove have a "
+        "summed score at or below the trimmed Otsu threshold, as in EKG; all: every one",
+    )
     trim: float = Field(0.2, ge=0, lt=0.5, description="share of the channel groups trimmed before Otsu's threshold")
     criterion: Criterion = Field(
         "taylor_reward",
@@ -74,6 +92,13 @@ class EkgSection(EvaluatingSection):
         description="evaluate at most so many candidates of an iteration, those of the shortlist whose channels to "
         "remove have the lowest summed scores; null: the whole shortlist, as EKG does",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {**PRESETS.get(values.get("preset"), {}), **values}
 
     def open(self, materials: "Materials") -> "Ekg":
         """The search of EKG."""
@@ -136,11 +161,12 @@ class EkgSection(EvaluatingSection):
                 f"search.width_multiple = {self.width_multiple} and search.quirks: the published program knows no "
                 "multiples; leave one of them out"
             )
-        if self.quirks and self.compete != "score":
-            raise ValueError(
-                f"search.compete = {self.compete} and search.quirks: in the published program the lowest score wins; "
-                "leave one of them out"
-            )
+        for name, published in (("compete", "score"), ("shortlist", "otsu")):
+            if self.quirks and getattr(self, name) != published:
+                raise ValueError(
+                    f"search.{name} = {getattr(self, name)} and search.quirks: that of the published program is "
+                    f"{published}; leave one of them out"
+                )
         if self.racing is not None and self.compete != "score":
             raise ValueError(
                 f"search.compete = {self.compete} and search.racing, which drops candidates by their scores alone; "

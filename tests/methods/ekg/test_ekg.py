@@ -31,6 +31,7 @@ from ekgsearch.methods.budget import set_budget
 from ekgsearch.methods.ekg.quirks import QUIRKS
 from ekgsearch.methods.ekg.reach import depends_on_budget
 from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings, rate_of
+from ekgsearch.methods.ekg.section import EkgSection
 from ekgsearch.methods.ekg.steps import StepRule, coarse_step
 from ekgsearch.methods.evaluate import SearchBatch
 from ekgsearch.methods.networks import NaiveNetworks
@@ -183,6 +184,22 @@ def test_the_first_shortlist_holds_the_groups_whose_next_channels_matter_least_i
     assert made[1].own["threshold"] == pytest.approx(threshold, rel=1e-12)
     expected = [group.name for group, value in zip(graph.groups, doomed, strict=True) if value <= threshold]
     assert [outcome.group for outcome in made[1].candidates] == expected
+
+
+def test_without_a_shortlist_every_channel_group_is_tried(graph: ChannelGraph, batches: list[SearchBatch]) -> None:
+    settings = dataclasses.replace(SETTINGS, shortlist="all")
+    search = EkgSearch(graph, evaluator_of(graph, batches, [[0, 1, 2]]), budget_of(graph), settings)
+    first = list(itertools.islice(search.run(), 2))[1]
+    assert [outcome.group for outcome in first.candidates] == [group.name for group in graph.groups]
+    assert first.own["threshold"] is None
+
+
+def test_a_preset_gives_values_to_the_fields_that_are_left_out() -> None:
+    chosen = EkgSection(method="ekg", reduction=0.5, preset="private_l2")
+    assert (chosen.groups, chosen.criterion, chosen.shortlist) == ("private", "l2", "all")
+    assert EkgSection(method="ekg", reduction=0.5, preset="private_l2", groups="all").groups == "all"
+    default = EkgSection(method="ekg", reduction=0.5)
+    assert (default.groups, default.criterion, default.shortlist) == ("all", "taylor_reward", "otsu")
 
 
 def test_of_a_shortlist_those_are_evaluated_whose_channels_matter_least(
