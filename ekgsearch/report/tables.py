@@ -81,6 +81,8 @@ def load_run(run_dir: Path | str) -> RunTables:
     absent = {"audit", "baselines", "stages"}
     if "slim" in set(frames["stages"]["network"]):
         absent |= {"iterations", "candidates"}
+    if len(frames["iterations"]) > 1 and not frames["iterations"]["num_candidates"].any():
+        absent |= {"candidates"}  # the method tries none
     missing = [name for name, frame in frames.items() if frame.empty and name not in absent]
     missing += ["summary"] if summary.empty else []
     return RunTables(

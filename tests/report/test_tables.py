@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ekgsearch.errors import StorageError
-from ekgsearch.report.tables import load_run, load_table
-from ekgsearch.rows import SummaryRow
+from ekgsearch.report.tables import load_run, load_table, rows_of
+from ekgsearch.rows import IterationRow, SummaryRow
 from ekgsearch.storage.tables import read_arrow, read_table, write_arrow, write_table
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -83,3 +83,11 @@ def test_a_table_from_before_a_column_was_added_reads_with_its_default(write_run
 def test_every_committed_table_can_be_read_and_added_to(path):
     """`ekgsearch bench` adds rows to one of them."""
     assert len(read_table(path))
+
+
+def test_a_method_that_tries_no_candidates_lacks_none(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", tables=("iterations", "summary"))
+    path = folder / "tables/iterations.parquet"
+    rows = [IterationRow(**row) for row in rows_of(read_table(path).assign(num_candidates=0))]
+    write_table(path, rows, IterationRow)
+    assert "candidates" not in load_run(folder).missing
