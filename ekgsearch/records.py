@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Literal
 
 Counter = Literal["macs", "ekg", "thop_old", "2xmac"]
-"""How operations and parameters are counted; the four conventions of the literature (README, "Costs")."""
+"""How operations and parameters are counted; the four conventions of the literature (jobs/README.md, "Costs")."""
 
 NormMode = Literal["batch", "batch_sequential", "running"]
 """Batch normalisation by the statistics of the batch (running ones untouched) or by the running statistics.

@@ -70,7 +70,7 @@ class EkgSection(EvaluatingSection):
     )
     search_teacher: SearchTeacher = Field("ensemble", description="whose predictions the score compares with")
     quirks: tuple[Quirk, ...] = Field(
-        (), description="what is done as in the program published with the paper (README, Decisions); `reference`: all"
+        (), description="what is done as in the program published with the paper (results/README.md); `reference`: all"
     )
     width_multiple: Positive = Field(
         1,
