@@ -29,7 +29,7 @@ _KINDS = {
     "model_type": _SECTION,
     "string_too_short": "must not be empty",
     "string_type": "must be text; put it in quotes",
-    "tuple_type": "must be a list, such as [0.5]",
+    "tuple_type": "must be a list in brackets, such as [0.5, 1] or [l1, l2]",
 }
 """What is expected where a value is of another kind, by the type of pydantic's error."""
 

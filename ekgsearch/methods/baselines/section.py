@@ -186,7 +186,7 @@ _LIKE_THE_SEARCH = ("reduction", "budget", "unit", "counter", "groups", "skip", 
 class BaselineChoice(Section):
     """A baseline that a method is compared with, and how it cuts; its name alone stands for all defaults."""
 
-    method: Literal["plain", "scratch"] | BaselineName = Field(
+    method: Literal["plain", "scratch", "uniform", "l1", "l2", "fpgm", "taylor", "bn_scale", "random"] = Field(
         description="plain: the same network; scratch: the same with fresh weights; else what cuts"
     )
     groups: Groups | None = Field(
