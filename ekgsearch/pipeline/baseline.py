@@ -6,7 +6,7 @@ from ekgsearch.channels.slim import slim
 from ekgsearch.methods.baselines.section import OneShotSection
 from ekgsearch.methods.fresh import start_afresh
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.cutting import Standing, baseline_budget, best_cut, cut_inputs
+from ekgsearch.pipeline.cutting import Standing, able, baseline_budget, best_cut, cut_inputs
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.found import SEARCH
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
@@ -33,6 +33,15 @@ class BaselineCut(Phase):
         self.name = search
         self.needs_workers = forms[0].needs_workers
         self._forms = forms
+
+    def check(self, context: RunContext) -> None:
+        """Refuse a cut that cannot go so far.
+
+        Raises:
+            BudgetError: the channel groups do not suffice.
+        """
+        if context.committed(self.name) is None and context.setup.budget.is_limit:
+            able(context, self._forms, context.setup.budget)
 
     def inputs(self, context: RunContext) -> Inputs:
         """The weights, the method, and what it is cut to."""

@@ -85,7 +85,7 @@ def best_cut(
     Raises:
         BudgetError, NetworkError: no form can meet it.
     """
-    possible = _possible(context, forms, budget)
+    possible = able(context, forms, budget)
     cuts: dict[str, Subnetwork] = {
         section.groups: _cut(context, instance, section, budget, standing) for section in possible
     }
@@ -135,8 +135,12 @@ def baseline_budget(context: RunContext) -> Budget:
     return replace(setup.budget, limit=setup.budget.measured(costs.macs, costs.params))
 
 
-def _possible(context: RunContext, forms: Sequence[OneShotSection], budget: Budget) -> list[OneShotSection]:
-    """Forms whose channel groups can be cut down to a budget."""
+def able(context: RunContext, forms: Sequence[OneShotSection], budget: Budget) -> list[OneShotSection]:
+    """Forms whose channel groups can be cut down to a budget.
+
+    Raises:
+        BudgetError: none can.
+    """
     graph, possible, reasons = context.setup.graph, [], []
     for section in forms:
         try:

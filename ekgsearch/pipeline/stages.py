@@ -22,7 +22,7 @@ from ekgsearch.methods.baselines.section import OneShotSection
 from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.pipeline.context import RunContext
-from ekgsearch.pipeline.cutting import Standing, baseline_budget, best_cut, cut_inputs
+from ekgsearch.pipeline.cutting import Standing, able, baseline_budget, best_cut, cut_inputs
 from ekgsearch.pipeline.finetune import finetune_config
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.search import write_found
@@ -110,12 +110,13 @@ class Stages(Phase):
         return [self._training(stage) for stage in range(1, self._num_stages)]
 
     def check(self, context: RunContext) -> None:
-        """Refuse stages that might cut nothing.
+        """Refuse stages that might cut nothing, and cuts that cannot go so far.
 
         Raises:
-            BudgetError: one takes less than a channel.
+            BudgetError: a stage takes less than a channel, or the channel groups do not suffice.
         """
         if context.committed(self.name) is None and context.setup.budget.is_limit:
+            able(context, self._forms, context.setup.budget)
             self._check_share(context, context.setup.budget)
 
     def inputs(self, context: RunContext) -> Inputs:
@@ -137,7 +138,8 @@ class Stages(Phase):
         budget = self._budget(context)
         self._check_share(context, budget)
         standing = Standing(context.setup.graph.full(), context.start_weights)
-        lowest, forms, made = self._lowest(context), self._forms, list[Stage]()
+        forms: Sequence[OneShotSection] = able(context, self._forms, budget)
+        lowest, made = self._lowest(context), list[Stage]()
         left: _Left | None = None
         for stage in range(1, self._num_stages):
             cut = best_cut(context, self.name, forms, self._share(context, budget, stage), standing)

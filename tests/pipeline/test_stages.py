@@ -20,11 +20,10 @@ from ekgsearch.workers.backend import InProcessBackend
 SETTINGS = ("warmup.epochs=0", "pretrain.epochs=2", "finetune.objective=plain", "cluster.threads=1")
 
 
-def run(folder: Path, search: str, *settings: str, **options: Any) -> Path:
+def run(folder: Path, search: str, *settings: str, reduction: float = 0.6, **options: Any) -> Path:
     (folder / "job.yaml").write_text(JOB.format(output="run"))
-    job = load_job(
-        folder / "job.yaml", (*SETTINGS, f"search={{{search}, reduction: 0.6, images_per_class: 12}}", *settings)
-    )
+    fields = f"search={{{search}, reduction: {reduction}, images_per_class: 12}}"
+    job = load_job(folder / "job.yaml", (*SETTINGS, fields, *settings))
     job.run_dir.mkdir(exist_ok=True)
     run_job(job, InProcessBackend(), **options)
     return job.run_dir
@@ -110,6 +109,14 @@ def test_cuts_end_before_a_stage_that_falls_too_far(tmp_path: Path) -> None:
 def test_stages_that_might_cut_nothing_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match=r"each of 60 stages would cut .* but one channel of .* use at most"):
         run(tmp_path, "method: l1, stages: 60", "finetune.epochs=60")
+    assert not (tmp_path / "run/training").exists()
+
+
+@pytest.mark.parametrize("stages", ["", ", stages: 3"])
+def test_a_baseline_that_cannot_be_cut_so_far_is_refused_before_any_work(tmp_path: Path, stages: str) -> None:
+    search = "finetune.baselines=[{method: l1, groups: private" + stages + "}]"
+    with pytest.raises(BudgetError, match=r"l1 over private channel groups: expected to keep at most .* cut all"):
+        run(tmp_path, "method: l2", search, "finetune.epochs=3", reduction=0.97)
     assert not (tmp_path / "run/training").exists()
 
 
