@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ekgsearch.fields import Count, Factor, Mark, Positive, Section, Seed, Width
 from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
-from ekgsearch.methods.baselines.section import BaselineChoice
+from ekgsearch.methods.baselines.choice import BaselineChoice
 
 
 class TrainingFields(Section):
