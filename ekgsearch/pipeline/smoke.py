@@ -226,7 +226,7 @@ def _trainings(job: Job, dataset: Dataset) -> dict[str, dict[str, Any]]:
             "recalibrate_images": min(finetune.recalibrate_images, batch),
             "checkpoint_every_steps": min(finetune.checkpoint_every_steps, 1),
             "workers": 1,
-            "baselines": list(dict.fromkeys(choice.in_small() for choice in finetune.baselines)),
+            "baselines": tuple(dict.fromkeys(choice.in_small() for choice in finetune.baselines)),
             **crops["finetune"],
         },
     }
