@@ -15,12 +15,6 @@ fpgm: summed Euclidean distances of its filters to all other filters (FPGM, arXi
 SearchTeacher = Literal["none", "single", "ensemble"]
 """Whose predictions the score compares with: nobody's, the unpruned network's, or the mean of all networks so far."""
 
-Compete = Literal["score", "score_per_cost"]
-"""score: the lowest score wins, as in EKG. score_per_cost: the lowest rise of the score per share of the cost saved."""
-
-Shortlist = Literal["otsu", "all"]
-"""otsu: channel groups whose next cut has a summed score up to the trimmed Otsu threshold, as in EKG. all: all."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:

@@ -1,4 +1,4 @@
-"""How the evaluated candidates of one iteration compete: by their scores, or by what a rise of the score saves."""
+"""Contest of the evaluated candidates of one iteration: by their scores, or by what a rise of the score saves."""
 
 import math
 from collections.abc import Sequence

@@ -25,9 +25,9 @@ from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.ekg.contest import Contest
 from ekgsearch.methods.ekg.quirks import Quirk
 from ekgsearch.methods.ekg.reference import strategy_of
+from ekgsearch.methods.ekg.section import Compete, Shortlist
 from ekgsearch.methods.ekg.steps import coarse_step, importance_order
 from ekgsearch.methods.ekg.strategy import Cut, Strategy
-from ekgsearch.methods.rules import Compete, Shortlist
 from ekgsearch.records import Subnetwork
 
 log = logging.getLogger(__name__)
