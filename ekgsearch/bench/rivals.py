@@ -2,21 +2,22 @@
 
 Every method cuts the same weights to the same share of the operations, over private channel groups alone and over all
 of them, and nothing is trained: running statistics are averaged again over the same training images, then the whole
-test set counts. Taylor and EKG look at the search subset of the job, the others at no image. Seconds are wall time from
-the opened network to the sub-network; one search of EKG serves all shares, and its seconds are those to each of them.
+test set counts, or training images that were kept aside, on which to choose. Taylor and EKG look at the search subset
+of the job, the others at no image. Seconds are wall time from the opened network to the sub-network; one search of EKG
+serves all shares, and its seconds are those to each of them.
 """
 
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from ekgsearch.bench.base import BenchSettings, Measurement, job_in_small
 from ekgsearch.bench.search import journaled
@@ -26,7 +27,7 @@ from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Mark, Share, Text
+from ekgsearch.fields import Count, Mark, Share, Text
 from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
 from ekgsearch.finetune.config import TrainData
 from ekgsearch.finetune.evaluate import evaluate
@@ -37,7 +38,7 @@ from ekgsearch.methods.baselines.section import BASELINES, SCORED_EVERY, Baselin
 from ekgsearch.methods.budget import Budget, set_budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.ekg.section import EkgSection
-from ekgsearch.methods.rules import Rules, SearchTeacher
+from ekgsearch.methods.rules import Rules
 from ekgsearch.methods.section import EvaluatingSection, SearchSection
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.records import Subnetwork
@@ -68,8 +69,14 @@ class Settings(BenchSettings):
     groups: tuple[Literal["private", "all"], ...] = Field(
         ("private", "all"), min_length=1, description="which channel groups they may cut"
     )
-    search_teachers: tuple[SearchTeacher, ...] = Field(
-        (), description="searches of EKG that are made, by whose predictions their score compares with"
+    searches: dict[Text, dict[Text, Any]] = Field(
+        default_factory=dict,
+        description="searches of EKG that are made: a name, and the fields of the job's search that it changes",
+    )
+    aside: Count = Field(
+        0,
+        description="measure on so many training images of each class, the last that the search does not look at, "
+        "instead of the test set; 0: the test set",
     )
     reductions: tuple[Share, ...] = Field(
         (0.45, 0.55), min_length=1, description="shares of the operations that are removed, 0..1"
@@ -82,7 +89,7 @@ class Settings(BenchSettings):
             "weights": None,
             "journal": None,
             "groups": self.groups[:1],
-            "search_teachers": self.search_teachers[:1],
+            "searches": dict(list(self.searches.items())[:1]),
             "reductions": (IN_SMALL,),
         }
         return changes | small, notes
@@ -97,9 +104,11 @@ def run(settings: Settings) -> Iterator[Measurement]:
     setup = set_up(load_job(Path(settings.job), settings.overrides))
     EXACT.set_backends()
     with tempfile.TemporaryDirectory(prefix="ekgsearch-bench-") as folder, ExitStack() as work:
+        if settings.aside:
+            setup = _kept_aside(setup, settings.aside)
         rivals = _Rivals(setup, _workload(settings, setup, Path(folder)), work)
-        for teacher in settings.search_teachers:
-            yield from rivals.searched(teacher, settings.reductions)
+        for name, changes in settings.searches.items():
+            yield from rivals.searched(name, _changed(setup.job.search, changes, name), settings.reductions)
         for reduction in settings.reductions:
             if settings.journal is not None:
                 yield from rivals.journaled(expand_path(settings.journal, "journal"), reduction)
@@ -116,6 +125,32 @@ def _workload(settings: Settings, setup: Setup, folder: Path) -> Workload:
     drawn = folder / "weights.safetensors"
     save_tensors(drawn, setup.network.state_dict(), {})
     return setup.workload(drawn)
+
+
+def _kept_aside(setup: Setup, per_class: int) -> Setup:
+    """The job with the last training images of each class, but for those of the search, in place of the test set."""
+    train = setup.dataset.train
+    searched = torch.isin(torch.arange(len(train)), setup.search_ids)
+    aside = torch.cat(
+        [
+            torch.nonzero((train.labels == label) & ~searched).flatten()[-per_class:]
+            for label in range(setup.dataset.num_classes)
+        ]
+    )
+    used = torch.arange(len(train)) if setup.train_ids is None else setup.train_ids
+    return replace(setup, test=train.take(aside), train_ids=used[~torch.isin(used, aside)])
+
+
+def _changed(section: SearchSection, changes: Mapping[str, Any], name: str) -> EkgSection:
+    """The section of a search with some of its fields replaced."""
+    if not isinstance(section, EkgSection):
+        raise JobError(f"searches are those of search.method ekg; the job's is {section.method}")
+    given = section.model_dump(include=section.model_fields_set)
+    try:
+        return EkgSection.model_validate(given | changes | {"budget": None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise JobError(f"searches.{name}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 class _Rivals:
@@ -146,22 +181,20 @@ class _Rivals:
         yield from self._measured(case, last.subnetwork, last.macs)
         yield Measurement.count(case, "search", "s", seconds)
 
-    def searched(self, teacher: SearchTeacher, reductions: Sequence[float]) -> Iterator[Measurement]:
+    def searched(self, name: str, section: EkgSection, reductions: Sequence[float]) -> Iterator[Measurement]:
         """Search by EKG as far as the largest share, and measure where each of them is met first."""
-        section = self._setup.job.search.model_copy(
-            update={"search_teacher": teacher, "reduction": max(reductions), "budget": None}
-        )
-        if not isinstance(section, EkgSection):
-            raise JobError(f"search_teachers are those of search.method ekg; {self._setup.job.search.method} has none")
-        left = sorted(reductions)
+        section = section.model_copy(update={"reduction": max(reductions)})
+        left, candidates = sorted(reductions), 0
         start = time.perf_counter()
         for decision in section.open(self._materials(section, max(reductions))).run():
+            candidates += len(decision.candidates)
             while left and self._budget(left[0]).is_met(decision.macs, decision.params):
-                case = f"ekg, teacher {teacher}, {section.groups}, {100 * left.pop(0):g} %"
+                case = f"ekg {name}, {section.groups}, {100 * left.pop(0):g} %"
                 yield Measurement.count(case, "search", "s", time.perf_counter() - start)
                 stopped = time.perf_counter()
                 yield from self._measured(case, decision.subnetwork, decision.macs)
                 yield Measurement.count(case, "iterations", "", decision.iteration)
+                yield Measurement.count(case, "candidates", "", candidates)
                 start += time.perf_counter() - stopped
 
     def journaled(self, path: Path, reduction: float) -> Iterator[Measurement]:

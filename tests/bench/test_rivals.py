@@ -7,7 +7,7 @@ import yaml
 
 from ekgsearch.bench.base import run_bench
 from ekgsearch.channels.graph import analyse
-from ekgsearch.errors import BudgetError
+from ekgsearch.errors import BudgetError, JobError
 from ekgsearch.methods.baselines.section import BASELINES
 from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.zoo import build
@@ -66,14 +66,26 @@ def test_a_share_that_private_channel_groups_cannot_give_is_refused(bench: Path)
         run_bench(bench, ["reductions=[0.97]", "methods=[l1]"])
 
 
-def test_one_search_of_each_teacher_serves_every_share(bench: Path) -> None:
-    settings = ["methods=[taylor]", "groups=[private]", "search_teachers=[single, none]", "reductions=[0.1, 0.05]"]
+def test_one_search_of_each_kind_serves_every_share(bench: Path) -> None:
+    searches = "{single: {search_teacher: single}, preset: {preset: private_l2}}"
+    settings = ["methods=[taylor]", "groups=[private]", f"searches={searches}", "reductions=[0.1, 0.05]", "aside=3"]
     found = {(row.case, row.quantity): row.value for row in run_bench(bench, settings)[1]}
-    for teacher in ("single", "none"):
+    for name, groups in (("single", "all"), ("preset", "private")):
         early, late = (
-            {name: found[f"ekg, teacher {teacher}, all, {percent} %", name] for name in ("MACs removed", "search")}
+            {
+                what: found[f"ekg {name}, {groups}, {percent} %", what]
+                for what in ("MACs removed", "search", "candidates")
+            }
             for percent in (5, 10)
         )
         assert 5 <= early["MACs removed"] < 10 <= late["MACs removed"] < 15
         assert 0 < early["search"] < late["search"]
+        assert 0 < early["candidates"] < late["candidates"]
     assert "taylor, private, 5 %" in {case for case, _ in found}
+    measured = found["taylor, private, 5 %", "top-1, recalibrated"] * 30 / 100  # thirty images are kept aside
+    assert measured == pytest.approx(round(measured))
+
+
+def test_a_search_with_a_field_that_does_not_exist_is_refused(bench: Path) -> None:
+    with pytest.raises(JobError, match=r"searches.mine.teacher: Extra inputs are not permitted"):
+        run_bench(bench, ["searches={mine: {teacher: none}}"])
