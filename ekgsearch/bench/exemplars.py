@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field
 
+from ekgsearch.artefact.weights import load_weights, read_sidecar
 from ekgsearch.bench.base import BenchSettings, Measurement
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import JobError
@@ -25,7 +26,6 @@ from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import load_weights, read_sidecar
 from ekgsearch.nets.zoo import build
 from ekgsearch.report.exemplars import ExemplarRow, ReductionRow, plot_exemplars, plot_reduction
 from ekgsearch.report.style import to_png

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ekgsearch.artefact.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.members import ChannelGroup
@@ -15,7 +16,6 @@ from ekgsearch.experiment import Job, expand_path
 from ekgsearch.methods.budget import Budget, set_budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.nets.spec import NetSpec, Padding
-from ekgsearch.nets.weights import Sidecar, load_weights, read_sidecar, sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ekgsearch.artefact.weights import load_weights
 from ekgsearch.channels.graph import analyse
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.views import Normalisation
@@ -14,7 +15,6 @@ from ekgsearch.methods.ekg.replay.replay import NOMINAL_BATCH, Replay
 from ekgsearch.methods.evaluate import SearchBatch
 from ekgsearch.methods.networks import SLICE_BELOW
 from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
 
 NETWORK = NetSpec("resnet56", 10, (3, 32, 32), shortcut="projection", padding="tf_same")

@@ -13,11 +13,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from pydantic import ValidationError
 
+from ekgsearch.artefact.weights import read_sidecar, sidecar_path
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.errors import JobError, MissingDataError, StorageError
 from ekgsearch.experiment import Job, expand_path
 from ekgsearch.methods.section import UNKNOWN_REDUCTION, EvaluatingSection
-from ekgsearch.nets.weights import read_sidecar, sidecar_path
 from ekgsearch.pipeline.images import data_request
 from ekgsearch.pipeline.network import weights_path
 from ekgsearch.pipeline.study import StudyJob

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ekgsearch.artefact.weights import load_weights
 from ekgsearch.data.views import Normalisation
 from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
 from ekgsearch.workers.images import DataRequest
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ekgsearch.artefact.weights import load_weights, read_sidecar
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.folder import folder_images
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.index import index_images
 from ekgsearch.data.subset import batches
 from ekgsearch.data.views import Normalisation
-from ekgsearch.nets.weights import load_weights, read_sidecar
 from ekgsearch.nets.zoo import build
 
 

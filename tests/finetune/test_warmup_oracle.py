@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ekgsearch.artefact.weights import load_weights, read_sidecar
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.subset import split_search_subset
 from ekgsearch.data.views import Normalisation
@@ -16,7 +17,6 @@ from ekgsearch.finetune.metrics import StepReport
 from ekgsearch.finetune.world import World
 from ekgsearch.jobfile import load_job
 from ekgsearch.nets import zoo
-from ekgsearch.nets.weights import load_weights, read_sidecar
 from ekgsearch.pipeline.warmup import warmup_config
 from ekgsearch.storage.tensors import load_tensors
 

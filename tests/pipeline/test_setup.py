@@ -10,11 +10,11 @@ import pytest
 from command_line import JOB
 from paper_run import commit_until, paper_run
 
+from ekgsearch.artefact.weights import sidecar_path
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.ekg.quirks import QUIRKS
 from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import sidecar_path
 from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline import network
 from ekgsearch.pipeline.adopt import adopt_where_asked

@@ -11,6 +11,7 @@ import torch
 from sklearn.cluster import AffinityPropagation
 from torch import Tensor, nn
 
+from ekgsearch.artefact.weights import load_weights
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import BudgetError, NetworkError
@@ -20,7 +21,6 @@ from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.epruner.search import BETA_RESOLUTION, Epruner
 from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import load_weights
 from ekgsearch.nets.zoo import build
 
 CUTS = 0.97

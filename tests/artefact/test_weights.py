@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ekgsearch.artefact.weights import load_weights, read_sidecar
 from ekgsearch.errors import NetworkError
 from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.weights import load_weights, read_sidecar
 from ekgsearch.nets.zoo import build
 
 SPEC = NetSpec("resnet20", 10, (3, 32, 32))
