@@ -1,15 +1,12 @@
 """The typed job: one YAML file is one run."""
 
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ekgsearch.errors import JobError
-from ekgsearch.fields import Mark, Section, Seed, Text
+from ekgsearch.fields import Mark, Section, Seed, Text, expand_path
 from ekgsearch.finetune.objectives.registry import needs_of
 from ekgsearch.methods.baselines.section import CriterionSection, OneShotSection, UniformSection
 from ekgsearch.methods.ekg.quirks import expand_reference
@@ -18,7 +15,8 @@ from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.records import content_hash
 from ekgsearch.sections.bank import BankSection
 from ekgsearch.sections.cluster import ClusterSection
-from ekgsearch.sections.data import DataSection, NetSection, network_contradictions
+from ekgsearch.sections.data import DataSection
+from ekgsearch.sections.net import NetSection, network_contradictions
 from ekgsearch.sections.phases import PhasesSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
 
@@ -65,15 +63,16 @@ class Job(Section):
     def contradictions(self) -> Iterator[str]:
         """What does not go together in this job, as far as it can be told without opening a file; one line each."""
         yield from self.search.contradictions()
-        if self.net.weights is None and self.pretrain.epochs == 0:
-            yield "net.weights is null and pretrain.epochs is 0: give weights or epochs to train them"
+        if self.net.trains_first and self.pretrain.epochs == 0:
+            lacking = "net.weights is null" if self.net.weights is None else "net.new_classifier is true"
+            yield f"{lacking} and pretrain.epochs is 0: give weights or epochs to train them"
         if self.search_run is not None and self.search_run == self.output:
             yield f"search_run = {self.search_run!r} is the run directory itself; leave it out or name another run"
         yield from self.data.contradictions()
         yield from network_contradictions(self.net, self.data, self.search.padding)
         yield from self._lacks_images()
         num_images = self.data.train_images or (self.data.known.train if self.data.known else None)
-        yield from self.pretrain.contradictions("pretrain", num_images if self.net.weights is None else None)
+        yield from self.pretrain.contradictions("pretrain", num_images if self.net.trains_first else None)
         yield from self.finetune.contradictions("finetune", num_images)
         if isinstance(self.search, OneShotSection):
             yield from self.finetune.stage_contradictions("finetune", self.search.stages)
@@ -120,18 +119,6 @@ class Job(Section):
     def run_dir(self) -> Path:
         """The run directory, variables expanded, absolute."""
         return expand_path(self.output, "output").absolute()
-
-
-def expand_path(text: str, field: str) -> Path:
-    """Expand ``$VARIABLES`` and ``~`` in a path of the job.
-
-    Raises:
-        JobError: a variable is not set.
-    """
-    missing = [name for name in re.findall(r"\$\{?(\w+)\}?", text) if name not in os.environ]
-    if missing:
-        raise JobError(f"{field} = {text}: the environment variable {missing[0]} is not set; set it or give a path")
-    return Path(os.path.expandvars(text)).expanduser()
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:

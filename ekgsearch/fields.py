@@ -1,6 +1,7 @@
 """The base of job sections, the types of their fields, and the marks on them."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -8,6 +9,8 @@ from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ekgsearch.errors import JobError
 
 MOST = 2**31 - 1
 """Largest count of anything: what torch, Ray and parquet take in 32 bits."""
@@ -72,7 +75,7 @@ class Section(BaseModel):
             elif value is not None and Mark.PATH in marks_of(type(self), name):
                 base = base_of(here)
                 is_one = isinstance(value, str)
-                changes[name] = _absolute(value, base) if is_one else tuple(_absolute(one, base) for one in value)
+                changes[name] = absolute(value, base) if is_one else tuple(absolute(one, base) for one in value)
         return self.model_copy(update=changes)
 
 
@@ -99,6 +102,18 @@ def places(section: type[BaseModel], start: Place = ()) -> Iterator[tuple[Place,
             yield (*start, name), found
 
 
-def _absolute(text: str, base: Path) -> str:
+def absolute(text: str, base: Path) -> str:
     """A path below a folder, unless it begins with a variable or with `~`, or is the address of a store."""
     return text if text.startswith(("$", "~")) or "://" in text else os.path.normpath(base / text)
+
+
+def expand_path(text: str, field: str) -> Path:
+    """Expand ``$VARIABLES`` and ``~`` in a path of the job.
+
+    Raises:
+        JobError: a variable is not set.
+    """
+    missing = [name for name in re.findall(r"\$\{?(\w+)\}?", text) if name not in os.environ]
+    if missing:
+        raise JobError(f"{field} = {text}: the environment variable {missing[0]} is not set; set it or give a path")
+    return Path(os.path.expandvars(text)).expanduser()

@@ -7,7 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import Job, expand_path
+from ekgsearch.experiment import Job
+from ekgsearch.fields import expand_path
 from ekgsearch.jobfile import load_job
 from ekgsearch.pipeline.images import DATA_VARIABLE, data_request
 

@@ -44,11 +44,11 @@ sys.meta_path.insert(0, Refuse())
 for name in {core!r}:
     importlib.import_module(name)
 import torch
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.slim import slim
-graph = analyse(build(NetSpec("resnet20", 10, (3, 8, 8)), seed=0), (3, 8, 8))
+graph = analyse(build(zoo_factory("resnet20", 10, (3, 8, 8)), seed=0), (3, 8, 8))
 print(slim(graph, graph.full()).eval()(torch.zeros(1, 3, 8, 8)).shape)
 """
 

@@ -191,7 +191,7 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
         },
     ),
     ray.Settings: ({"bench": "ray", "job": "job.yaml"}, {"workers": whole(0, 4096), "pairs": whole(1)}),
-    rivals.Settings: ({"bench": "rivals", "job": "job.yaml"}, {"reductions": SHARE}),
+    rivals.Settings: ({"bench": "rivals", "job": "job.yaml"}, {"reductions": SHARE, "aside": whole(0)}),
     search.Settings: (
         {"bench": "search", "job": "job.yaml"},
         {"cases": real(0, 1), "iterations": whole(1), "pairs": whole(1)},

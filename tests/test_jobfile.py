@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 from ekgsearch.cli import cli
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import Job, expand_path, job_schema
+from ekgsearch.experiment import Job, job_schema
+from ekgsearch.fields import expand_path
 from ekgsearch.jobfile import fields_text, load_job
 from ekgsearch.methods.ekg.quirks import QUIRKS
 

@@ -29,6 +29,8 @@ import torch.nn.functional as functional
 from pydantic import Field, model_validator
 from torch import nn
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.build import write_block
 from ekgsearch.bank.commit import commit
@@ -51,10 +53,8 @@ from ekgsearch.finetune.step import train_step
 from ekgsearch.finetune.world import World, data_parallel
 from ekgsearch.methods.baselines.uniform import uniform_width
 from ekgsearch.methods.budget import set_budget
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
-from ekgsearch.sections.data import NetName, network_error
+from ekgsearch.sections.net import NetName, network_error
 from ekgsearch.storage.objects import ObjectStore, open_store
 
 BANK_IMAGES = 4096
@@ -94,7 +94,7 @@ class Settings(BenchSettings):
 
     @model_validator(mode="after")
     def _agree(self) -> "Settings":
-        if error := network_error(NetSpec(self.net, self.num_classes, (3, self.image_size, self.image_size))):
+        if error := network_error(self.net, self.image_size):
             raise ValueError(f"net: {error}")
         share, rest = divmod(self.batch_size, self.processes)
         compared = max((needs_of(name).images for name in self.objectives), default=1)
@@ -143,7 +143,7 @@ def _measure(settings: Settings, rank: int, folder: Path) -> Iterator[Measuremen
     pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, settings.num_classes, (images,), generator=generator)
     data = TrainData(ArrayImages(pixels, labels).to(device), Normalisation((120.0,) * 3, (60.0,) * 3))
-    graph = analyse(build(NetSpec(settings.net, settings.num_classes, size[1:]), seed=1), size[1:])
+    graph = analyse(build(zoo_factory(settings.net, settings.num_classes, size[1:]), seed=1), size[1:])
     budget = set_budget(graph, reduction=settings.reduction, absolute=None, unit="macs", counter="macs")
     kept: Subnetwork = uniform_width(graph, budget)
     head = classifier(graph)

@@ -25,14 +25,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import euclidean_distances
 from threadpoolctl import threadpool_limits
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, ratio
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Mark, Positive, Text
+from ekgsearch.fields import Mark, Positive, Text, expand_path
 from ekgsearch.maths.affinity import exemplars
 from ekgsearch.maths.similarity import Similarity, representatives
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.storage.tensors import load_tensors
 
 Filters = NDArray[np.float64]
@@ -101,7 +100,7 @@ def _filters(net: str, weights: str | None, field: str, part: str) -> tuple[list
         part: text in the names of the convolutions.
     """
     if weights is None:
-        tensors, name = build(NetSpec(net, 10, (3, 32, 32)), seed=0).state_dict(), f"{net}, random weights"
+        tensors, name = build(zoo_factory(net, 10, (3, 32, 32)), seed=0).state_dict(), f"{net}, random weights"
     else:
         path = expand_path(weights, field)
         tensors, name = load_tensors(path, require_checksum=False)[0], path.stem

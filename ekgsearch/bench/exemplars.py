@@ -15,18 +15,19 @@ from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import Field
 
-from ekgsearch.artefact.weights import load_weights, read_sidecar
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
+from ekgsearch.artefact.recipe import Recipe
+from ekgsearch.artefact.sidecar import read_sidecar
+from ekgsearch.artefact.weights import load_weights
 from ekgsearch.bench.base import BenchSettings, Measurement
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Mark, Text
+from ekgsearch.fields import Mark, Text, expand_path
 from ekgsearch.methods.base import Decision, Materials
 from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.epruner.section import EprunerSection
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.report.exemplars import ExemplarRow, ReductionRow, plot_exemplars, plot_reduction
 from ekgsearch.report.style import to_png
 from ekgsearch.storage.files import write_atomically
@@ -97,15 +98,18 @@ def run(settings: Settings) -> Iterator[Measurement]:
 def _networks(weights: Sequence[str]) -> Iterator[_Network]:
     """Trained networks, or a small one with random weights where none is named."""
     if not weights:
-        yield _Network("resnet20, random weights", _analysed(NetSpec("resnet20", 10, (3, 32, 32)), None))
+        yield _Network("resnet20, random weights", _analysed(zoo_factory("resnet20", 10, (3, 32, 32)), None))
     for text in weights:
         path = expand_path(text, "weights")
         if not path.is_file():
             raise JobError(f"weights = {text}: there is no file {path}; name files of trained networks")
-        yield _Network(path.stem, _analysed(read_sidecar(path).net, path))
+        net = read_sidecar(path).net
+        if net is None:
+            raise JobError(f"weights = {text}: expected a sidecar next to it that names the network, found none")
+        yield _Network(path.stem, _analysed(net, path))
 
 
-def _analysed(net: NetSpec, weights: Path | None) -> ChannelGraph:
+def _analysed(net: Recipe, weights: Path | None) -> ChannelGraph:
     network = build(net, seed=0).eval()
     if weights is not None:
         load_weights(network, weights)

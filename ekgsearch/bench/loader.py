@@ -25,6 +25,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bench.base import BenchSettings, Measurement, abab, gpu_lacking, pixels_in_small, ratio
 from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.data import dali
@@ -36,11 +38,8 @@ from ekgsearch.data.limit import Limit
 from ekgsearch.data.loader import LoadedBatch, Loader, LoaderName, LoaderSettings, open_loader
 from ekgsearch.data.views import Augmentation, Normalisation
 from ekgsearch.errors import DataError, JobError
-from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Mark, Pixels, Positive, Text, Threads
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
-from ekgsearch.sections.data import NetName, network_error
+from ekgsearch.fields import Mark, Pixels, Positive, Text, Threads, expand_path
+from ekgsearch.sections.net import NetName, network_error
 
 _NORMALISATION = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
 _COLOUR = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2, lighting=0.1, crop="resized")
@@ -88,7 +87,7 @@ class Settings(BenchSettings):
 
     @model_validator(mode="after")
     def _has_network(self) -> "Settings":
-        if self.net and (error := network_error(_net_spec(self.net, self.image_size))):
+        if self.net and (error := network_error(self.net, self.image_size)):
             raise ValueError(f"net: {error}")
         return self
 
@@ -263,17 +262,13 @@ def _reference(
     return (iter(loader) for _ in itertools.count())
 
 
-def _net_spec(name: str, image_size: int) -> NetSpec:
-    return NetSpec(name, 1000, (3, image_size, image_size))
-
-
 def _supply(settings: Settings, images: EncodedImages, name: str) -> list[Measurement]:
     """Train a network on two views of each picture, and see how long it waits for them."""
     EXACT.set_backends()  # the kernels of any training
     num_images = max(len(images), _TRAINED_BATCHES * settings.batch_size)
     images = images.take(torch.arange(num_images) % len(images))
     device = _device(settings)
-    network = build(_net_spec(name, settings.image_size), seed=1).to(device).train()
+    network = build(zoo_factory(name, 1000, (3, settings.image_size, settings.image_size)), seed=1).to(device).train()
     network = network.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, nesterov=True)
     loader = _loader(settings, images, 2, _COLOUR, "auto")

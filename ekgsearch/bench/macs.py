@@ -19,6 +19,8 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bench.base import BenchSettings, Measurement, pixels_in_small
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
@@ -37,10 +39,8 @@ from ekgsearch.methods.ekg.search import EkgSearch, EkgSettings
 from ekgsearch.methods.evaluate import PREFIX_BYTES, BatchEvaluator, SearchBatch, evaluations
 from ekgsearch.methods.networks import TIE_TOLERANCE, FastNetworks
 from ekgsearch.methods.section import LEAST_REDUCTION
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
-from ekgsearch.sections.data import NetName, network_error
+from ekgsearch.sections.net import NetName, network_error
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class Settings(BenchSettings):
 
     @model_validator(mode="after")
     def _has_network(self) -> "Settings":
-        if error := network_error(NetSpec(self.net, self.num_classes, (3, self.image_size, self.image_size))):
+        if error := network_error(self.net, self.image_size):
             raise ValueError(f"net: {error}")
         return self
 
@@ -184,7 +184,9 @@ def naive_macs(graph: ChannelGraph, decision: Decision, images: int) -> int:
 def noise(settings: Settings) -> tuple[ChannelGraph, list[SearchBatch]]:
     """A network with random weights, also in its norms, and batches of noise."""
     shape = (3, settings.image_size, settings.image_size)
-    network = build(NetSpec(settings.net, settings.num_classes, shape), seed=settings.seed).eval().requires_grad_(False)
+    network = (
+        build(zoo_factory(settings.net, settings.num_classes, shape), seed=settings.seed).eval().requires_grad_(False)
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     draw_norms(network, generator)
     images = torch.randn(settings.images, *shape, generator=generator)

@@ -26,8 +26,7 @@ from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Count, Mark, Share, Text
+from ekgsearch.fields import Count, Mark, Share, Text, expand_path
 from ekgsearch.finetune.average import RECALIBRATION_IMAGES, recalibrate_on
 from ekgsearch.finetune.config import TrainData
 from ekgsearch.finetune.evaluate import evaluate
@@ -147,7 +146,7 @@ def _changed(section: SearchSection, changes: Mapping[str, Any], name: str) -> E
         raise JobError(f"searches are those of search.method ekg; the job's is {section.method}")
     given = section.model_dump(include=section.model_fields_set)
     try:
-        return EkgSection.model_validate(given | changes | {"budget": None})
+        return EkgSection.model_validate(given | dict(changes) | {"budget": None})
     except ValidationError as error:
         first = error.errors()[0]
         raise JobError(f"searches.{name}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -219,7 +218,7 @@ class _Rivals:
         yield Measurement.count(case, "MACs removed", "%", 100 * (1 - macs / setup.full_costs.macs))
 
     def _open_graph(self) -> ChannelGraph:
-        return analyse(self._workload.open_network(), self._setup.net.input_shape)
+        return analyse(self._workload.open_network(), self._setup.recipe.input_shape)
 
     def _budget(self, reduction: float, groups: Sequence[ChannelGroup] | None = None) -> Budget:
         return set_budget(

@@ -26,8 +26,7 @@ from ekgsearch.bench.ceilings import ceilings, convolution_bytes
 from ekgsearch.bench.macs import draw_norms
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import expand_path
-from ekgsearch.fields import Mark, Positive, Text
+from ekgsearch.fields import Mark, Positive, Text, expand_path
 from ekgsearch.jobfile import load_job
 from ekgsearch.maths.racing import LEAST_BATCHES
 from ekgsearch.methods.base import Decision, Evaluator, decisions_from_records
@@ -250,7 +249,7 @@ def journaled(setup: Setup, path: Path) -> list[Decision]:
     found = lines[0].get("groups") if lines else None
     if found != groups:
         raise JobError(
-            f"journal = {path}: expected decisions on the {len(groups)} channel groups of {setup.net.name}, found "
+            f"journal = {path}: expected decisions on the {len(groups)} channel groups of {setup.recipe.name}, found "
             f"those of another network with {len(found or ())}; name the journal of a run of this job"
         )
     return decisions_from_records((content(line) for line in lines if line["kind"] == "iteration"), setup.graph.full())

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ekgsearch.data.cache import cache_folder, cached_images, source_key
+from ekgsearch.data.class_names import CIFAR10, CIFAR100
 from ekgsearch.data.decode import open_picture
 from ekgsearch.data.images import ArrayImages, Dataset
 from ekgsearch.data.shards import check_complete, find_shards, picture_columns, stored_bytes, unreadable
@@ -24,7 +25,7 @@ _BATCHES = {
     "cifar10": {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]},
     "cifar100": {"train": ["train"], "test": ["test"]},
 }
-_NUM_CLASSES = {"cifar10": 10, "cifar100": 100}
+_CLASS_NAMES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 _MEAN = {"cifar10": (125.3, 123.0, 113.9), "cifar100": (129.3, 124.1, 112.4)}
 _STD = {"cifar10": (63.0, 62.1, 66.7), "cifar100": (68.2, 65.4, 70.4)}
 
@@ -67,8 +68,9 @@ def open_cifar(name: str, root: Path | None, *, download: bool = True) -> Datase
         )
     train, test = images
     for split, members in zip(_SPLITS, images, strict=True):
-        _check_labels(f"{name} {split}", members, _NUM_CLASSES[name])
-    return Dataset(name, train, test, _NUM_CLASSES[name], (3, _SIZE, _SIZE), _MEAN[name], _STD[name])
+        _check_labels(f"{name} {split}", members, len(_CLASS_NAMES[name]))
+    names = _CLASS_NAMES[name]
+    return Dataset(name, train, test, len(names), (3, _SIZE, _SIZE), _MEAN[name], _STD[name], names)
 
 
 def _find(name: str, root: Path) -> tuple[ArrayImages, ArrayImages] | None:

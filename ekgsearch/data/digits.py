@@ -39,7 +39,8 @@ def open_digits(image_size: int | None = None, *, channels: int = 3) -> Dataset:
     is_test = torch.from_numpy(_test_mask(labels))
     train, test = (ArrayImages(images[mask], classes[mask]) for mask in (~is_test, is_test))
     mean, std = mean_and_deviation(train.images[:, 0])
-    return Dataset("digits", train, test, 10, (channels, size, size), (mean,) * channels, (std,) * channels)
+    names = tuple(map(str, range(10)))
+    return Dataset("digits", train, test, 10, (channels, size, size), (mean,) * channels, (std,) * channels, names)
 
 
 def enlarge(levels: np.ndarray, size: int) -> np.ndarray:

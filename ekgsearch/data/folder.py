@@ -95,7 +95,7 @@ def open_image_folder(
     train, test = (folder_images(index, image_size, num_threads=num_threads, channels=channels) for index in indexes)
     # An index names the classes of its pictures alone, and those of a part of the classes are not all.
     names = class_folders(folders[0]) if limit.classes is not None else indexes[0].class_names
-    return Dataset("image_folder", train, test, len(names), train.image_shape, mean, std)
+    return Dataset("image_folder", train, test, len(names), train.image_shape, mean, std, tuple(names))
 
 
 def indexes_of(dataset: Dataset) -> tuple[ImageIndex, ...]:

@@ -49,7 +49,7 @@ def open_generated(
         _images(gradients, per_class if limit.images is None else min(per_class, limit.images), split)
         for per_class, split in ((TRAIN_PER_CLASS, _TRAIN), (TEST_PER_CLASS, _TEST))
     )
-    return Dataset("generated", train, test, classes, shape, mean, std)
+    return Dataset("generated", train, test, classes, shape, mean, std, tuple(map(str, range(classes))))
 
 
 def _gradients(classes: Tensor, shape: tuple[int, int, int]) -> Tensor:

@@ -102,6 +102,7 @@ class Dataset:
         image_shape: (channels, height, width), pixels.
         mean: usual mean of each channel, such as red, green and blue, in pixel units 0..255.
         std: usual standard deviation of them, in pixel units 0..255.
+        class_names: in the order of the labels.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Dataset:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_names: tuple[str, ...]
 
     @property
     def content_hash(self) -> str:

@@ -90,7 +90,8 @@ def open_parquet(root: Path, image_size: int, *, channels: int = 3, max_bad: int
         EncodedImages(index.images, source, image_size, num_threads=num_threads, channels=channels)
         for index, source in (train, test)
     )
-    return Dataset("parquet", train_images, test_images, num_classes, train_images.image_shape, mean, std)
+    names = tuple(map(str, range(num_classes)))
+    return Dataset("parquet", train_images, test_images, num_classes, train_images.image_shape, mean, std, names)
 
 
 def count_classes(root: Path) -> int:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ekgsearch.nets.spec import Padding
+from ekgsearch.nets.options import Padding
 
 IMAGENET_STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)
 """Strides of the stem and the seven stages for 224x224 images (arXiv 1801.04381, table 2)."""

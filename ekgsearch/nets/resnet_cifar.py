@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ekgsearch.nets.spec import Padding, Shortcut
+from ekgsearch.nets.options import Padding, Shortcut
 
 
 class CifarBlock(nn.Module):

@@ -1,6 +1,7 @@
 """Every network that can be built by name, with its initial weights."""
 
 import math
+from typing import get_args
 
 import torch
 from torch import nn
@@ -8,9 +9,9 @@ from torch import nn
 from ekgsearch.errors import NetworkError
 from ekgsearch.nets.googlenet import GoogLeNet
 from ekgsearch.nets.mobilenet_v2 import CIFAR_STRIDES, IMAGENET_STRIDES, MobileNetV2
+from ekgsearch.nets.options import Padding, Shortcut
 from ekgsearch.nets.resnet import BasicBlock, Block, Bottleneck, ResNet
 from ekgsearch.nets.resnet_cifar import CifarBlock, CifarResNet
-from ekgsearch.nets.spec import NetSpec
 from ekgsearch.nets.vgg import VGG16
 
 _CIFAR_RESNETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
@@ -29,7 +30,15 @@ NAMES: tuple[str, ...] = (*_CIFAR_RESNETS, *_RESNETS, *_MOBILENETS, "vgg16", "go
 _SMALLEST_INPUT = {"vgg16": 16, "googlenet": 4}
 
 
-def build(spec: NetSpec, *, seed: int | None = None) -> nn.Module:
+def build(
+    name: str,
+    num_classes: int,
+    channels: int = 3,
+    *,
+    shortcut: Shortcut = "projection",
+    padding: Padding = "torch",
+    seed: int | None = None,
+) -> nn.Module:
     """Build a network with fresh weights.
 
     Convolutions start from a normal distribution with He's variance over the outgoing connections, linear layers
@@ -37,67 +46,80 @@ def build(spec: NetSpec, *, seed: int | None = None) -> nn.Module:
     of a ResNet, which starts at gamma 0 (as in the code published with EKG, arXiv 2203.02651).
 
     Args:
-        spec: name and dimensions.
-        seed: makes the weights a function of the spec and this number and leaves torch's generator untouched;
-            None draws from torch's global generator.
+        name: one of `NAMES`.
+        num_classes: number of logits, at least 1.
+        channels: of an image, at least 1.
+        shortcut: shortcut of down-sampling blocks of the CIFAR ResNets (arXiv 1512.03385, sec. 3.3, options A and B).
+        padding: padding of the stride-2 3x3 convolutions; "tf_same" is what weights trained in TensorFlow need.
+        seed: makes the weights a function of the other arguments and this number and leaves torch's generator
+            untouched; None draws from torch's global generator.
 
     Raises:
-        NetworkError: unknown name, or dimensions that this network cannot have.
+        NetworkError: unknown name, or a form in which this network does not exist.
     """
-    check(spec)
+    check(name, shortcut, padding)
     with torch.random.fork_rng(devices=[]):
-        network = _construct(spec)
+        network = _construct(name, num_classes, channels, shortcut, padding)
     _initialise(network, None if seed is None else torch.Generator().manual_seed(seed))
     return network
 
 
-def check(spec: NetSpec) -> None:
-    """Check that a network can be built, without building it.
+def check(name: str, shortcut: Shortcut, padding: Padding) -> None:
+    """Check that a network exists in a form, without building it.
 
     Raises:
-        NetworkError: unknown name, or dimensions that this network cannot have.
+        NetworkError: unknown name, or a form in which this network does not exist.
     """
-    if spec.name not in NAMES:
-        raise NetworkError(f"network must be one of {', '.join(NAMES)}; found '{spec.name}'")
-    _, height, width = spec.input_shape
-    smallest = _SMALLEST_INPUT.get(spec.name, 1)
+    if name not in NAMES:
+        raise NetworkError(f"network must be one of {', '.join(NAMES)}; found '{name}'")
+    for field, value, allowed in (("shortcut", shortcut, get_args(Shortcut)), ("padding", padding, get_args(Padding))):
+        if value not in allowed:
+            raise NetworkError(f"network '{name}': {field} must be one of {', '.join(allowed)}, found {value!r}")
+    if shortcut == "option_a" and name not in _CIFAR_RESNETS:
+        raise NetworkError(f"shortcut 'option_a' exists for {', '.join(_CIFAR_RESNETS)} only, found '{name}'")
+    if padding == "tf_same" and name not in _CIFAR_RESNETS and name not in _MOBILENETS:
+        raise NetworkError(
+            f"padding 'tf_same' exists for {', '.join((*_CIFAR_RESNETS, *_MOBILENETS))} only, found '{name}'"
+        )
+
+
+def check_size(name: str, padding: Padding, input_shape: tuple[int, int, int]) -> None:
+    """Check that a network takes images of a shape, without building it.
+
+    Args:
+        name: one of `NAMES`.
+        padding: of its strided convolutions; "tf_same" at the bottom and the right is TensorFlow's rule for even sizes
+            only.
+        input_shape: (channels, height, width), pixels.
+
+    Raises:
+        NetworkError: it does not.
+    """
+    _, height, width = input_shape
+    smallest = _SMALLEST_INPUT.get(name, 1)
     if min(height, width) < smallest:
         raise NetworkError(
-            f"network '{spec.name}' takes images of at least {smallest}x{smallest} pixels, "
-            f"found input_shape {spec.input_shape}"
+            f"network '{name}' takes images of at least {smallest}x{smallest} pixels, found input_shape {input_shape}"
         )
-    if spec.shortcut == "option_a" and spec.name not in _CIFAR_RESNETS:
-        raise NetworkError(f"shortcut 'option_a' exists for {', '.join(_CIFAR_RESNETS)} only, found '{spec.name}'")
-    if spec.padding == "tf_same":
-        _check_one_sided_padding(spec)
-
-
-def _check_one_sided_padding(spec: NetSpec) -> None:
-    """Padding at the bottom and the right is TensorFlow's rule for even sizes only."""
-    if spec.name not in _CIFAR_RESNETS and spec.name not in _MOBILENETS:
+    reduction = math.prod(_MOBILENETS[name][0]) if name in _MOBILENETS else 4
+    if padding == "tf_same" and (height % reduction or width % reduction):
         raise NetworkError(
-            f"padding 'tf_same' exists for {', '.join((*_CIFAR_RESNETS, *_MOBILENETS))} only, found '{spec.name}'"
-        )
-    reduction = math.prod(_MOBILENETS[spec.name][0]) if spec.name in _MOBILENETS else 4
-    if spec.input_shape[1] % reduction or spec.input_shape[2] % reduction:
-        raise NetworkError(
-            f"network '{spec.name}' with padding 'tf_same' takes images whose height and width are multiples of "
-            f"{reduction}, found input_shape {spec.input_shape}"
+            f"network '{name}' with padding 'tf_same' takes images whose height and width are multiples of "
+            f"{reduction}, found input_shape {input_shape}"
         )
 
 
-def _construct(spec: NetSpec) -> nn.Module:
-    channels = spec.input_shape[0]
-    if spec.name in _CIFAR_RESNETS:
-        return CifarResNet(channels, _CIFAR_RESNETS[spec.name], spec.num_classes, spec.shortcut, spec.padding)
-    if spec.name in _RESNETS:
-        return ResNet(channels, *_RESNETS[spec.name], spec.num_classes)
-    if spec.name in _MOBILENETS:
-        strides, dropout = _MOBILENETS[spec.name]
-        return MobileNetV2(channels, strides, spec.num_classes, spec.padding, dropout)
-    if spec.name == "vgg16":
-        return VGG16(channels, spec.num_classes)
-    return GoogLeNet(channels, spec.num_classes)
+def _construct(name: str, num_classes: int, channels: int, shortcut: Shortcut, padding: Padding) -> nn.Module:
+    if name in _CIFAR_RESNETS:
+        return CifarResNet(channels, _CIFAR_RESNETS[name], num_classes, shortcut, padding)
+    if name in _RESNETS:
+        return ResNet(channels, *_RESNETS[name], num_classes)
+    if name in _MOBILENETS:
+        strides, dropout = _MOBILENETS[name]
+        return MobileNetV2(channels, strides, num_classes, padding, dropout)
+    if name == "vgg16":
+        return VGG16(channels, num_classes)
+    return GoogLeNet(channels, num_classes)
 
 
 def _initialise(network: nn.Module, generator: torch.Generator | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ekgsearch.errors import JobError, ResumeError, StorageError
-from ekgsearch.experiment import expand_path
+from ekgsearch.fields import expand_path
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.found import SEARCH
 from ekgsearch.pipeline.lines import content

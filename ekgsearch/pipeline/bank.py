@@ -13,7 +13,7 @@ from ekgsearch.bank.rows import STORED
 from ekgsearch.bank.space import check_space
 from ekgsearch.channels.arithmetic import EXACT
 from ekgsearch.channels.head import classifier, find_classifier
-from ekgsearch.experiment import expand_path
+from ekgsearch.fields import expand_path
 from ekgsearch.finetune.objectives.registry import needs_of
 from ekgsearch.methods.base import Decision
 from ekgsearch.pipeline.context import RunContext
@@ -132,7 +132,7 @@ def bank_spec(context: RunContext, *, teachers: tuple[str, ...], weights_hash: s
     return BankSpec(
         dataset_hash=setup.dataset.train.content_hash,
         weights_hash=weights_hash,
-        network_hash=content_hash([setup.net.to_dict(), setup.mean, setup.std]),
+        network_hash=content_hash(setup.network_identity),
         teachers=teachers,
         num_images=num_images,
         ids=() if ids is None else id_ranges(ids),

@@ -142,7 +142,7 @@ class RunContext:
 
     def open_graph(self) -> ChannelGraph:
         """The channel groups of the network with the weights that the search starts from."""
-        return analyse(self.workload.open_network(), self.setup.net.input_shape)
+        return analyse(self.workload.open_network(), self.setup.recipe.input_shape)
 
     def charged(self, kind: PhaseKind, phase: str, device: str, num_devices: int) -> AbstractContextManager[Clock]:
         """Charge a block of work to a phase.

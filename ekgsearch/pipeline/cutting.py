@@ -46,7 +46,7 @@ class Standing:
 
     def graph(self, context: RunContext) -> ChannelGraph:
         """The channel groups of the unpruned network with these weights."""
-        return analyse(context.setup.workload(self.weights).open_network(), context.setup.net.input_shape)
+        return analyse(context.setup.workload(self.weights).open_network(), context.setup.recipe.input_shape)
 
 
 @dataclass(frozen=True, slots=True)

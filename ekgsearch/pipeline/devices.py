@@ -92,5 +92,5 @@ def _say_what_stays_here(job: Job, found: Devices) -> None:
         "this machine has no GPU and the cluster has: search on %s, fine-tuning on %s, evaluation%s here on the cpu",
         found.search,
         found.finetune,
-        "" if job.net.weights and not job.warmup.epochs else " and training before the search",
+        "" if not job.net.trains_first and not job.warmup.epochs else " and training before the search",
     )

@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 from typing import Any
 
+from ekgsearch.artefact.file import save_file
 from ekgsearch.finetune.config import FinetuneConfig
 from ekgsearch.finetune.objectives.registry import ObjectiveName, needs_of
 from ekgsearch.pipeline.augmenting import finetune_augmentation
@@ -11,11 +12,10 @@ from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.found import SEARCH, slim_file
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
-from ekgsearch.pipeline.structure import structure_metadata
+from ekgsearch.pipeline.structure import describe_slim
 from ekgsearch.pipeline.train import train_by_backend, training_config
 from ekgsearch.records import PhaseKind, Subnetwork
 from ekgsearch.runtime.seeds import sub_seed
-from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.training import Outcome, TrainingTask, load_student
 
 SEMANTICS = 1
@@ -105,12 +105,13 @@ class Finetune(Phase):
 
 def _write_final(context: RunContext, subnetwork: Subnetwork, trained: Result) -> Result:
     """Write the trained slim network, and its averages, as files that say what they hold."""
-    outcome, metadata = Outcome.read(context.training_folder, "slim"), structure_metadata(context.setup, subnetwork)
+    outcome = Outcome.read(context.training_folder, "slim")
     names = []
     for average, weights in {"": outcome.weights, **outcome.averages}.items():
         network = load_student(context.workload, subnetwork, weights)
         path = context.folder / (f"final_{average}.safetensors" if average else "final.safetensors")
-        save_tensors(path, network.state_dict(), metadata)
+        contents = f"fine-tuned, {average} average of its weights" if average else "fine-tuned"
+        save_file(path, network.state_dict(), describe_slim(context.setup, subnetwork, contents))
         names.append(path.name)
     return Result(files=tuple(names), extras=(*trained.files, *trained.extras), fields={"weights": names[0]})
 

@@ -8,7 +8,8 @@ from ekgsearch.data.datasets import Dataset, describe_dataset
 from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.index_file import save_indexes
 from ekgsearch.data.limit import Limit
-from ekgsearch.experiment import Job, expand_path
+from ekgsearch.experiment import Job
+from ekgsearch.fields import expand_path
 from ekgsearch.pipeline.lines import newest_statement
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.workers.images import DataRequest, Loading, Selection

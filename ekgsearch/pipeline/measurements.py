@@ -76,7 +76,7 @@ def _latencies(context: RunContext, full: nn.Module, slim: nn.Module) -> dict[st
     """How long the full and a slim network take for one image and for 64, and how sure their ratio is."""
     latencies: dict[str, float] = {}
     for batch_size in (1, 64):
-        shape, device = context.setup.net.input_shape, torch.device(context.setup.device)
+        shape, device = context.setup.recipe.input_shape, torch.device(context.setup.device)
         found = compare_latencies(full, slim, shape, batch_size, device, check=context.check)
         latencies[f"full_batch{batch_size}_ms"] = found.full_ms
         latencies[f"slim_batch{batch_size}_ms"] = found.slim_ms

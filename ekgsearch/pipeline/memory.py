@@ -67,7 +67,7 @@ def worker_memory(setup: Setup, num_workers: int) -> SearchMemory:
         setup.graph,
         images=min(sum(sizes), -(-sum(sizes) // num_workers) + batch),
         batch_size=batch,
-        num_classes=setup.net.num_classes,
+        num_classes=setup.dataset.num_classes,
         number_bytes=2 if section.precision == "bf16" else 4,
         masked_groups=masked,
         prefix_bytes=setup.search_spec.prefix_bytes,

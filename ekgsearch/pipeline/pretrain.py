@@ -2,16 +2,17 @@
 
 from pathlib import Path
 
+from ekgsearch.artefact.file import save_file
 from ekgsearch.pipeline.augmenting import pretrain_augmentation
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.network import weights_path
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
 from ekgsearch.pipeline.setup import Setup
+from ekgsearch.pipeline.structure import describe_unpruned
 from ekgsearch.pipeline.train import outcome_files, train_here, training_config
 from ekgsearch.records import PhaseKind
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.storage.files import file_sha256
-from ekgsearch.storage.tensors import save_tensors
 from ekgsearch.workers.training import TrainingTask
 
 SEMANTICS = 1
@@ -27,8 +28,8 @@ class Pretrain(Phase):
     def inputs(self, context: RunContext) -> Inputs:
         """The given weights; without them everything that a training depends on."""
         setup, job = context.setup, context.setup.job
-        if job.net.weights is not None:
-            given = {"net.weights": file_sha256(weights_path(job.net))}
+        given = {} if job.net.weights is None else {"net.weights": file_sha256(weights_path(job.net))}
+        if not job.net.trains_first:
             return Inputs(semantics=SEMANTICS, files=given, network=setup.network_identity)
         images = {
             "train": setup.selection(setup.train_ids),
@@ -38,6 +39,7 @@ class Pretrain(Phase):
         return Inputs(
             semantics=SEMANTICS,
             sections={"pretrain": job.pretrain.identity()},
+            files=given,
             images=images,
             network=setup.network_identity,
             choices={"seed": job.seed},
@@ -49,7 +51,7 @@ class Pretrain(Phase):
         """Write the given weights, or train."""
         setup, section = context.setup, context.setup.job.pretrain
         initial = save_initial(setup, context.folder)
-        if setup.job.net.weights is not None:
+        if not setup.job.net.trains_first:
             return Result(files=(initial.name,), fields={"weights": initial.name})
         config = training_config(
             section,
@@ -66,5 +68,9 @@ class Pretrain(Phase):
 def save_initial(setup: Setup, folder: Path) -> Path:
     """Write the weights that a run begins with, given or fresh; equal weights give equal bytes."""
     path = folder / "initial.safetensors"
-    save_tensors(path, setup.network.state_dict(), {"network": setup.net.name})
+    given, section = setup.job.net.weights is not None, setup.job.net
+    contents = "given weights" if given else "fresh weights, untrained"
+    if section.new_classifier:
+        contents += ", the last layer fresh and untrained"
+    save_file(path, setup.network.state_dict(), describe_unpruned(setup, contents))
     return path

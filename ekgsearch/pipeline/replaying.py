@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.artefact.weights import load_weights
 from ekgsearch.channels.graph import analyse
 from ekgsearch.data.datasets import open_dataset
@@ -14,10 +16,8 @@ from ekgsearch.methods.ekg.replay.oracle import Oracle
 from ekgsearch.methods.ekg.replay.replay import NOMINAL_BATCH, Replay
 from ekgsearch.methods.evaluate import SearchBatch
 from ekgsearch.methods.networks import SLICE_BELOW
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
-NETWORK = NetSpec("resnet56", 10, (3, 32, 32), shortcut="projection", padding="tf_same")
+NETWORK = zoo_factory("resnet56", 10, (3, 32, 32), shortcut="projection", padding="tf_same")
 DATASET = "cifar10"
 MEAN, STD = (113.9, 123.0, 125.3), (66.7, 62.1, 63.0)
 """Input normalisation of the recorded program, in pixel units 0..255, for red, green and blue."""

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ekgsearch.errors import JobError
-from ekgsearch.experiment import Job, expand_path
+from ekgsearch.experiment import Job
+from ekgsearch.fields import expand_path
 from ekgsearch.pipeline.adopt import adopt_where_asked
 from ekgsearch.pipeline.audit import audit
 from ekgsearch.pipeline.bank import own_bank

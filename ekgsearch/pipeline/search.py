@@ -6,16 +6,16 @@ from typing import Any
 
 from torch import nn
 
+from ekgsearch.artefact.file import save_file
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.deciding import Deciding
 from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.pipeline.found import SEARCH, slim_file, subnetwork_file
 from ekgsearch.pipeline.memory import state_memory
 from ekgsearch.pipeline.phase import Inputs, Phase, Result
-from ekgsearch.pipeline.structure import structure_metadata
+from ekgsearch.pipeline.structure import describe_slim
 from ekgsearch.records import PhaseKind, Subnetwork, canonical_json
 from ekgsearch.storage.files import write_atomically
-from ekgsearch.storage.tensors import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -103,5 +103,5 @@ def write_found(
     """
     found, path = context.folder / subnetwork_file(search), context.folder / slim_file(search)
     write_atomically(found, (canonical_json(subnetwork.to_dict()) + "\n").encode())
-    save_tensors(path, network.state_dict(), structure_metadata(context.setup, subnetwork))
+    save_file(path, network.state_dict(), describe_slim(context.setup, subnetwork, "as searched, before fine-tuning"))
     return Result(files=(found.name, path.name), fields={"subnetwork": subnetwork.sha256, **(fields or {})})

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ekgsearch.artefact.recipe import Recipe
 from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
@@ -21,7 +22,6 @@ from ekgsearch.experiment import Job
 from ekgsearch.finetune.objectives.registry import OBJECTIVES, needs_of
 from ekgsearch.methods.budget import Budget
 from ekgsearch.methods.section import EvaluatingSection
-from ekgsearch.nets.spec import NetSpec
 from ekgsearch.pipeline.devices import Devices, find_devices
 from ekgsearch.pipeline.images import OpenedImages, open_images
 from ekgsearch.pipeline.network import open_network
@@ -44,7 +44,7 @@ class Setup:
         train_ids: training images in use; None for all.
         test: test images in use.
         search_ids, warmup_ids: the two subsets, image ids in their fixed order.
-        net: the unpruned network.
+        recipe: the unpruned network.
         network: the same, built, with the given weights or freshly initialised.
         graph: its channel groups.
         groups: those of them that the search may cut.
@@ -60,7 +60,7 @@ class Setup:
     test: ImageSet
     search_ids: torch.Tensor
     warmup_ids: torch.Tensor
-    net: NetSpec
+    recipe: Recipe
     network: nn.Module
     graph: ChannelGraph
     groups: tuple[ChannelGroup, ...]
@@ -129,8 +129,14 @@ class Setup:
 
     @property
     def network_identity(self) -> dict[str, Any]:
-        """The unpruned network and its input normalisation, as a JSON value."""
-        return {**self.net.to_dict(), "mean": list(self.mean), "std": list(self.std)}
+        """The unpruned network, names and shapes of its state, and its input normalisation, as a JSON value."""
+        state = [[name, *_form(tensor)] for name, tensor in self.network.state_dict().items()]
+        return {
+            **self.recipe.identity(),
+            "state": content_hash(state),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
 
     @property
     def train_id_list(self) -> tuple[int, ...] | None:
@@ -151,7 +157,7 @@ class Setup:
     def workload(self, weights: Path, device: str | None = None) -> Workload:
         """What a process needs to open the network with these weights, on a kind of device; None for that of here."""
         return Workload(
-            net=self.net,
+            recipe=self.recipe,
             weights=weights,
             data=self.data,
             mean=self.mean,
@@ -184,7 +190,7 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = Fal
         warmup_per_class=job.warmup.images_per_class if job.warmup.epochs else 0,
     )
     opened = open_network(job, dataset.num_classes, dataset.image_shape)
-    sidecar = opened.sidecar
+    mean, std = opened.sidecar.normalisation or (dataset.mean, dataset.std)
     return Setup(
         job=job,
         images=images,
@@ -192,16 +198,20 @@ def set_up(job: Job, cluster_has_gpus: bool | None = None, *, in_run: bool = Fal
         test=images.request.evaluated(dataset),
         search_ids=search_ids,
         warmup_ids=warmup_ids,
-        net=opened.net,
+        recipe=opened.recipe,
         network=opened.network,
         graph=opened.graph,
         groups=opened.groups,
         full_costs=opened.full_costs,
         budget=opened.budget,
-        mean=sidecar.mean if sidecar else dataset.mean,
-        std=sidecar.std if sidecar else dataset.std,
+        mean=mean,
+        std=std,
         devices=devices,
     )
+
+
+def _form(tensor: Tensor) -> tuple[str, list[int]]:
+    return str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
 
 
 def _check_package(job: Job) -> None:
@@ -217,8 +227,8 @@ def _check_package(job: Job) -> None:
 
 def _check_batch_sizes(job: Job, num_images: int) -> None:
     """Refuse a batch that the training images do not fill."""
-    sections = {"finetune": job.finetune} if job.net.weights else {"pretrain": job.pretrain, "finetune": job.finetune}
-    for name, section in sections.items():
+    sections = {"pretrain": job.pretrain} if job.net.trains_first else {}
+    for name, section in {**sections, "finetune": job.finetune}.items():
         if section.batch_size > num_images and section.epochs:
             raise JobError(
                 f"{name}.batch_size = {section.batch_size}, but only {num_images} training images are in use; lower it"

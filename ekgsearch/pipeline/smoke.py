@@ -13,10 +13,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from pydantic import ValidationError
 
-from ekgsearch.artefact.weights import read_sidecar, sidecar_path
+from ekgsearch.artefact.sidecar import read_sidecar
 from ekgsearch.data.datasets import Dataset
 from ekgsearch.errors import JobError, MissingDataError, StorageError
-from ekgsearch.experiment import Job, expand_path
+from ekgsearch.experiment import Job
+from ekgsearch.fields import expand_path
 from ekgsearch.methods.section import UNKNOWN_REDUCTION, EvaluatingSection
 from ekgsearch.pipeline.images import data_request
 from ekgsearch.pipeline.network import weights_path
@@ -190,9 +191,8 @@ def _opened(job: Job, changes: dict[str, Any]) -> Dataset:
 
 def _classes(job: Job, weights: str | None) -> int:
     """Number of classes of pictures that are missing: that of the weights where these say it."""
-    if weights is None or not sidecar_path(weights_path(job.net)).is_file():
-        return ANY_CLASSES
-    return read_sidecar(weights_path(job.net)).net.num_classes
+    known = None if weights is None else read_sidecar(weights_path(job.net)).net
+    return known.arguments["num_classes"] if known else ANY_CLASSES
 
 
 def _trainings(job: Job, dataset: Dataset) -> dict[str, dict[str, Any]]:

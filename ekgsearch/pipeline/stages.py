@@ -196,7 +196,7 @@ class Stages(Phase):
         )
         train_by_backend(context, self.name, task)
         outcome = Outcome.read(folder, name)
-        weights = widen(graph, subnetwork, load_tensors(outcome.weights)[0], context.setup.net.input_shape)
+        weights = widen(graph, subnetwork, load_tensors(outcome.weights)[0], context.setup.recipe.input_shape)
         save_tensors(wide, weights, {"network": name})
         return _Left(subnetwork, outcome.weights, Standing(subnetwork, wide)), outcome.result.last()
 

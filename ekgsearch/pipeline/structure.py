@@ -1,14 +1,21 @@
-"""Metadata of a slim network's file."""
+"""Descriptions of the networks that a run writes to files."""
 
+from ekgsearch.artefact.file import Description
+from ekgsearch.artefact.recipe import Recipe
+from ekgsearch.artefact.slim import Slim
 from ekgsearch.pipeline.setup import Setup
-from ekgsearch.records import Subnetwork, canonical_json
+from ekgsearch.records import Subnetwork
 
 
-def structure_metadata(setup: Setup, subnetwork: Subnetwork) -> dict[str, str]:
-    """What `ekgsearch.pipeline.load.load_slim` needs next to the tensors to rebuild a slim network."""
-    return {
-        "net": canonical_json(setup.net.to_dict()),
-        "subnetwork": canonical_json(subnetwork.to_dict()),
-        "mean": canonical_json(list(setup.mean)),
-        "std": canonical_json(list(setup.std)),
-    }
+def describe_slim(setup: Setup, subnetwork: Subnetwork, contents: str) -> Description:
+    """Description of a slim network; `contents` says what its weights are."""
+    return _describe(setup, Slim(setup.recipe, subnetwork), f"slim network, {contents}")
+
+
+def describe_unpruned(setup: Setup, contents: str) -> Description:
+    """Description of the unpruned network; `contents` says what its weights are."""
+    return _describe(setup, setup.recipe, f"unpruned network, {contents}")
+
+
+def _describe(setup: Setup, recipe: Recipe, contents: str) -> Description:
+    return Description(recipe, contents, setup.mean, setup.std, setup.dataset.class_names)

@@ -140,7 +140,7 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         run=job.run_name,
         method=job.search.method,
         dataset=job.data.title or job.data.name,
-        architecture=setup.net.name,
+        architecture=setup.recipe.name,
         objective=job.finetune.objective,
         seed=job.seed,
         finetune_seed=job.finetune_seed,

@@ -1,20 +1,15 @@
-"""Sections of a job: the network and the images."""
+"""Section of a job: the images."""
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from ekgsearch.data import generated
 from ekgsearch.data.datasets import DatasetName
-from ekgsearch.errors import NetworkError
 from ekgsearch.fields import Count, Mark, Pixels, Positive, Section, Text, Threads, Width
-from ekgsearch.nets.spec import NetSpec, Padding
-from ekgsearch.nets.zoo import NAMES, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,37 +43,6 @@ _GENERATED_SIZES = (1, 4096)
 PICTURE_SIZE = 224
 ANY_CLASSES = 1000
 """Side in pixels and number of classes of pictures of which nothing is known, as ImageNet has them."""
-
-
-def _known_network(name: str) -> str:
-    if name not in NAMES:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise PydanticCustomError("network", "must be one of {names}{hint}", {"names": ", ".join(NAMES), "hint": hint})
-    return name
-
-
-NetName = Annotated[str, AfterValidator(_known_network), WithJsonSchema({"type": "string", "enum": list(NAMES)})]
-"""A network of the zoo."""
-
-
-class NetSection(Section):
-    """The network to shrink."""
-
-    name: NetName = Field(
-        "resnet56", description="architecture, e.g. resnet20, resnet56, resnet50, vgg16, mobilenet_v2"
-    )
-    weights: Annotated[Text | None, Mark.BY_CONTENT, Mark.PATH] = Field(
-        None, description="safetensors file of trained weights; null trains the network first. $VARIABLES are expanded"
-    )
-    shortcut: Literal["option_a", "projection"] | None = Field(
-        None, description="shortcut of CIFAR ResNets; null: as the weights' sidecar says, else projection"
-    )
-    padding: Literal["torch", "tf_same"] | None = Field(
-        None,
-        description="padding of strided convolutions; null: as the weights' sidecar says, else tf_same with all quirks "
-        "of search.quirks, else torch",
-    )
 
 
 class DataSection(Section):
@@ -175,28 +139,3 @@ class DataSection(Section):
             yield f"data.image_size = {self.image_size}: the images of {self.name} have {allowed}; leave it out"
         if self.train_images is not None and self.train_images > known.train:
             yield f"data.train_images = {self.train_images}, but {self.name} has {known.train} training images"
-
-
-def network_contradictions(net: NetSection, data: DataSection, padding: Padding) -> Iterator[str]:
-    """What the network that is named cannot have, or cannot do with the images that are named; one line each.
-
-    Args:
-        net: the network.
-        data: the images.
-        padding: where neither the job nor a sidecar says one.
-    """
-    known = data.known
-    size = data.image_size or (known.size if known else PICTURE_SIZE)
-    classes = known.classes if known else ANY_CLASSES
-    asked = net.padding or ("torch" if net.weights else padding)  # weights may have a sidecar that says another one
-    if error := network_error(NetSpec(net.name, classes, (3, size, size), net.shortcut or "projection", asked)):
-        yield f"net.name = {net.name} on data.name = {data.name}: {error}"
-
-
-def network_error(spec: NetSpec) -> str:
-    """Why a network cannot be built, without building it; empty where it can."""
-    try:
-        check(spec)
-    except NetworkError as error:
-        return str(error)
-    return ""

@@ -256,7 +256,7 @@ def _held(images: ImageSet, device: torch.device) -> ImageSet:
 def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.Module:
     if task.subnetwork is None:
         return network
-    student = slim(analyse(network, workload.net.input_shape), task.subnetwork)
+    student = slim(analyse(network, workload.recipe.input_shape), task.subnetwork)
     if task.initial is not None:
         student.load_state_dict(load_tensors(task.initial)[0])
     return student
@@ -264,7 +264,7 @@ def _student(network: nn.Module, task: TrainingTask, workload: Workload) -> nn.M
 
 def _classifier(network: nn.Module, config: FinetuneConfig, workload: Workload) -> str | None:
     """Path of the classifier, the same in the slim network, where the objective needs it."""
-    return classifier(analyse(network, workload.net.input_shape)).path if config.needs.embeddings else None
+    return classifier(analyse(network, workload.recipe.input_shape)).path if config.needs.embeddings else None
 
 
 class _Telling:
@@ -329,6 +329,6 @@ def load_student(workload: Workload, subnetwork: Subnetwork | None, weights: Pat
     """Rebuild a trained network from which channels it keeps and its weights."""
     network = workload.open_network()
     if subnetwork is not None:
-        network = slim(analyse(network, workload.net.input_shape), subnetwork)
+        network = slim(analyse(network, workload.recipe.input_shape), subnetwork)
     network.load_state_dict(load_tensors(weights)[0])
     return network.eval()

@@ -59,7 +59,7 @@ class Worker:
         network = workload.open_network()
         for parameter in network.parameters():
             parameter.requires_grad_(False)
-        graph = analyse(network, workload.net.input_shape)
+        graph = analyse(network, workload.recipe.input_shape)
         batches = [
             SearchBatch(index, train.read(torch.tensor(ids)).to(self._device), train.labels[list(ids)].to(self._device))
             for index, ids in spec.batches

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ekgsearch.artefact.kinds import build
+from ekgsearch.artefact.recipe import Recipe
+from ekgsearch.artefact.targets import find_any
 from ekgsearch.artefact.weights import load_weights
 from ekgsearch.data.views import Normalisation
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.workers.images import DataRequest
 
 
@@ -18,7 +19,7 @@ class Workload:
     """The network and the images of a run.
 
     Attributes:
-        net: the unpruned network.
+        recipe: the unpruned network; its own code runs, since the job names it.
         weights: safetensors file with its weights, readable from every node.
         data: the images.
         mean: subtracted from the pixels of each channel, in pixel units 0..255.
@@ -27,7 +28,7 @@ class Workload:
         threads: torch threads of one process; on the CPU they are part of the arithmetic.
     """
 
-    net: NetSpec
+    recipe: Recipe
     weights: Path
     data: DataRequest
     mean: tuple[float, ...]
@@ -51,6 +52,6 @@ class Workload:
         Raises:
             NetworkError: the weights are missing, damaged or of another network.
         """
-        network = build(self.net)
+        network = build(self.recipe, find=find_any)
         load_weights(network, self.weights)
         return network.eval().to(torch.device(self.device))

@@ -7,14 +7,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bank.row_file import RowFile
 from ekgsearch.bench import distillation
 from ekgsearch.bench.distillation import Settings, run
 from ekgsearch.finetune.batches import Batch
 from ekgsearch.finetune.state import TrainState
 from ekgsearch.finetune.world import World
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 
 def small(**changes: Any) -> Settings:
@@ -87,7 +87,7 @@ def test_an_objective_with_a_second_network_runs_it_in_every_step(monkeypatch: p
     for objective in ("ekg", "single", "byol"):
         passes[objective] = 0
         list(run(small(objectives=(objective,))))
-    network = build(NetSpec("resnet20", 10, (3, 8, 8)), seed=1)
+    network = build(zoo_factory("resnet20", 10, (3, 8, 8)), seed=1)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     for objective in ("single", "byol"):
         assert passes[objective] - passes["ekg"] == 2 * norms  # one unmeasured call, one pair

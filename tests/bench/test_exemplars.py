@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bench.base import run_bench
 from ekgsearch.bench.exemplars import COARSE, FINE
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import analyse
 from ekgsearch.errors import JobError
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.storage.tables import read_table
 
 JOB = Path(__file__).parents[2] / "jobs" / "bench_exemplars.yaml"
@@ -22,7 +22,7 @@ def test_every_layer_is_counted_and_what_goes_follows_from_the_counts(tmp_path: 
     counts, reductions = (read_table(tmp_path / f"epruner_{name}.parquet") for name in ("exemplars", "reduction"))
     assert len(counts) == 2 * 9
     assert list(reductions["beta"]) == [0.9, 0.97]
-    graph = analyse(build(NetSpec("resnet20", 10, (3, 32, 32)), seed=0).eval(), (3, 32, 32))
+    graph = analyse(build(zoo_factory("resnet20", 10, (3, 32, 32)), seed=0).eval(), (3, 32, 32))
     full = cost(graph, graph.full(), "thop_old").macs
     for beta, layers in counts.groupby("beta"):
         subnetwork = graph.full()

@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bench.base import run_bench
 from ekgsearch.channels.graph import analyse
 from ekgsearch.errors import BudgetError, JobError
 from ekgsearch.methods.baselines.section import BASELINES
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
-    network = build(NetSpec("resnet20", 10, (3, 8, 8)), seed=4)
+    network = build(zoo_factory("resnet20", 10, (3, 8, 8)), seed=4)
     save_tensors(tmp_path / "weights.safetensors", network.state_dict(), {})
     job = {
         "output": str(tmp_path / "run"),
@@ -37,7 +37,7 @@ def bench(tmp_path: Path) -> Path:
 def test_every_method_is_measured_in_both_forms_and_the_first_sub_network_of_a_journal_that_is_small_enough(
     bench: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = build(NetSpec("resnet20", 10, (3, 8, 8)), seed=4)
+    network = build(zoo_factory("resnet20", 10, (3, 8, 8)), seed=4)
     graph = analyse(network, (3, 8, 8))
     path = bench.parent / "journal.jsonl"
     with Journal.open(path) as journal:

@@ -7,12 +7,12 @@ import pytest
 import torch
 import yaml
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bench.base import load_bench, run_bench
 from ekgsearch.bench.ceilings import convolution_bytes
 from ekgsearch.bench.search import Settings, _spec, open_search, run
 from ekgsearch.errors import JobError
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
 
@@ -21,7 +21,7 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    network = build(NetSpec("resnet20", 10, (3, 8, 8)), seed=4)
+    network = build(zoo_factory("resnet20", 10, (3, 8, 8)), seed=4)
     for name, parameter in network.named_parameters():
         if name.endswith("bn2.weight"):
             parameter.data.fill_(0.8)

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from networks import images, random_subnetwork
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels import fuse as fuse_module
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
 from ekgsearch.channels.fuse import fuse
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 
 SHAPE = (3, 16, 16)
@@ -27,7 +27,7 @@ def graph(request: pytest.FixtureRequest) -> ChannelGraph:
 
 
 def graph_of(name: str) -> ChannelGraph:
-    network = build(NetSpec(name, 4, SHAPE), seed=1).eval().requires_grad_(False)
+    network = build(zoo_factory(name, 4, SHAPE), seed=1).eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.8)

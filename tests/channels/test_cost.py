@@ -8,12 +8,12 @@ import pytest
 import torch
 from networks import NETWORKS, SHAPE, make, random_subnetwork
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.cost import cost, group_share, layer_costs, reachable
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.slim import slim
 from ekgsearch.errors import NetworkError
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 CIFAR = (3, 32, 32)
 IMAGENET = (3, 224, 224)
@@ -34,7 +34,7 @@ OLD_THOP = {"vgg16": 314.58, "resnet56": 127.62, "resnet110": 257.08, "googlenet
 
 
 def zoo(name: str, classes: int = 10, shape=CIFAR, **options: str) -> ChannelGraph:
-    return analyse(build(NetSpec(name, classes, shape, **options), seed=0), shape)
+    return analyse(build(zoo_factory(name, classes, shape, **options), seed=0), shape)
 
 
 @pytest.mark.parametrize(

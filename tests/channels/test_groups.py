@@ -12,11 +12,11 @@ from operations_in_between import MIXERS
 from torch import nn
 from unusual import TwoOutputs
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import NetworkError
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 
 CIFAR = (3, 32, 32)
@@ -35,7 +35,7 @@ GROUP_COUNTS = {
 
 
 def network(name: str, **options: str) -> nn.Module:
-    return build(NetSpec(name, 10, CIFAR, **options), seed=1)
+    return build(zoo_factory(name, 10, CIFAR, **options), seed=1)
 
 
 def test_channels_that_an_operation_may_mix_are_frozen_with_a_reason_and_no_others():

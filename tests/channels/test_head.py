@@ -4,18 +4,18 @@ import pytest
 import torch
 from torch import nn
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.head import classifier
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.errors import NetworkError
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2", "vgg16"])
 def test_the_classifier_maps_the_embeddings_to_the_logits(name: str) -> None:
     torch.manual_seed(0)
-    network = build(NetSpec(name, 10, (3, 32, 32))).eval()
+    network = build(zoo_factory(name, 10, (3, 32, 32))).eval()
     graph = analyse(network, (3, 32, 32))
     head = classifier(graph)
     group = next(group for group in graph.groups if head.path in {member.layer for member in group.consumers})

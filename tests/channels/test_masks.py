@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from networks import NETWORKS, SHAPE, images, make, random_subnetwork
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import Subnetwork
 
 MANY = ["option A", "depthwise", "dense", "shuffle", "squeeze and excite", "pre-activation", "control flow"]
@@ -130,7 +130,7 @@ def test_removed_channels_have_score_zero_and_kept_ones_do_not_depend_on_the_mod
 
 
 def test_nothing_of_the_network_changes_while_searching():
-    network = build(NetSpec("resnet20", 10, (3, 16, 16)), seed=3).train()
+    network = build(zoo_factory("resnet20", 10, (3, 16, 16)), seed=3).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     graph = analyse(network, (3, 16, 16))
     masked, x = MaskedNetwork(graph), images((3, 16, 16)).float()

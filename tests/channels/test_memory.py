@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.memory import search_memory
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 WORKER = """
 import json, sys
@@ -17,12 +17,12 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.sliced import SlicedNetwork
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 
 name, side, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
-graph = analyse(build(NetSpec(name, 10, (3, side, side))).eval().requires_grad_(False), (3, side, side))
+graph = analyse(build(zoo_factory(name, 10, (3, side, side))).eval().requires_grad_(False), (3, side, side))
 network = SlicedNetwork(graph, 0.9)
 
 def peak():
@@ -59,7 +59,7 @@ print(json.dumps({"candidates": after_candidates - before, "scores": peak() - be
     ],
 )
 def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int, batch: int) -> None:
-    graph = analyse(build(NetSpec(name, 10, (3, side, side))).eval(), (3, side, side))
+    graph = analyse(build(zoo_factory(name, 10, (3, side, side))).eval(), (3, side, side))
     stated = search_memory(graph, images=batch, batch_size=batch, num_classes=10, prefix_bytes=2**40)
     command = [sys.executable, "-c", WORKER, name, str(side), str(batch)]
     measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
@@ -69,7 +69,7 @@ def test_a_worker_stays_below_what_is_stated_and_not_by_far(name: str, side: int
 
 
 def test_memory_grows_with_the_batch_and_with_masked_channel_groups() -> None:
-    graph = analyse(build(NetSpec("resnet20", 10, (3, 32, 32))).eval(), (3, 32, 32))
+    graph = analyse(build(zoo_factory("resnet20", 10, (3, 32, 32))).eval(), (3, 32, 32))
     small = search_memory(graph, images=320, batch_size=64, num_classes=10)
     large = search_memory(graph, images=320, batch_size=256, num_classes=10)
     assert (large.scores, large.candidates) == (4 * small.scores, 4 * small.candidates)

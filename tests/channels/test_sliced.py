@@ -3,11 +3,11 @@
 import torch
 from networks import NETWORKS, SHAPE, images, make, one_left, random_subnetwork
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.sliced import SlicedNetwork, first_steps
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 
 def graph_of(name: str) -> ChannelGraph:
@@ -15,7 +15,7 @@ def graph_of(name: str) -> ChannelGraph:
 
 
 def test_slicing_leaves_removed_channels_out_of_every_feature_map_of_a_resnet():
-    graph = analyse(build(NetSpec("resnet20", 10, (3, 16, 16)), seed=1).eval(), (3, 16, 16))
+    graph = analyse(build(zoo_factory("resnet20", 10, (3, 16, 16)), seed=1).eval(), (3, 16, 16))
     network = SlicedNetwork(graph, 1.0)
     assert network.preparation.sliceable == {group.name for group in graph.groups}
     sub = graph.full()
@@ -51,7 +51,7 @@ def test_channel_groups_that_are_rearranged_in_ways_that_need_all_channels_are_m
 
 def test_networks_of_the_zoo_can_be_sliced_whole():
     for name in ("resnet56", "resnet18", "resnet50", "mobilenet_v2", "vgg16"):
-        graph = analyse(build(NetSpec(name, 10, (3, 32, 32))).eval(), (3, 32, 32))
+        graph = analyse(build(zoo_factory(name, 10, (3, 32, 32))).eval(), (3, 32, 32))
         assert SlicedNetwork(graph, 1.0).preparation.sliceable == {group.name for group in graph.groups}, name
 
 

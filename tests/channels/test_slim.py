@@ -9,14 +9,14 @@ from networks import NETWORKS, SHAPE, images, make, one_left, random_subnetwork,
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.norm import norm_mode
 from ekgsearch.channels.sliced import SlicedNetwork
 from ekgsearch.channels.slim import ChannelGather, slim
 from ekgsearch.errors import NetworkError
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.records import NormMode, Subnetwork
 
 EXACT = 1e-10
@@ -53,7 +53,7 @@ LARGE = [
 
 
 def zoo_graph(name: str, options: dict[str, str], shape: tuple[int, int, int]) -> ChannelGraph:
-    return analyse(randomise(build(NetSpec(name, 10, shape, **options), seed=2)).double(), shape)
+    return analyse(randomise(build(zoo_factory(name, 10, shape, **options), seed=2)).double(), shape)
 
 
 def difference(graph: ChannelGraph, sub: Subnetwork, mode: NormMode, x: torch.Tensor) -> float:
@@ -83,7 +83,7 @@ def test_masked_and_slim_networks_agree_on_every_channel_group_of_the_zoo(name, 
 
 
 def test_masked_and_slim_networks_agree_in_single_precision():
-    graph = analyse(randomise(build(NetSpec("resnet20", 10, CIFAR), seed=2)), CIFAR)
+    graph = analyse(randomise(build(zoo_factory("resnet20", 10, CIFAR), seed=2)), CIFAR)
     sub = random_subnetwork(graph, 3)
     assert max(difference(graph, sub, mode, images(CIFAR, 8).float()) for mode in MODES) < SINGLE
 
@@ -123,7 +123,7 @@ def test_tensors_that_hooks_computed_with_gradients_do_not_stop_the_slimming(nam
 
 
 def test_slim_network_of_all_channels_is_the_network_bit_for_bit():
-    graph = analyse(randomise(build(NetSpec("resnet20", 10, CIFAR), seed=2)).eval(), CIFAR)
+    graph = analyse(randomise(build(zoo_factory("resnet20", 10, CIFAR), seed=2)).eval(), CIFAR)
     x = images(CIFAR, 4).float()
     with torch.no_grad():
         assert torch.equal(slim(graph, graph.full())(x), graph.network(x))

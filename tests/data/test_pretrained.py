@@ -5,23 +5,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from ekgsearch.artefact.weights import load_weights, read_sidecar
+from ekgsearch.artefact.kinds import build
+from ekgsearch.artefact.sidecar import read_sidecar
+from ekgsearch.artefact.weights import load_weights
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.folder import folder_images
 from ekgsearch.data.images import ImageSet
 from ekgsearch.data.index import index_images
 from ekgsearch.data.subset import batches
 from ekgsearch.data.views import Normalisation
-from ekgsearch.nets.zoo import build
 
 
 def num_correct(weights: Path, images: ImageSet, batch_size: int = 125) -> int:
     """Images whose largest logit is the label's, in running mode."""
     sidecar = read_sidecar(weights)
+    assert sidecar.net is not None
+    assert sidecar.normalisation is not None
     network = build(sidecar.net)
     load_weights(network, weights)
     network.eval().to(memory_format=torch.channels_last)
-    normalisation = Normalisation(sidecar.mean, sidecar.std)
+    normalisation = Normalisation(*sidecar.normalisation)
     correct = 0
     with torch.inference_mode():
         for ids in batches(torch.arange(len(images)), batch_size):

@@ -5,18 +5,18 @@ import torch
 from local_evaluator import SETTINGS, budget_of, evaluator_of
 from torch import nn
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.methods.base import Decision
 from ekgsearch.methods.ekg.search import EkgSearch
 from ekgsearch.methods.evaluate import SearchBatch
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.set_num_threads(1)
-    network = build(NetSpec("resnet20", 4, (3, 8, 8)), seed=0)
+    network = build(zoo_factory("resnet20", 4, (3, 8, 8)), seed=0)
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

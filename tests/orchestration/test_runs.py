@@ -14,8 +14,8 @@ import pytest
 import torch
 from command_line import JOB, RunCommand, command, environment
 
+from ekgsearch.artefact.file import load_file, read_file
 from ekgsearch.jobfile import load_job
-from ekgsearch.pipeline.load import load_slim
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.storage.journal import read_journal
 from ekgsearch.storage.sealed import read_sealed
@@ -44,7 +44,13 @@ def test_a_run_leaves_everything_that_is_promised(reference: Path) -> None:
 
 
 def test_the_final_network_opens_from_one_file(reference: Path) -> None:
-    network = load_slim(reference / "final.safetensors")
+    network = load_file(reference / "final.safetensors")
+    described = read_file(reference / "final.safetensors")[1]
+    assert described.contents == "slim network, fine-tuned"
+    assert described.classes == tuple("0123456789")
+    assert len(described.mean) == len(described.std) == 3
+    assert read_file(reference / "initial.safetensors")[1].contents == "unpruned network, fresh weights, untrained"
+    assert "before fine-tuning" in read_file(reference / "slim.safetensors")[1].contents
     summary = pd.read_parquet(reference / "tables" / "summary.parquet").iloc[0]
     assert sum(parameter.numel() for parameter in network.parameters()) == summary.kept_params
     assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 10)

@@ -11,6 +11,8 @@ import torch
 from command_line import JOB
 from data.loading import picture_folder
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.bank.layout import bank_layout
 from ekgsearch.bank.manifest import BankSpec
@@ -18,8 +20,6 @@ from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.norm import recalibrate
 from ekgsearch.errors import DataError, StorageError
 from ekgsearch.jobfile import load_job
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.pipeline.evaluate import _recalibrate
 from ekgsearch.pipeline.replaced import note_replaced, replaced_in_bank
@@ -47,10 +47,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def workload(root: Path, tmp_path: Path) -> Workload:
     request = DataRequest(Selection(name="image_folder", image_size=8), Loading(root=root, threads=1, max_damaged=0.25))
-    net, path = NetSpec("resnet20", 2, (3, 8, 8)), tmp_path / "weights.safetensors"
+    net, path = zoo_factory("resnet20", 2, (3, 8, 8)), tmp_path / "weights.safetensors"
     save_tensors(path, build(net, seed=3).state_dict(), {})
     mean, std = (120.0,) * 3, (60.0,) * 3
-    return Workload(net=net, weights=path, data=request, mean=mean, std=std, device="cpu", threads=1)
+    return Workload(recipe=net, weights=path, data=request, mean=mean, std=std, device="cpu", threads=1)
 
 
 def test_a_block_of_the_bank_holds_what_stands_in(workload: Workload, root: Path, tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ The run is on paper: files follow from keys, so that a change shows in every lat
 from dataclasses import replace
 from pathlib import Path
 
+import own_net
 import pytest
 from command_line import JOB
 from data.loading import picture_folder
 from paper_run import commit, paper_run
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.experiment import Job
 from ekgsearch.fields import Mark, Place, places
 from ekgsearch.jobfile import load_job
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.setup import Setup, set_up
 from ekgsearch.pipeline.study import StudyJob
 from ekgsearch.storage.journal import Journal
@@ -51,6 +52,9 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "seed": ("2", ALL),
     "net.name": ("resnet56", ALL),
     "net.weights": ("{weights}", ALL),
+    "net.factory": ("{factory}:other", ALL),
+    "net.arguments": ("{{width: 4}}", ALL),
+    "net.new_classifier": ("true", ALL),
     "net.shortcut": ("option_a", ALL),
     "net.padding": ("tf_same", ALL),
     "data.name": ("image_folder", ALL),
@@ -203,6 +207,9 @@ EPRUNER = ("finetune.objective=single", "search={{method: epruner, beta: 0.9, la
 L2 = ("finetune.objective=single", "search={{method: l2, reduction: 0.3}}")
 
 OWN_BASE: dict[str, tuple[str, ...]] = {
+    "net.factory": ("net.name=null", "net.factory={factory}:Own"),
+    "net.arguments": ("net.name=null", "net.factory={factory}:Own"),
+    "net.new_classifier": ("net.weights={weights}",),
     "data.classes": ("data.name=generated", *ALL_IMAGES),
     "data.max_classes": ALL_IMAGES,
     "data.max_images_per_class": ALL_IMAGES,
@@ -221,7 +228,7 @@ OWN_BASE: dict[str, tuple[str, ...]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys")
     (folder / "job.yaml").write_text(JOB.format(output=folder / "run"))
-    net = NetSpec("resnet20", 10, (3, 8, 8))
+    net = zoo_factory("resnet20", 10, (3, 8, 8))
     save_tensors(folder / "weights.safetensors", build(net, seed=3).state_dict(), {})
     return folder
 
@@ -284,8 +291,11 @@ def test_a_field_that_changes_no_result_changes_no_key(
     assert changed_by(folder, base, name, ELSEWHERE[name], opened) == ""
 
 
+OWN = Path(own_net.__file__)
+
+
 def changed_by(folder: Path, base: dict[str, str], name: str, value: str, opened: Setup) -> str:
-    given = {"weights": folder / "weights.safetensors", "pictures": folder / "pictures"}
+    given = {"weights": folder / "weights.safetensors", "pictures": folder / "pictures", "factory": OWN}
     if name == "data.name":
         picture_folder(folder / "pictures", train=80)
     others = [setting.format(**given) for setting in OWN_BASE.get(name, ())]

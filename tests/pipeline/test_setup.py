@@ -10,12 +10,12 @@ import pytest
 from command_line import JOB
 from paper_run import commit_until, paper_run
 
-from ekgsearch.artefact.weights import sidecar_path
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
+from ekgsearch.artefact.sidecar import sidecar_path
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.jobfile import load_job
 from ekgsearch.methods.ekg.quirks import QUIRKS
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline import network
 from ekgsearch.pipeline.adopt import adopt_where_asked
 from ekgsearch.pipeline.bank import bank_spec
@@ -25,6 +25,8 @@ from ekgsearch.pipeline.statement import start_or_check
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.journal import Journal
 from ekgsearch.storage.tensors import save_tensors
+
+NET = {"name": "resnet20", "num_classes": 10, "input_shape": [3, 8, 8]}
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "byol"])
@@ -42,18 +44,18 @@ def test_all_quirks_pad_as_the_published_program_unless_the_job_or_a_sidecar_say
     (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
 
     def padding(*settings: str) -> str:
-        return set_up(load_job(tmp_path / "job.yaml", settings)).net.padding
+        return set_up(load_job(tmp_path / "job.yaml", settings)).recipe.identity()["arguments"]["padding"]
 
     one_by_one = f"search.quirks=[{', '.join(QUIRKS)}]"
     assert padding() == "torch"
     assert padding("search.quirks=reference") == padding(one_by_one) == "tf_same"
     assert padding(f"search.quirks=[{QUIRKS[0]}]") == padding(one_by_one, "net.padding=torch") == "torch"
     weights = tmp_path / "weights.safetensors"
-    net = NetSpec("resnet20", 10, (3, 8, 8))
+    net = zoo_factory("resnet20", 10, (3, 8, 8))
     save_tensors(weights, build(net, seed=0).state_dict(), {})
     given = f"net.weights={weights}"
     assert padding(given, "search.quirks=reference") == "tf_same"
-    sidecar = {"net": net.to_dict(), "mean": [0.0] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
+    sidecar = {"net": NET, "mean": [0.0] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
     sidecar_path(weights).write_text(json.dumps(sidecar))
     assert padding(given, "search.quirks=reference") == "torch"
 
@@ -68,11 +70,11 @@ def test_without_a_warm_up_no_images_are_kept_for_it(tmp_path: Path) -> None:
 
 def test_another_normalisation_or_padding_makes_another_run_search_and_memory_bank(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB.format(output=tmp_path / "run"))
-    weights, net = tmp_path / "weights.safetensors", NetSpec("resnet20", 10, (3, 8, 8))
+    weights, net = tmp_path / "weights.safetensors", zoo_factory("resnet20", 10, (3, 8, 8))
     save_tensors(weights, build(net, seed=0).state_dict(), {})
 
     def opened(*settings: str, **changes: object) -> Setup:
-        fields = {"net": net.to_dict(), "mean": [7.5] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
+        fields = {"net": NET, "mean": [7.5] * 3, "std": [1.0] * 3, "sha256": file_sha256(weights)}
         sidecar_path(weights).write_text(json.dumps(fields | changes))
         return set_up(load_job(tmp_path / "job.yaml", [f"net.weights={weights}", *settings]))
 
@@ -83,7 +85,7 @@ def test_another_normalisation_or_padding_makes_another_run_search_and_memory_ba
     others = {
         "network.mean": opened(mean=[7.5, 7.5, 8.0]),
         "network.std": opened(std=[2.0] * 3),
-        "network.padding": opened(net=net.to_dict() | {"padding": "tf_same"}),
+        "network.arguments.padding": opened(net=NET | {"padding": "tf_same"}),
     }
     run = first.job.run_dir
     run.mkdir()

@@ -11,11 +11,11 @@ from command_line import command, environment
 from data.loading import picture_folder
 from safetensors.torch import save_file
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.errors import DataError, JobError, StorageError
 from ekgsearch.experiment import Job, flat
 from ekgsearch.jobfile import load_fields, load_job, load_model
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.images import data_request
 from ekgsearch.pipeline.smoke import Smoke, emptied, smoke_of
 from ekgsearch.pipeline.study import StudyJob
@@ -164,7 +164,7 @@ def test_variables_that_are_not_set_are_missing_files(small: Callable[..., Smoke
 
 def test_data_and_weights_that_are_there_are_used(small: Callable[..., Smoke[Job]], tmp_path: Path) -> None:
     picture_folder(tmp_path / "pictures", train=6, test=6)
-    save_file(build(NetSpec("resnet20", 2, (3, 64, 64))).state_dict(), tmp_path / "absent.safetensors")
+    save_file(build(zoo_factory("resnet20", 2, (3, 64, 64))).state_dict(), tmp_path / "absent.safetensors")
     text = LARGE.replace("name: digits", "name: image_folder, root: {there}/pictures")
     smoke = small(text)
     assert smoke.notes == ()

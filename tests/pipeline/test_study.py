@@ -14,6 +14,8 @@ import torch
 from command_line import command, environment
 from torch import nn
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
 from ekgsearch.errors import JobError, NumericsError
@@ -21,8 +23,6 @@ from ekgsearch.jobfile import load_model
 from ekgsearch.methods.budget import set_budget
 from ekgsearch.methods.ekg.random_walk import random_subnetwork
 from ekgsearch.methods.ekg.search import EkgSettings
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 from ekgsearch.pipeline.landscape import measure_landscape
 from ekgsearch.pipeline.study import StudyJob, StudyOne
 from ekgsearch.report.study import pearson
@@ -33,7 +33,7 @@ JOB = Path(__file__).parents[2] / "jobs" / "study_landscape_digits.yaml"
 
 @pytest.fixture(scope="module")
 def graph() -> ChannelGraph:
-    return analyse(build(NetSpec("resnet20", 10, (3, 8, 8)), seed=1).eval(), (3, 8, 8))
+    return analyse(build(zoo_factory("resnet20", 10, (3, 8, 8)), seed=1).eval(), (3, 8, 8))
 
 
 def test_random_subnetworks_meet_the_budget_and_follow_from_their_seed(graph: ChannelGraph) -> None:

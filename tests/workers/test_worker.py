@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.file import Description, load_file, read_file, save_file
+from ekgsearch.artefact.kinds import build
+from ekgsearch.artefact.slim import Slim
 from ekgsearch.bank.bank import MemoryBank
 from ekgsearch.bank.commit import commit, missing_blocks, read_bank
 from ekgsearch.bank.layout import bank_layout
@@ -18,10 +22,7 @@ from ekgsearch.channels.masks import MaskedNetwork
 from ekgsearch.channels.norm import norm_mode
 from ekgsearch.channels.slim import slim
 from ekgsearch.data.images import ArrayImages
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
-from ekgsearch.pipeline.load import load_slim
-from ekgsearch.records import Subnetwork, canonical_json
+from ekgsearch.records import Subnetwork
 from ekgsearch.storage.files import file_sha256
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tensors import save_tensors
@@ -35,18 +36,18 @@ from ekgsearch.workers.workload import Workload
 def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     request = DataRequest(Selection(name="digits", image_size=8))
     dataset = request.open()
-    net = NetSpec("resnet20", 10, dataset.image_shape)
+    net = zoo_factory("resnet20", 10, dataset.image_shape)
     network = build(net, seed=3)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.7)
     path = tmp_path_factory.mktemp("weights") / "start.safetensors"
     save_tensors(path, network.state_dict(), {})
-    return Workload(net=net, weights=path, data=request, mean=dataset.mean, std=dataset.std, device="cpu", threads=1)
+    return Workload(recipe=net, weights=path, data=request, mean=dataset.mean, std=dataset.std, device="cpu", threads=1)
 
 
 def teachers_of(workload: Workload) -> list[Subnetwork]:
-    full = analyse(workload.open_network(), workload.net.input_shape).full()
+    full = analyse(workload.open_network(), workload.recipe.input_shape).full()
     halved = Subnetwork.of({name: kept[: max(1, len(kept) // 2)] for name, kept in full.kept})
     return [full, full.replace("conv1", range(3, 12)), halved]
 
@@ -72,7 +73,7 @@ def test_bank_rows_equal_the_masked_and_the_slim_teachers(workload: Workload, tm
     commit(store, spec)
     bank = MemoryBank.open(store, spec, cache_dir=tmp_path / "cache")
 
-    graph = analyse(workload.open_network(), workload.net.input_shape)
+    graph = analyse(workload.open_network(), workload.recipe.input_shape)
     masked = MaskedNetwork(graph)
     seen = torch.zeros(len(dataset.train), dtype=torch.int64)
     for block in bank_layout(spec):
@@ -176,14 +177,14 @@ def test_teachers_are_distinct_without_the_student_and_start_with_the_lowest_los
 
 
 def test_a_slim_network_opens_from_its_file_alone(workload: Workload, tmp_path: Path) -> None:
-    graph = analyse(workload.open_network(), workload.net.input_shape)
+    graph = analyse(workload.open_network(), workload.recipe.input_shape)
     subnetwork = teachers_of(workload)[2]
     network = slim(graph, subnetwork).eval()
-    metadata = {
-        "net": canonical_json(workload.net.to_dict()),
-        "subnetwork": canonical_json(subnetwork.to_dict()),
-    }
-    save_tensors(tmp_path / "slim.safetensors", network.state_dict(), metadata)
+    path = tmp_path / "slim.safetensors"
+    description = Description(Slim(workload.recipe, subnetwork), "slim", (1.0,) * 3, (2.0,) * 3, ("a", "b"))
+    save_file(path, network.state_dict(), description)
+    read = read_file(path)[1]
+    assert (read.recipe.identity(), read.classes) == (description.recipe.identity(), ("a", "b"))
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(load_slim(tmp_path / "slim.safetensors")(images), network(images))
+        assert torch.equal(load_file(path)(images), network(images))

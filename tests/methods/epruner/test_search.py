@@ -11,6 +11,8 @@ import torch
 from sklearn.cluster import AffinityPropagation
 from torch import Tensor, nn
 
+from ekgsearch.artefact.factory import zoo_factory
+from ekgsearch.artefact.kinds import build
 from ekgsearch.artefact.weights import load_weights
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import ChannelGraph, analyse
@@ -20,15 +22,13 @@ from ekgsearch.methods.budget import set_budget
 from ekgsearch.methods.choice import chosen_groups
 from ekgsearch.methods.epruner.search import BETA_RESOLUTION, Epruner
 from ekgsearch.methods.epruner.section import EprunerSection
-from ekgsearch.nets.spec import NetSpec
-from ekgsearch.nets.zoo import build
 
 CUTS = 0.97
 """A beta at which fresh filters, all about as far from each other, lose some of theirs."""
 
 
 def graph_of(name: str = "resnet20", size: int = 8, weights: Path | None = None) -> ChannelGraph:
-    network = build(NetSpec(name, 10, (3, size, size)), seed=2)
+    network = build(zoo_factory(name, 10, (3, size, size)), seed=2)
     if weights is not None:
         load_weights(network, weights)
     for module in network.modules():
