@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from pydantic import BaseModel
 
-from ekgsearch import __version__
 from ekgsearch.runtime.plain import plain_line, plain_text
+from ekgsearch.version import __version__
 
 if TYPE_CHECKING:
     from ekgsearch.experiment import Job

@@ -55,7 +55,7 @@ class Own(nn.Module):
         return logits
 
 
-def other(classes: int, depth: int = 1) -> nn.Module:
+def other(classes: int, depth: int = 3) -> nn.Module:
     """A chain of convolutions."""
     layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
     for _ in range(depth):

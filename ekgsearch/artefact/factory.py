@@ -162,7 +162,7 @@ def factory_of(
     target: str,
     arguments: Mapping[str, Any],
     input_shape: InputShape,
-    num_classes: int,
+    num_classes: int | None,
     constructor: Constructor | None = None,
 ) -> Factory:
     """Recipe of a network of torchvision, timm or anybody's own code.
@@ -174,15 +174,17 @@ def factory_of(
         target: see `Factory.target`.
         arguments: JSON values.
         input_shape: shape of one image.
-        num_classes: number of classes of the images.
+        num_classes: number of classes of the images; None fills nothing in.
         constructor: the class or function itself, where it is at hand.
 
     Raises:
         NetworkError: there is no such network, module, file, class or function.
     """
     found = find_any(target) if constructor is None else constructor
-    filled: dict[str, Any] = {"in_chans": input_shape[0]} if library_of(target) == "timm" else {}
-    if not any(name in arguments for name in CLASSES_ARGUMENTS):
+    filled: dict[str, Any] = {}
+    if num_classes is not None and library_of(target) == "timm":
+        filled["in_chans"] = input_shape[0]
+    if num_classes is not None and not any(name in arguments for name in CLASSES_ARGUMENTS):
         taken = ("num_classes",) if library_of(target) else _taken(found)
         filled |= dict.fromkeys(taken[:1], num_classes)
     plain = {"target": target, "arguments": filled | dict(arguments), "input_shape": list(input_shape)}

@@ -43,10 +43,11 @@ def recipe_of(values: Any, *, level: int = 0) -> Recipe:
     Raises:
         NetworkError: it is none.
     """
-    if not isinstance(values, dict) or values.get("kind") not in KINDS or level > MOST_NESTED:
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS or level > MOST_NESTED:
         raise NetworkError(
             f"expected a recipe of one of the kinds {', '.join(KINDS)}, at most {MOST_NESTED} within each other, found "
             f"{str(values)[:80]}"
         )
     rest = {name: value for name, value in values.items() if name != "kind"}
-    return KINDS[values["kind"]].from_dict(rest, lambda inner: recipe_of(inner, level=level + 1))
+    return KINDS[kind].from_dict(rest, lambda inner: recipe_of(inner, level=level + 1))

@@ -57,6 +57,11 @@ class ChannelGraph:
     group_classes: dict[str, Tensor]
     warnings: tuple[str, ...]
 
+    def __str__(self) -> str:
+        from ekgsearch.channels.table import table  # which counts costs, and so needs this module
+
+        return table(self)
+
     @cached_property
     def _by_name(self) -> dict[str, ChannelGroup]:
         return {group.name: group for group in self.groups}

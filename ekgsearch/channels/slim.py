@@ -18,6 +18,9 @@ from ekgsearch.channels.return_early import is_kept, return_before
 from ekgsearch.channels.state_names import follow_names
 from ekgsearch.records import Subnetwork
 
+CUTS = "ekgsearch.cuts"
+"""Entry of a slim network's `meta` that says how it was made."""
+
 
 class ChannelGather(nn.Module):
     """Takes channels in a given order along one axis; without parameters and absent from state dicts."""
@@ -54,7 +57,15 @@ def slim(graph: ChannelGraph, sub: Subnetwork, *, preserve_norm: bool = True) ->
     """
     graph.validate(sub)
     graph.trace.bind()
-    return _Slimmer(graph, sub, preserve_norm).network()
+    network = _Slimmer(graph, sub, preserve_norm).network()
+    network.meta[CUTS] = (*cuts_of(graph.network), (graph.input_shape, sub))
+    return network
+
+
+def cuts_of(network: nn.Module) -> tuple[tuple[tuple[int, int, int], Subnetwork], ...]:
+    """What was cut from a network, one cut after the other: the shape of an image, and what was kept."""
+    found: tuple[tuple[tuple[int, int, int], Subnetwork], ...] = getattr(network, "meta", {}).get(CUTS, ())
+    return found
 
 
 class _Slimmer:
@@ -81,7 +92,7 @@ class _Slimmer:
         self.copies: dict[fx.Node, fx.Node] = {}
         self.by_name = {node.name: node for node in graph.trace.graph.nodes}
 
-    def network(self) -> nn.Module:
+    def network(self) -> fx.GraphModule:
         """Copy the graph node by node, and give it the parts that it calls and reads."""
         for node in self.trace.graph.nodes:
             if node.op == "output" and self.trace.auxiliary.nodes:
@@ -98,7 +109,8 @@ class _Slimmer:
         module = fx.GraphModule(parts, self.new, "SlimNetwork")
         _restore_inplace(module, self.graph)
         follow_names(module, self.graph.network, self.renamed)
-        return module.train(self.graph.network.training)
+        module.train(self.graph.network.training)
+        return module
 
     def _copy(self, node: fx.Node) -> fx.Node:
         match self.changes.get(node.name):

@@ -13,7 +13,7 @@ from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.evaluate import evaluating, full_and_final
 from ekgsearch.pipeline.finetune import Finetune
-from ekgsearch.pipeline.latency import compare_latencies
+from ekgsearch.runtime.latency import compare_latencies
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.sealed import read_sealed, sealed
 from ekgsearch.workers.training import load_student

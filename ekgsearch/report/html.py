@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-import ekgsearch
 from ekgsearch.errors import StorageError
 from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.curves import plot_objectives
@@ -19,6 +18,7 @@ from ekgsearch.report.speed import speeds
 from ekgsearch.report.style import to_png, to_svg
 from ekgsearch.report.tables import RunTables, load_run, rows_of
 from ekgsearch.storage.files import file_sha256, make_folder, write_atomically
+from ekgsearch.version import __version__
 
 MAX_DETAILED_RUNS = 8
 """Up to this many runs, a comparison contains the whole report of each."""
@@ -76,7 +76,7 @@ def _render(context: Mapping[str, Any]) -> str:
     )
     environment.globals.update(fine_tuning=facts.fine_tuning, speeds=speeds)
     template = files("ekgsearch.report").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(version=ekgsearch.__version__, dash=numbers.NONE, **context)
+    return environment.from_string(template).render(version=__version__, dash=numbers.NONE, **context)
 
 
 def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.TimeUnit) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-import ekgsearch
-
 _PACKAGES = (
     "ekgsearch",
     "torch",
@@ -104,7 +102,7 @@ def _cpu_model() -> str:
 
 def _commit() -> str | None:
     """Git commit of the source tree that this package was imported from, if it is one."""
-    root = Path(ekgsearch.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ekgsearch.artefact.weights import load_weights, read_sidecar
+from ekgsearch.artefact.kinds import build
+from ekgsearch.artefact.sidecar import read_sidecar
+from ekgsearch.artefact.weights import load_weights
 from ekgsearch.data.datasets import open_dataset
 from ekgsearch.data.subset import split_search_subset
 from ekgsearch.data.views import Normalisation
@@ -16,7 +18,6 @@ from ekgsearch.finetune.loop import train
 from ekgsearch.finetune.metrics import StepReport
 from ekgsearch.finetune.world import World
 from ekgsearch.jobfile import load_job
-from ekgsearch.nets import zoo
 from ekgsearch.pipeline.warmup import warmup_config
 from ekgsearch.storage.tensors import load_tensors
 
@@ -29,14 +30,16 @@ already 0.3 % of how far it moves."""
 def test_one_epoch_of_warmup_gives_the_recorded_network(data_dir: Path) -> None:
     path = next((data_dir / "weights").rglob("resnet56_cifar10_ekg.safetensors"))
     sidecar = read_sidecar(path)
-    network = zoo.build(sidecar.net)
+    assert sidecar.net is not None
+    assert sidecar.normalisation is not None
+    network = build(sidecar.net)
     load_weights(network, path)
     start = {name: value.clone() for name, value in network.state_dict().items()}
     dataset = open_dataset("cifar10", data_dir)
     _, ids = split_search_subset(dataset.train.labels)
     job = load_job(Path(__file__).parents[2] / "jobs" / "reference_resnet56_cifar10.yaml")
     config = warmup_config(job, len(ids))
-    data = TrainData(dataset.train, Normalisation(sidecar.mean, sidecar.std), ids=ids)
+    data = TrainData(dataset.train, Normalisation(*sidecar.normalisation), ids=ids)
     losses: list[float] = []
 
     def note(report: StepReport) -> None:

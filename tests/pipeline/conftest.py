@@ -2,7 +2,7 @@
 
 import pytest
 
-from ekgsearch.pipeline import latency
+from ekgsearch.runtime import latency
 
 
 @pytest.fixture(autouse=True)

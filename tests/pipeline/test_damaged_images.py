@@ -54,7 +54,7 @@ def workload(root: Path, tmp_path: Path) -> Workload:
 
 
 def test_a_block_of_the_bank_holds_what_stands_in(workload: Workload, root: Path, tmp_path: Path) -> None:
-    teacher = analyse(workload.open_network(), workload.net.input_shape).full()
+    teacher = analyse(workload.open_network(), workload.recipe.input_shape).full()
     hashes = {"dataset_hash": "d", "weights_hash": "w", "teachers": (teacher.sha256,)}
     spec = BankSpec(num_images=8, num_classes=2, batch_size=8, dtype="float32", **hashes)  # type: ignore[arg-type]
     files = root / "train" / "cat"
@@ -71,7 +71,7 @@ def test_what_stands_in_is_among_the_images_that_the_bank_covers(
     workload: Workload, root: Path, tmp_path: Path
 ) -> None:
     """Picture 1 of four cats is damaged: 2 would be the next, but fine-tuning uses 0, 1, 3 and a dog."""
-    teacher = analyse(workload.open_network(), workload.net.input_shape).full()
+    teacher = analyse(workload.open_network(), workload.recipe.input_shape).full()
     hashes = {"dataset_hash": "d", "weights_hash": "w", "teachers": (teacher.sha256,), "ids": ((0, 2), (3, 5))}
     spec = BankSpec(num_images=4, num_classes=2, batch_size=4, dtype="float32", **hashes)  # type: ignore[arg-type]
     files = root / "train" / "cat"
@@ -87,7 +87,7 @@ def test_what_stands_in_is_among_the_images_that_the_bank_covers(
 
 def built_blocks(team: Team, workload: Workload, root: Path, uri: str) -> list[BuiltBlock]:
     """Both blocks of a bank, built after a picture of the first has become damaged."""
-    graph = analyse(workload.open_network(), workload.net.input_shape)
+    graph = analyse(workload.open_network(), workload.recipe.input_shape)
     hashes = {"dataset_hash": "d", "weights_hash": "w", "teachers": (graph.full().sha256,)}
     spec = BankSpec(num_images=8, num_classes=2, batch_size=4, batches_per_block=1, **hashes)  # type: ignore[arg-type]
     team.begin([graph.full()])  # the workers have opened the images

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ekgsearch.pipeline.latency import PASS_SECONDS, ROUNDS, compare_latencies, summarise
+from ekgsearch.runtime.latency import PASS_SECONDS, ROUNDS, compare_latencies, summarise
 
 
 def test_the_ratio_is_the_median_over_the_rounds_and_a_steady_slowdown_cancels_out() -> None:
@@ -48,7 +48,7 @@ class Counted(nn.Module):
 
 
 def test_a_slow_network_is_timed_in_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ekgsearch.pipeline.latency._seconds", lambda network, images, repeats: 1.5)
+    monkeypatch.setattr("ekgsearch.runtime.latency._seconds", lambda network, images, repeats: 1.5)
     checks: list[None] = []
     networks = Counted("full", []), Counted("slim", [])
     compare_latencies(*networks, (3, 4, 4), 2, torch.device("cpu"), check=lambda: checks.append(None))
