@@ -316,6 +316,29 @@ class PictureRow:
     reason: str = column("why the file is no usable picture and is left out; empty for a sound one")
 
 
+@dataclass(frozen=True, slots=True)
+class LatencyRow:
+    """How long a network takes on one machine, next to the network that it was cut from."""
+
+    run: str = column("name of the run, or of the file")
+    network: str = column("file of the network, without ending")
+    contents: str = column("what the file holds, in words")
+    backend: str = column("what runs the networks: eager (torch), compile (torch.compile), onnx (ONNX Runtime)")
+    batch: int = column("images of one pass")
+    full_ms: float = column("median time of a pass of the unpruned network, milliseconds")
+    slim_ms: float = column("median time of a pass of this network, milliseconds")
+    ratio: float = column("full over slim, the median over pairs of passes; above 1 this network is faster")
+    ratio_low: float = column("first quartile of the ratio")
+    ratio_high: float = column("third quartile of the ratio")
+    noise: float = column(
+        "third quartile of the ratio of two equal passes, at least 1; a ratio within it tells nothing"
+    )
+    device: str = column("device that runs them")
+    cpu: str = column("processor of the machine")
+    threads: int = column("torch threads")
+    torch: str = column("version of torch")
+
+
 TABLES: dict[str, type] = {
     "summary": SummaryRow,
     "iterations": IterationRow,
@@ -326,6 +349,7 @@ TABLES: dict[str, type] = {
     "subnetworks": SubnetworkRow,
     "epochs": EpochRow,
     "device_hours": DeviceHoursRow,
+    "latencies": LatencyRow,
 }
 """Row type of every table of a run, by file name without ending."""
 

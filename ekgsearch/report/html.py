@@ -102,6 +102,7 @@ def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.T
         },
         "trainings": rows_of(facts.last_epochs(run)),
         "phases": rows_of(facts.hours_by_phase(run)),
+        "latencies": rows_of(run.latencies),
         "widths": rows_of(facts.last_subnetwork(run)),
         "provenance": [(name, _text(value)) for name, value in run.provenance.items()],
         "files": [(name, file_sha256(run.path / name)) for name in _FILES if (run.path / name).is_file()],

@@ -16,6 +16,7 @@ from ekgsearch.rows import (
     DeviceHoursRow,
     EpochRow,
     IterationRow,
+    LatencyRow,
     StageRow,
     SubnetworkRow,
     SummaryRow,
@@ -31,6 +32,7 @@ ROW_TYPES: Mapping[str, type] = {
     "audit": AuditRow,
     "baselines": BaselineRow,
     "stages": StageRow,
+    "latencies": LatencyRow,
     "summary": SummaryRow,
 }
 """The tables of a run directory, `tables/NAME.parquet`, and the record type of their rows."""
@@ -64,6 +66,7 @@ class RunTables:
     audit: pd.DataFrame
     baselines: pd.DataFrame
     stages: pd.DataFrame
+    latencies: pd.DataFrame
     summary: SummaryRow | None
     missing: tuple[str, ...]
 
@@ -78,7 +81,7 @@ def load_run(run_dir: Path | str) -> RunTables:
     _check_is_run(path)
     frames = {name: _read(path, name) for name in ROW_TYPES}
     summary = frames.pop("summary")
-    absent = {"audit", "baselines", "stages"}
+    absent = {"audit", "baselines", "stages", "latencies"}
     if "slim" in set(frames["stages"]["network"]):
         absent |= {"iterations", "candidates"}
     if len(frames["iterations"]) > 1 and not frames["iterations"]["num_candidates"].any():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ROUNDS = 15
 """Timed rounds of three passes; the networks take turns, so that a busy machine slows them alike."""
@@ -43,7 +43,6 @@ class Latency:
     noise: float
 
 
-@torch.no_grad()
 def compare_latencies(
     full: nn.Module,
     slim: nn.Module,
@@ -64,14 +63,33 @@ def compare_latencies(
         check: called before each round; raises to stop there.
     """
     images = torch.rand(batch_size, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    networks = [network.to(device).eval() for network in (full, slim, full)]
-    shortest = min(_seconds(network, images, 1) for _ in range(_UNTIMED_ROUNDS) for network in networks)
+    return compare_calls(full.to(device).eval(), slim.to(device).eval(), images, check=check)
+
+
+@torch.no_grad()
+def compare_calls(
+    full: Callable[[Tensor], object],
+    slim: Callable[[Tensor], object],
+    images: Tensor,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Latency:
+    """Time two functions of images in turns: full, slim, full.
+
+    Args:
+        full: runs the unpruned network.
+        slim: runs the network to compare.
+        images: (B, C, H, W) on the device where they run.
+        check: called before each round; raises to stop there.
+    """
+    calls = (full, slim, full)
+    shortest = min(_seconds(call, images, 1) for _ in range(_UNTIMED_ROUNDS) for call in calls)
     repeats = max(1, math.ceil(PASS_SECONDS / shortest))
-    affordable = int(MOST_SECONDS / (len(networks) * repeats * shortest))
+    affordable = int(MOST_SECONDS / (len(calls) * repeats * shortest))
     rounds = []
     for _ in range(min(ROUNDS, max(LEAST_ROUNDS, affordable))):
         check()
-        before, between, after = (_seconds(network, images, repeats) for network in networks)
+        before, between, after = (_seconds(call, images, repeats) for call in calls)
         rounds.append((before, between, after))
     return summarise(rounds)
 
@@ -96,12 +114,12 @@ def summarise(rounds: Sequence[tuple[float, float, float]]) -> Latency:
     )
 
 
-def _seconds(network: nn.Module, images: torch.Tensor, repeats: int) -> float:
+def _seconds(call: Callable[[Tensor], object], images: Tensor, repeats: int) -> float:
     """Mean time of one pass of several."""
     _synchronise(images.device)
     start = time.perf_counter()
     for _ in range(repeats):
-        network(images)
+        call(images)
     _synchronise(images.device)
     return (time.perf_counter() - start) / repeats
 

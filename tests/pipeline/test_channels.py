@@ -29,7 +29,7 @@ def test_a_job_says_how_many_channels_its_images_and_so_its_network_have(
         again = setup.data.open()
         assert again.content_hash == setup.dataset.content_hash
         images = setup.workload(tmp_path).normalisation(again.train.read(torch.arange(2)))
-        assert setup.network(images).shape == (2, setup.recipe.num_classes)
+        assert setup.network(images).shape == (2, setup.dataset.num_classes)
 
 
 def test_weights_for_other_images_are_refused_by_the_layer(tmp_path: Path) -> None:

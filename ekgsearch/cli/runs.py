@@ -1,4 +1,4 @@
-"""The command line: run a job, look at its channel groups, check it, report and export results."""
+"""Commands that compute: run, study, bench and replay."""
 
 import json
 import sys
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
-from pydantic import BaseModel
 
+from ekgsearch.cli.options import job_argument, resume_option, set_option, smoke_option, verbose_option
 from ekgsearch.runtime.plain import plain_line, plain_text
-from ekgsearch.version import __version__
 
 if TYPE_CHECKING:
     from ekgsearch.experiment import Job
@@ -20,45 +19,12 @@ if TYPE_CHECKING:
 
 EXIT_BREAKS = 1
 
-_job_argument = click.argument("job", type=click.Path(path_type=Path))
-_set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Replace a field, e.g. --set search.reduction=0.45"
-)
-_resume_option = click.option(
-    "--resume",
-    is_flag=True,
-    help="Continue although the machine or a version differs, or a field on which no phase depends that has begun.",
-)
-_smoke_option = click.option(
-    "--smoke",
-    is_flag=True,
-    help="See in a minute whether it runs: in small, in this process. The output has another name, with .smoke.",
-)
-_verbose_option = click.option("-v", "--verbose", is_flag=True, help="Show details.")
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="ekgsearch")
-def cli() -> None:
-    """Shrink convolutional networks: search channel groups, distil, fine-tune, report.
-
-    \b
-    Examples:
-      ekgsearch validate jobs/quickstart.yaml
-      ekgsearch groups jobs/quickstart.yaml
-      ekgsearch run jobs/quickstart.yaml --smoke
-      ekgsearch run jobs/quickstart.yaml
-      ekgsearch run jobs/quickstart.yaml --set search.reduction=0.6 --set output=results/at60
-      ekgsearch report results/quickstart results/at60 --out comparison.html
-      ekgsearch export results/* --out summaries.parquet
-    """
-
-
-@cli.command()
-@_job_argument
-@_set_option
+@click.command()
+@job_argument
+@set_option
 @click.option("--address", default=None, help="Ray cluster to use, e.g. auto or 10.0.0.1:6379. [$RAY_ADDRESS]")
-@_resume_option
+@resume_option
 @click.option(
     "--audit",
     "num_audited",
@@ -71,8 +37,8 @@ def cli() -> None:
     is_flag=True,
     help="Compute the phases that the store in phases.uri has again, and stop where the result is another one.",
 )
-@_smoke_option
-@_verbose_option
+@smoke_option
+@verbose_option
 def run(
     job: Path,
     overrides: tuple[str, ...],
@@ -123,137 +89,12 @@ def run(
     click.echo(plain_line(f"report: {report}"))
 
 
-@cli.command()
-@_job_argument
-@_set_option
-@_verbose_option
-def groups(job: Path, overrides: tuple[str, ...], verbose: bool) -> None:
-    """Print the channel groups of JOB's network: what can be cut, what is frozen and why, and how far it can go.
-
-    \b
-    Example:
-      ekgsearch groups jobs/ekg_resnet56_cifar10.yaml
-    """
-    from ekgsearch.jobfile import load_job
-    from ekgsearch.pipeline.inspect import group_table
-    from ekgsearch.runtime.progress import configure_logging
-
-    configure_logging(None, verbose)
-    click.echo(plain_text(group_table(load_job(job, overrides))))
-
-
-@cli.command()
-@_job_argument
-@_set_option
-@click.option("--show", is_flag=True, help="Print the job with every default written out.")
-@click.option("--paths", is_flag=True, help="Look also whether the files and folders that it names are there.")
-def validate(job: Path, overrides: tuple[str, ...], show: bool, paths: bool) -> None:
-    """Check the fields of JOB, of a study or of a benchmark without opening what it names; every mistake is one line.
-
-    \b
-    Examples:
-      ekgsearch validate jobs/quickstart.yaml
-      ekgsearch validate jobs/ekg_resnet56_cifar10_cpu.yaml --paths
-      ekgsearch validate jobs/quickstart.yaml --show
-      ekgsearch validate jobs/bench_search.yaml
-    """
-    from ekgsearch.bench.base import check_bench
-    from ekgsearch.errors import JobError
-    from ekgsearch.experiment import Job
-    from ekgsearch.jobfile import fields_text, load_fields
-    from ekgsearch.named_files import missing_files
-    from ekgsearch.pipeline.study import StudyJob
-
-    fields = load_fields(job, overrides)
-    command = next((name for name in ("bench", "study") if name in fields.values), "run")
-    match command:
-        case "bench":
-            checked: BaseModel = check_bench(fields)[1]
-        case "study":
-            checked = fields.check(StudyJob)
-        case _:
-            checked = fields.check(Job)
-    if paths and (missing := missing_files(checked)):
-        raise JobError(*(f"{fields.place(name.split('.'))}: {words}" for name, words in missing))
-    click.echo(fields_text(checked) if show else f"{job}: valid; start it with: ekgsearch {command} {job}")
-
-
-@cli.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="File to write; default: in the first run.")
-@_verbose_option
-def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
-    """Write one self-contained HTML report of RUNS, and the same plots as PNG files.
-
-    \b
-    Examples:
-      ekgsearch report results/quickstart
-      ekgsearch report results/seed1 results/seed2 --out comparison.html
-    """
-    from ekgsearch.report.html import write_report
-    from ekgsearch.runtime.progress import configure_logging
-
-    configure_logging(None, verbose)
-    click.echo(plain_line(str(write_report(list(runs), out))))
-
-
-@cli.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .parquet or .csv.")
-@click.option("--table", default="summary", show_default=True, help="Which table of the runs to join.")
-@_verbose_option
-def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None:
-    """Join a table of several RUNS into one file; the default is one summary row per run.
-
-    Runs without rows in this table, and folders that are no run, are left out and named with the reason.
-
-    \b
-    Examples:
-      ekgsearch export results/quickstart --out summary.parquet
-      ekgsearch export results/* --table candidates --out candidates.csv
-    """
-    from ekgsearch.report.export import export as export_tables
-    from ekgsearch.runtime.progress import configure_logging
-
-    configure_logging(None, verbose)
-    num_rows = export_tables(runs, out, table=table)
-    click.echo(plain_line(f"{out}: {num_rows} {'row' if num_rows == 1 else 'rows'}"))
-
-
-@cli.command()
-@click.argument("benchmark", type=click.Path(path_type=Path))
-@_set_option
-@_smoke_option
-@_verbose_option
-def bench(benchmark: Path, overrides: tuple[str, ...], smoke: bool, verbose: bool) -> None:
-    """Run the BENCHMARK that a YAML file describes: add rows to a parquet file as they come, print one table.
-
-    With --smoke its numbers mean nothing: one pair of everything, small. Where the machine lacks what it is about, such
-    as a GPU, that is said, and the exit status is 0.
-
-    \b
-    Examples:
-      ekgsearch bench jobs/bench_search.yaml
-      ekgsearch bench jobs/bench_search.yaml --set pairs=9 --set output=results/bench.parquet
-      ekgsearch bench jobs/bench_search.yaml --smoke
-    """
-    from ekgsearch.bench.base import load_bench, run_bench, table
-    from ekgsearch.runtime.progress import configure_logging
-
-    configure_logging(None, verbose)
-    if smoke and (lacking := load_bench(benchmark, overrides)[1].lacking):
-        click.echo(f"{benchmark}: skipped, since {lacking}")
-        return
-    title, measurements, output = run_bench(benchmark, overrides, smoke=smoke)
-    click.echo(f"{title}\n\n{table(measurements)}\n\nrows added to {output}")
-
-
-@cli.command()
-@_job_argument
-@_set_option
-@_resume_option
-@_smoke_option
-@_verbose_option
+@click.command()
+@job_argument
+@set_option
+@resume_option
+@smoke_option
+@verbose_option
 def study(job: Path, overrides: tuple[str, ...], resume: bool, smoke: bool, verbose: bool) -> None:
     """Run the study of random sub-networks that JOB describes; the same command continues it.
 
@@ -282,13 +123,41 @@ def study(job: Path, overrides: tuple[str, ...], resume: bool, smoke: bool, verb
     click.echo(f"{text}\n{plain_line(f'figure: {figure}')}")
 
 
-@cli.command()
+@click.command()
+@click.argument("benchmark", type=click.Path(path_type=Path))
+@set_option
+@smoke_option
+@verbose_option
+def bench(benchmark: Path, overrides: tuple[str, ...], smoke: bool, verbose: bool) -> None:
+    """Run the BENCHMARK that a YAML file describes: add rows to a parquet file as they come, print one table.
+
+    With --smoke its numbers mean nothing: one pair of everything, small. Where the machine lacks what it is about, such
+    as a GPU, that is said, and the exit status is 0.
+
+    \b
+    Examples:
+      ekgsearch bench jobs/bench_search.yaml
+      ekgsearch bench jobs/bench_search.yaml --set pairs=9 --set output=results/bench.parquet
+      ekgsearch bench jobs/bench_search.yaml --smoke
+    """
+    from ekgsearch.bench.base import load_bench, run_bench, table
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    if smoke and (lacking := load_bench(benchmark, overrides)[1].lacking):
+        click.echo(f"{benchmark}: skipped, since {lacking}")
+        return
+    title, measurements, output = run_bench(benchmark, overrides, smoke=smoke)
+    click.echo(f"{title}\n\n{table(measurements)}\n\nrows added to {output}")
+
+
+@click.command()
 @click.option("--oracle", type=click.Path(path_type=Path), required=True, help="Folder of recorded decisions.")
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights at the start. [the folder's .safetensors]")
 @click.option("--data", type=click.Path(path_type=Path), envvar="EKGSEARCH_DATA", help="Images. [$EKGSEARCH_DATA]")
 @click.option("--reduction", type=click.FloatRange(0, 1, True, True), default=0.45, show_default=True)
 @click.option("--iteration", "iterations", type=int, multiple=True, help="Only these; may be repeated. [all]")
-@_verbose_option
+@verbose_option
 def replay(
     oracle: Path,
     weights: Path | None,
@@ -327,26 +196,6 @@ def replay(
     notes = f"; with rounding draws or near ties in the recorded order: iterations {helped}" if helped else ""
     click.echo("BREAKS" if broken else f"agrees{notes}")
     sys.exit(EXIT_BREAKS if broken else 0)
-
-
-@cli.command()
-@click.option("--tables", is_flag=True, help="Describe the columns of the result tables instead.")
-def schema(tables: bool) -> None:
-    """Print the JSON schema of a job, or the documented columns of the result tables.
-
-    \b
-    Examples:
-      ekgsearch schema > job.schema.json
-      ekgsearch schema --tables
-    """
-    if tables:
-        from ekgsearch.rows import table_columns
-
-        click.echo(json.dumps(table_columns(), indent=2))
-    else:
-        from ekgsearch.experiment import job_schema
-
-        click.echo(json.dumps(job_schema(), indent=2))
 
 
 def _refuse_with_smoke(**options: object) -> None:

@@ -1,0 +1,50 @@
+"""Commands about the results of runs: report and export."""
+
+from pathlib import Path
+
+import click
+
+from ekgsearch.cli.options import verbose_option
+from ekgsearch.runtime.plain import plain_line
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="File to write; default: in the first run.")
+@verbose_option
+def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
+    """Write one self-contained HTML report of RUNS, and the same plots as PNG files.
+
+    \b
+    Examples:
+      ekgsearch report results/quickstart
+      ekgsearch report results/seed1 results/seed2 --out comparison.html
+    """
+    from ekgsearch.report.html import write_report
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    click.echo(plain_line(str(write_report(list(runs), out))))
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write: .parquet or .csv.")
+@click.option("--table", default="summary", show_default=True, help="Which table of the runs to join.")
+@verbose_option
+def export(runs: tuple[Path, ...], out: Path, table: str, verbose: bool) -> None:
+    """Join a table of several RUNS into one file; the default is one summary row per run.
+
+    Runs without rows in this table, and folders that are no run, are left out and named with the reason.
+
+    \b
+    Examples:
+      ekgsearch export results/quickstart --out summary.parquet
+      ekgsearch export results/* --table candidates --out candidates.csv
+    """
+    from ekgsearch.report.export import export as export_tables
+    from ekgsearch.runtime.progress import configure_logging
+
+    configure_logging(None, verbose)
+    num_rows = export_tables(runs, out, table=table)
+    click.echo(plain_line(f"{out}: {num_rows} {'row' if num_rows == 1 else 'rows'}"))
