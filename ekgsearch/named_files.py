@@ -32,6 +32,9 @@ def missing_files(checked: BaseModel) -> list[Missing]:
 
 def _of_job(job: Job) -> Iterator[Missing]:
     yield from _file("net.weights", job.net.weights)
+    place, _, _ = (job.net.factory or "").rpartition(":")
+    if place.endswith(".py"):
+        yield from _file("net.factory", place)
     yield from _images(job)
     yield from _file("search_run", job.search_run, "journal.jsonl")
     yield from _store("bank.uri", job.bank.uri)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ekgsearch.artefact.kinds import build, recipe_of, recipe_to_dict
@@ -75,6 +76,24 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Description]:
             f"{path}: expected a network of ekgsearch, with {', '.join(_TEXTS)} in its metadata, found "
             f"{', '.join(sorted(texts)) or 'none'}; give final.safetensors of a run, or a file of save_network"
         )
+    return tensors, _description(path, texts)
+
+
+def description_of(path: Path) -> Description | None:
+    """What a file says of its network, without reading its tensors; None where no program of this package wrote it.
+
+    Raises:
+        NetworkError: it has a description that cannot be.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            texts = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return _description(path, texts) if set(_TEXTS) <= set(texts) else None
+
+
+def _description(path: Path, texts: Mapping[str, str]) -> Description:
     try:
         mean, std, classes = (_list(texts[name], name) for name in ("mean", "std", "classes"))
         recipe = recipe_of(json.loads(texts["recipe"]))
@@ -84,7 +103,7 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], Description]:
         raise NetworkError(f"{path}: its description is no JSON: {error}") from error
     if not all(_is_number(number) for number in (*mean, *std)) or not all(isinstance(name, str) for name in classes):
         raise NetworkError(f"{path}: expected 'mean' and 'std' as numbers and 'classes' as names")
-    return tensors, Description(recipe, texts["contents"], tuple(mean), tuple(std), tuple(classes))
+    return Description(recipe, texts["contents"], tuple(mean), tuple(std), tuple(classes))
 
 
 def load_file(path: Path, *, factory: Constructor | str | None = None, trust: bool = False) -> nn.Module:

@@ -46,12 +46,12 @@ class Settings(BenchSettings):
     )
     calibration_images: Positive = Field(512, description="training images that the ranges of activations come from")
     test_images: Positive | None = Field(None, description="test images that are classified; null: all")
-    batches: tuple[Positive, ...] = Field((1, 64), description="images of one pass whose latency is measured")
+    batch_sizes: tuple[Positive, ...] = Field((1, 64), description="images of one pass whose latency is measured")
     pairs: Positive = Field(15, description="interleaved pairs of passes")
 
     def in_small(self) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Random weights, few images, one pair."""
-        return {"run": None, "calibration_images": 16, "test_images": 20, "batches": (1,), "pairs": 1}, ()
+        return {"run": None, "calibration_images": 16, "test_images": 20, "batch_sizes": (1,), "pairs": 1}, ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def run(settings: Settings) -> Iterator[Measurement]:
 def _latencies(
     name: str, calls: dict[str, Callable[[Tensor], Tensor]], shape: InputShape, settings: Settings
 ) -> Iterator[Measurement]:
-    for batch in settings.batches:
+    for batch in settings.batch_sizes:
         images = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
         floats, integers = abab(
             lambda images=images: calls["fp32"](images),  # type: ignore[misc]  # bound here, not at the call

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ekgsearch.artefact.factory import Factory, factory_of, zoo_factory
+from ekgsearch.artefact.file import description_of
 from ekgsearch.artefact.kinds import build
 from ekgsearch.artefact.recipe import InputShape, Recipe
 from ekgsearch.artefact.sidecar import Sidecar, read_sidecar
+from ekgsearch.artefact.slim import Slim
 from ekgsearch.artefact.targets import find_any
 from ekgsearch.artefact.weights import load_weights
 from ekgsearch.artefact.weights_file import read_weights
@@ -75,6 +77,7 @@ def open_network(job: Job, num_classes: int, image_shape: InputShape) -> OpenedN
     _check_logits(network, recipe, num_classes)
     if job.net.weights is not None:
         path = weights_path(job.net)
+        _tell_contents(path)
         load_weights(network, path, afresh=_new_classifier(network, recipe, path) if job.net.new_classifier else ())
     graph = analyse(network, recipe.input_shape)
     log.info("%s on %s: %d channel groups, %d frozen", recipe.name, job.data.name, len(graph.groups), len(graph.frozen))
@@ -156,6 +159,21 @@ def weights_path(section: NetSection) -> Path:
     if not path.is_file():
         raise NetworkError(f"net.weights = {section.weights}: there is no file {path}")
     return path
+
+
+def _tell_contents(path: Path) -> None:
+    """Log what a file of this package says that it holds, and refuse a network that was cut."""
+    description = description_of(path)
+    if description is None:
+        return
+    if isinstance(description.recipe, Slim):
+        raise NetworkError(
+            f"net.weights = {path} holds a {description.contents}: a network that was cut has other shapes than the "
+            "one that a job starts from; give the weights of the unpruned network, or cut this one again in Python "
+            "(ekgsearch.load_network)"
+        )
+    tell = log.warning if "untrained" in description.contents else log.info
+    tell("%s holds: %s", path, description.contents)
 
 
 def _check_logits(network: nn.Module, recipe: Recipe, num_classes: int) -> None:

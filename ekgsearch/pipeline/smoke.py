@@ -78,7 +78,7 @@ def smoke_of(job: Kind) -> Smoke[Kind]:
     data, dataset, data_notes = _images(job, weights)
     search, search_notes = _search(job)
     changes: dict[str, Mapping[str, Any]] = {
-        "net": {"weights": weights},
+        "net": {"weights": weights, "new_classifier": job.net.new_classifier and weights is not None},
         "data": data,
         **_trainings(job, dataset),
         "search": search,

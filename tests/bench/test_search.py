@@ -153,7 +153,7 @@ def test_every_shipped_job_opens_its_network_images_and_weights(
     setup, workload = open_search(settings.model_copy(update={"overrides": here, "cases": offered}), tmp_path)
     opened = workload.open_network().state_dict()
     assert all(torch.equal(opened[name], tensor) for name, tensor in setup.network.state_dict().items())
-    assert setup.net.padding == "tf_same", "as the weights need"
+    assert setup.recipe.identity()["arguments"]["padding"] == "tf_same", "as the weights need"
     plans = [_spec(setup, case) for case in settings.cases]
     assert all(plan not in plans[:index] for index, plan in enumerate(plans)), "no two cases are the same"
 

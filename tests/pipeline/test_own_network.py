@@ -53,6 +53,8 @@ def test_a_job_with_ones_own_network_and_weights_of_torch_save_runs_to_its_end(j
     network = ekgsearch.load_network(path, factory=own_net.Own)
     assert network(torch.zeros(2, *SHAPE)).shape == (2, 10)
     assert read_file(path)[1].contents == "slim network, fine-tuned"
+    with pytest.raises(NetworkError, match=r"holds a slim network, fine-tuned: a network that was cut"):
+        open_network(load_job(job, [f"net.weights={path}"]), 10, SHAPE)
     assert ekgsearch.load_network(path, trust_factory=True)(torch.zeros(1, *SHAPE)).shape == (1, 10)
 
 

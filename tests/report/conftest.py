@@ -18,6 +18,7 @@ from ekgsearch.rows import (
     DeviceHoursRow,
     EpochRow,
     IterationRow,
+    LatencyRow,
     StageRow,
     SubnetworkRow,
     SummaryRow,
@@ -217,6 +218,15 @@ class SyntheticRun:
             )
         ]
 
+    def latencies(self) -> list[LatencyRow]:
+        """The final network by two backends."""
+        times = {"full_ms": 8.0, "slim_ms": 4.0, "ratio": 2.0, "ratio_low": 1.9, "ratio_high": 2.1, "noise": 1.05}
+        machine = {"device": "cpu", "cpu": "a processor", "threads": 2, "torch": "2.15.0"}
+        return [
+            LatencyRow(run=self.name, network="final", contents="slim", backend=backend, batch=64, **times, **machine)
+            for backend in ("eager", "onnx")
+        ]
+
     def stages(self) -> list[StageRow]:
         """A baseline in three stages, of which the second has fallen too far."""
         return [
@@ -326,6 +336,7 @@ class SyntheticRun:
             "audit": (self.audit(), AuditRow),
             "baselines": (self.baselines(), BaselineRow),
             "stages": (self.stages(), StageRow),
+            "latencies": (self.latencies(), LatencyRow),
             "summary": ([self.summary(**changes)], SummaryRow),
         }
         for name in tables:
@@ -342,6 +353,7 @@ TABLES = (
     "audit",
     "baselines",
     "stages",
+    "latencies",
     "summary",
 )
 

@@ -195,3 +195,10 @@ def test_a_real_browser_draws_the_report(page_of_finished, tmp_path):
         colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 24)}
     assert tuple(bytes.fromhex(PALETTE["blue"][1:])) in colours
     assert tuple(bytes.fromhex(PALETTE["orange"][1:])) in colours
+
+
+def test_latencies_that_were_measured_later_are_in_the_report(write_run, tmp_path):
+    page = write_report([write_run(tmp_path / "run")]).read_text()
+    assert "as ekgsearch latency has measured it" in page
+    assert re.search(r"<td>onnx</td><td class=\"n\">64</td>", page)
+    assert "2.00 (1.90 to 2.10)" in page

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import ekgsearch
+from ekgsearch.runtime import environment
 from ekgsearch.runtime.environment import device_name, num_cores, provenance
 
 
@@ -58,13 +58,13 @@ def test_changes_of_tracked_files_show_in_the_commit(tmp_path: Path, monkeypatch
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    monkeypatch.setattr(ekgsearch, "__file__", str(tmp_path / "package" / "__init__.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package" / "runtime" / "environment.py"))
     (tmp_path / "notes.txt").write_text("unknown to git")
     commit = git("rev-parse", "HEAD")
     assert provenance()["commit"] == commit
     (tmp_path / "package" / "__init__.py").write_text("changed = True")
     assert provenance()["commit"] == f"{commit}-changed"
-    monkeypatch.setattr(ekgsearch, "__file__", str(tmp_path / "package" / "below" / "__init__.py"))
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "package" / "below" / "runtime" / "environment.py"))
     assert provenance()["commit"] is None
 
 
