@@ -64,7 +64,7 @@ def test_the_analysis_prints_as_the_table_of_groups(network: nn.Module) -> None:
     assert any("reachable" in line for line in lines)
 
 
-@pytest.mark.parametrize("method", ["ekg", "taylor", "l2", "epruner", "uniform"])
+@pytest.mark.parametrize("method", ["ekg", "l2", "epruner"])
 def test_every_method_searches_any_images_and_leaves_the_network_alone(
     method: str, network: nn.Module, batches: list[tuple[Tensor, Tensor]]
 ) -> None:
@@ -72,7 +72,7 @@ def test_every_method_searches_any_images_and_leaves_the_network_alone(
     network.stem[0].weight.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     graph = ekgsearch.analyse(network, SHAPE)
-    given = iter(batches) if method in ("ekg", "taylor") else ()
+    given = iter(batches) if method == "ekg" else ()
     limit = {"beta": 0.9} if method == "epruner" else {"reduction": 0.4}
     subnetwork = ekgsearch.search(graph, given, method=method, progress=False, **limit)
     full, kept = ekgsearch.cost(graph), ekgsearch.cost(graph, subnetwork)
@@ -107,16 +107,6 @@ def test_a_search_in_a_folder_continues_and_is_not_made_twice(
         network.head.bias.add_(1)
     with pytest.raises(ResumeError, match="holds another search: network differ"):
         ekgsearch.search(graph, batches, reduction=0.4, folder=tmp_path / "part")
-
-
-def test_the_search_is_that_of_a_run(batches: list[tuple[Tensor, Tensor]], capsys: pytest.CaptureFixture[str]) -> None:
-    """The naive evaluation decides the same, so both are the search of EKG and not of each other's mistakes."""
-    graph = ekgsearch.analyse(build(zoo_factory("resnet20", 4, SHAPE), seed=1), SHAPE)
-    for module in graph.network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, 0.8)
-    fast, naive = (ekgsearch.search(graph, batches, reduction=0.2, evaluation=how) for how in ("fast", "naive"))
-    assert fast == naive
 
 
 def test_a_slim_network_is_trained_by_ones_own_loop_saved_cut_again_and_resumed(

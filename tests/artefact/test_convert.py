@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
-from ekgsearch.artefact.convert import FORMATS, SUFFIXES, Format
+from ekgsearch.artefact.convert import SUFFIXES, Format
 from ekgsearch.artefact.factory import factory_of, zoo_factory
 from ekgsearch.artefact.file import Description, save_file
 from ekgsearch.artefact.fold import fold_norms
@@ -77,8 +77,7 @@ def command(*arguments: object) -> Any:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("fold", [(), ("--fold-norms",)])
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize(("to", "fold"), [("onnx", ("--fold-norms",)), ("pt2", ()), ("torchscript", ("--fold-norms",))])
 def test_a_converted_network_opens_elsewhere_and_computes_the_same(
     to: Format, fold: tuple[str, ...], small: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
