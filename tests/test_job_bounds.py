@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ekgsearch.bench import bank, distillation, epruner, exemplars, loader, macs, ray, rivals, search
+from ekgsearch.bench import bank, distillation, epruner, exemplars, int8, loader, macs, pruners, ray, rivals, search
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import kinds_of
@@ -191,6 +191,11 @@ BENCHES: dict[type[BaseModel], tuple[dict[str, Any], dict[str, Bounds]]] = {
         },
     ),
     ray.Settings: ({"bench": "ray", "job": "job.yaml"}, {"workers": whole(0, 4096), "pairs": whole(1)}),
+    pruners.Settings: ({"bench": "pruners"}, {"image_size": whole(1, 4096), "reduction": SHARE, "pairs": whole(1)}),
+    int8.Settings: (
+        {"bench": "int8"},
+        {"calibration_images": whole(1), "test_images": whole(1), "batch_sizes": whole(1), "pairs": whole(1)},
+    ),
     rivals.Settings: ({"bench": "rivals", "job": "job.yaml"}, {"reductions": SHARE, "aside": whole(0)}),
     search.Settings: (
         {"bench": "search", "job": "job.yaml"},

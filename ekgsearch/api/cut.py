@@ -1,4 +1,4 @@
-"""What can be cut from a network, what a sub-network costs, and the networks that it stands for."""
+"""Channel groups of a network, costs of its sub-networks, and the networks that these stand for."""
 
 from typing import Any
 

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,23 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
+from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import JobError, ResumeError
 from ekgsearch.experiment import SearchChoice
 from ekgsearch.methods.base import BatchwiseEvaluator, Decision, Materials, decisions_from_records
-from ekgsearch.methods.budget import Budget, set_budget
-from ekgsearch.methods.choice import chosen_groups
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.choice import budget_of, chosen_groups
 from ekgsearch.methods.evaluate import BatchEvaluator, SearchBatch
 from ekgsearch.methods.local import LocalEvaluator
-from ekgsearch.methods.networks import TIE_TOLERANCE, FastNetworks, NaiveNetworks
 from ekgsearch.methods.section import EvaluatingSection, SearchSection
+from ekgsearch.pipeline.lines import content
 from ekgsearch.records import Subnetwork, content_hash
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.journal import Journal
+from ekgsearch.storage.tensors import serialise_tensors
+from ekgsearch.workers.spec import SearchSpec
 
 log = logging.getLogger(__name__)
 
@@ -77,47 +79,57 @@ def search(
     if section.needs_workers and not held:
         raise JobError(f"search: the method {method} looks at images; give batches of (images, labels)")
     groups = chosen_groups(graph, section)
-    budget = set_budget(
-        graph,
-        reduction=section.reduction,
-        absolute=section.budget,
-        unit=section.unit,
-        counter=section.counter,
-        groups=groups,
-        least_width=section.least_width,
-    )
+    budget = budget_of(graph, section, groups)
     with ExitStack() as work:
         work.enter_context(_undisturbed(graph.network))
-        opened = section.open(
-            Materials(
-                graph=graph,
-                groups=groups,
-                open_graph=lambda: graph,
-                budget=budget,
-                seed=seed,
-                threads=torch.get_num_threads(),
-                evaluator=lambda: _evaluator(graph, held, section, seed),
-                batches=[batch.index for batch in held],
-                tie_tolerance=TIE_TOLERANCE if _slices(section) else 0.0,
-            )
-        )
+        opened = section.open(_materials(graph, section, groups, budget, held, seed))
         journal, made = None, []
         if folder is not None:
             make_folder(Path(folder))
             journal = work.enter_context(Journal.open(Path(folder) / "journal.jsonl"))
             made = _made(journal, graph, {"search": section.identity(), "seed": seed, **_identity(graph, held)})
-        bar = _Bar(graph, budget, made) if progress else None
-        if made and opened.is_over(made):
-            return made[-1].subnetwork
-        for decision in opened.run(tuple(made)):
-            if journal is not None:
-                journal.append("iteration", **decision.to_record())
-            made.append(decision)
-            if bar is not None:
-                bar.show(decision)
-        if bar is not None:
-            bar.close()
+        if not (made and opened.is_over(made)):
+            bar = work.enter_context(closing(_Bar(budget, made))) if progress else None
+            for decision in opened.run(tuple(made)):
+                if journal is not None:
+                    journal.append("iteration", **decision.to_record())
+                made.append(decision)
+                if bar is not None:
+                    bar.show(decision)
     return made[-1].subnetwork
+
+
+def _materials(
+    graph: ChannelGraph,
+    section: SearchSection,
+    groups: tuple[ChannelGroup, ...],
+    budget: Budget,
+    held: Sequence[SearchBatch],
+    seed: int,
+) -> Materials:
+    """What the search of a method works with, in this process."""
+    spec = None
+    if isinstance(section, EvaluatingSection):
+        places = tuple((batch.index, tuple(range(len(batch.labels)))) for batch in held)
+        spec = SearchSpec.of(section, run="", batches=places, seed=seed)
+    return Materials(
+        graph=graph,
+        groups=groups,
+        open_graph=lambda: graph,
+        budget=budget,
+        seed=seed,
+        threads=torch.get_num_threads(),
+        evaluator=lambda: _evaluator(graph, held, spec),
+        batches=[batch.index for batch in held],
+        tie_tolerance=0.0 if spec is None else spec.tie_tolerance,
+    )
+
+
+def _evaluator(graph: ChannelGraph, held: Sequence[SearchBatch], spec: SearchSpec | None) -> BatchwiseEvaluator:
+    assert spec is not None, "the method looks at no image"
+    spec.arithmetic.set_backends()
+    part = BatchEvaluator(spec.networks(graph), lambda images: images, held, spec.divisor, spec.rules)
+    return LocalEvaluator([part], spec.nominal_batch)
 
 
 def _section(fields: dict[str, Any]) -> SearchSection:
@@ -159,25 +171,6 @@ def _held(graph: ChannelGraph, batches: Iterable[tuple[Tensor, Tensor]]) -> list
     return held
 
 
-def _evaluator(
-    graph: ChannelGraph, held: Sequence[SearchBatch], section: SearchSection, seed: int
-) -> BatchwiseEvaluator:
-    assert isinstance(section, EvaluatingSection)
-    arithmetic = Arithmetic(section.precision, section.channels_last, section.compile)
-    arithmetic.set_backends()
-    networks = (
-        NaiveNetworks(graph, section.norm_mode)
-        if section.evaluation == "naive"
-        else FastNetworks(graph, section.slice_below, section.norm_mode, arithmetic)
-    )
-    divisor = section.nominal_batch or sum(len(batch.labels) for batch in held)
-    return LocalEvaluator([BatchEvaluator(networks, lambda images: images, held, divisor, section.rules(seed))])
-
-
-def _slices(section: SearchSection) -> bool:
-    return isinstance(section, EvaluatingSection) and section.evaluation == "fast" and section.slice_below > 0
-
-
 @contextmanager
 def _undisturbed(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients of the weights, and torch's switches, as they were before at the end."""
@@ -198,14 +191,10 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
 
 def _identity(graph: ChannelGraph, held: Sequence[SearchBatch]) -> dict[str, str]:
     """Hashes of the network with its weights, and of the images."""
-    state = {name: _tensor_hash(tensor) for name, tensor in graph.network.state_dict().items()}
-    images = [[_tensor_hash(batch.pixels), _tensor_hash(batch.labels)] for batch in held]
-    return {"network": content_hash(state), "images": content_hash(images)}
-
-
-def _tensor_hash(tensor: Tensor) -> str:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().tobytes()).hexdigest() + str(tuple(tensor.shape))
+    images = {f"{batch.index}.images": batch.pixels for batch in held}
+    labels = {f"{batch.index}.labels": batch.labels for batch in held}
+    tensors = {"network": graph.network.state_dict(), "images": images | labels}
+    return {name: hashlib.sha256(serialise_tensors(of)).hexdigest() for name, of in tensors.items()}
 
 
 def _made(journal: Journal, graph: ChannelGraph, identity: dict[str, Any]) -> list[Decision]:
@@ -213,43 +202,35 @@ def _made(journal: Journal, graph: ChannelGraph, identity: dict[str, Any]) -> li
     if not journal.lines:
         journal.append("search", **identity)
         return []
-    first = {name: value for name, value in journal.lines[0].items() if name in identity}
+    first = journal.lines[0]
     changed = [name for name, value in identity.items() if content_hash(first.get(name)) != content_hash(value)]
     if changed:
         raise ResumeError(
             f"{journal.path.parent} holds another search: {', '.join(changed)} differ; give another folder, or make "
             "them equal to continue it"
         )
-    return decisions_from_records(
-        ({k: v for k, v in line.items() if k not in ("seq", "kind", "prev", "hash")} for line in journal.lines[1:]),
-        graph.full(),
-    )
+    return decisions_from_records(map(content, journal.lines[1:]), graph.full())
 
 
 class _Bar:
-    """Progress of a search towards its budget."""
+    """Progress of a search towards its budget, the decisions that were made before included."""
 
-    def __init__(self, graph: ChannelGraph, budget: Budget, made: Sequence[Decision]) -> None:
-        self._graph, self._budget = graph, budget
-        self._full, self._removed = 0, 0
+    def __init__(self, budget: Budget, made: Sequence[Decision]) -> None:
+        self._budget = budget
+        self._costs: list[int] = []
         self._progress: Progress | None = None
         for decision in made:
             self.show(decision)
 
     def show(self, decision: Decision) -> None:
-        """Show one more decision."""
+        """Show one more decision; the first is the unpruned network."""
         cost = self._budget.measured(decision.macs, decision.params)
+        self._costs.append(cost)
+        full, before = self._costs[0], self._costs[-2:][0]
         if self._progress is None:
-            self._full = cost
-            total = round(cost - self._budget.limit) if self._budget.is_limit else cost
+            total = round(full - self._budget.limit) if self._budget.is_limit else full
             self._progress = Progress("search", max(1, total), f"{self._budget.unit} removed", log)
-        removed = self._full - cost
-        shown: dict[str, float | int | str] = {
-            "iteration": decision.iteration,
-            "reduction": f"{removed / self._full:.1%}",
-        }
-        self._progress.advance(removed - self._removed, **shown)
-        self._removed = removed
+        self._progress.advance(before - cost, iteration=decision.iteration, reduction=f"{1 - cost / full:.1%}")
 
     def close(self) -> None:
         """End the line."""

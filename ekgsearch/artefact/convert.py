@@ -46,19 +46,18 @@ def convert(network: nn.Module, input_shape: InputShape, to: Format, path: Path)
         raise NetworkError(f"--to {to} needs {' and '.join(missing)}; install them: pip install 'ekgsearch[onnx]'")
     images = torch.zeros(2, *input_shape)
     batch = torch.export.Dim("batch", min=1, max=MOST_IMAGES)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         with torch.no_grad(), _quiet():
             match to:
                 case "pt2":
-                    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},)), partial)
+                    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=({0: batch},)), path)
                 case "torchscript":
-                    torch.jit.save(torch.jit.trace(network, images), str(partial))  # type: ignore[no-untyped-call]
+                    torch.jit.save(torch.jit.trace(network, images), str(path))  # type: ignore[no-untyped-call]
                 case "onnx":
                     torch.onnx.export(
                         network,
                         (images,),
-                        str(partial),
+                        str(path),
                         dynamo=True,
                         dynamic_shapes=({0: batch},),
                         input_names=[INPUT],
@@ -66,16 +65,13 @@ def convert(network: nn.Module, input_shape: InputShape, to: Format, path: Path)
                         external_data=False,
                         verbose=False,
                     )
-        partial.replace(path)
     except OSError as error:
         raise NetworkError(f"{path} cannot be written: {error.strerror or error}") from error
-    except Exception as error:  # the exporters raise whatever they come across
+    except Exception as error:  # the exporters raise what they come across
         raise NetworkError(
             f"the network cannot be converted to {to}: {type(error).__name__}: {str(error)[:300]}; try another format: "
             f"{', '.join(FORMATS)}"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def open_converted(path: Path, to: Format) -> Callable[[Tensor], Tensor]:
@@ -109,7 +105,7 @@ def _onnx_session(path: Path) -> Callable[[Tensor], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Threads that wait for work by spinning would slow down whatever runs next in this process.
+    # Threads that wait for work by spinning would slow down what runs next in this process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ekgsearch.artefact.kinds import build, recipe_of, recipe_to_dict
 from ekgsearch.artefact.recipe import Constructor, Recipe
-from ekgsearch.artefact.targets import find_any, find_given, find_known
+from ekgsearch.artefact.targets import finder
 from ekgsearch.errors import NetworkError
 from ekgsearch.records import canonical_json
 from ekgsearch.storage.tensors import load_tensors, save_tensors
@@ -122,9 +122,8 @@ def load_file(path: Path, *, factory: Constructor | str | None = None, trust: bo
         StorageError: it is missing or damaged.
     """
     state, description = read_file(path)
-    find = find_given(factory) if factory is not None else find_any if trust else find_known
     try:
-        network = build(description.recipe, find=find)
+        network = build(description.recipe, find=finder(factory, trust))
         network.load_state_dict(state)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error

@@ -8,6 +8,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ekgsearch.errors import NetworkError
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 def fold_norms(network: nn.Module) -> tuple[nn.Module, int]:
     """A copy of a network whose batch norms are part of the convolutions that they follow.
@@ -38,9 +41,9 @@ def fold_norms(network: nn.Module) -> tuple[nn.Module, int]:
             continue
         norm, conv = modules[str(node.target)], modules[str(source.target)]
         once = all(calls[one.target] == 1 for one in (node, source)) and owners[id(norm)] == owners[id(conv)] == 1
-        if not once or not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            continue
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or not norm.track_running_stats:
+        # A subclass may compute something else, as one with a parametrised weight does, and so may a hook.
+        plain = type(conv) in _CONVOLUTIONS and type(norm) in _NORMS and not _is_hooked(conv) and not _is_hooked(norm)
+        if not once or not plain or not norm.track_running_stats:
             continue
         folded.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
         node.replace_all_uses_with(source)
@@ -50,3 +53,7 @@ def fold_norms(network: nn.Module) -> tuple[nn.Module, int]:
     folded.recompile()
     folded.delete_all_unused_submodules()
     return folded, count
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -60,7 +60,8 @@ def check_target(target: str) -> None:
     if is_own(target):
         return
     if library_of(target):
-        known, shown = names_of(library), f"the {len(names_of(library))} networks of {library}"
+        known = names_of(library)
+        shown = f"the {len(known)} networks of {library}"
     else:
         name, known, shown = target, zoo.NAMES, ", ".join(zoo.NAMES)
     if name not in known:
@@ -104,8 +105,20 @@ def find_any(target: str) -> Constructor:
     return functools.partial(timm.create_model, name, pretrained=False)
 
 
+def finder(factory: Constructor | str | None, trust: bool) -> Callable[[str], Constructor]:
+    """How the classes and functions of a file are found.
+
+    Args:
+        factory: what makes the unpruned network, where the caller names it; see `find_given`.
+        trust: whether code that the file itself names may run.
+    """
+    if factory is not None:
+        return find_given(factory)
+    return find_any if trust else find_known
+
+
 def find_given(factory: Constructor | str) -> Callable[[str], Constructor]:
-    """A finder that takes one class or function for whatever own code a recipe names.
+    """A finder that takes one class or function in place of any own code that a recipe names.
 
     Args:
         factory: the class or function, or its target.

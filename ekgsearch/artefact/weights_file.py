@@ -69,9 +69,10 @@ def read_weights(path: Path, own: Collection[str]) -> dict[str, Tensor]:
 
 
 def _is_pickled(path: Path) -> bool:
-    """Whether a file begins as those of torch.save do."""
+    """Whether a file begins as those of torch.save do; of a safetensors file the ninth byte opens a JSON object."""
     with path.open("rb") as file:
-        return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
+        begin = file.read(9)
+    return zipfile.is_zipfile(path) or (begin[:1] == pickle.PROTO and begin[8:] != b"{")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -90,8 +91,8 @@ def _unpickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise NetworkError(
-            f"{path}: expected a state dict, found a file with Python objects, as torch.save(network, ...) writes "
-            "them; reading it would run code that it holds. Save the tensors alone, where the network is at hand:\n"
+            f"{path}: expected a state dict, found a file with other Python objects, as torch.save(network, ...) "
+            "writes it; reading it would run code that it holds. Save the tensors alone where it is at hand:\n"
             "  network = torch.load('network.pt', weights_only=False)\n"
             "  torch.save(network.state_dict(), 'weights.pt')"
         ) from error

@@ -1,4 +1,4 @@
-"""What every data set looks like to the rest of the system: labels, and pixels by image id."""
+"""Image sets as the rest of the system sees them: labels, and pixels by image id."""
 
 import hashlib
 from dataclasses import dataclass

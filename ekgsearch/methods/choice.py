@@ -1,4 +1,4 @@
-"""The channel groups that a search may cut."""
+"""Channel groups that a search may cut, and how much of them goes, as a section of a job says it."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.errors import NetworkError
+from ekgsearch.methods.budget import Budget, set_budget
 from ekgsearch.methods.section import SearchSection
 
 
@@ -31,6 +32,28 @@ def chosen_groups(graph: ChannelGraph, section: SearchSection) -> tuple[ChannelG
             "choose search.groups all, or skip fewer"
         )
     return chosen
+
+
+def budget_of(graph: ChannelGraph, section: SearchSection, groups: Sequence[ChannelGroup]) -> Budget:
+    """The budget that a section asks for.
+
+    Args:
+        graph: the network.
+        section: says how much goes, and how it is counted.
+        groups: channel groups that may be cut.
+
+    Raises:
+        BudgetError: the cost cannot be reached, or is above the cost of the full network.
+    """
+    return set_budget(
+        graph,
+        reduction=section.reduction,
+        absolute=section.budget,
+        unit=section.unit,
+        counter=section.counter,
+        groups=groups,
+        least_width=section.least_width,
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -22,14 +22,16 @@ class LocalEvaluator:
 
     Args:
         parts: the evaluators; usually one that owns all batches.
+        nominal_batch: count every batch as so many images (quirk `nominal_batch_means`); None for the true number.
     """
 
-    def __init__(self, parts: Sequence[BatchEvaluator]) -> None:
+    def __init__(self, parts: Sequence[BatchEvaluator], nominal_batch: int | None = None) -> None:
         self.parts = parts
+        self._nominal_batch = nominal_batch
 
     def begin(self, interim: Sequence[Subnetwork]) -> Evaluation:
         """See `Evaluator.begin`."""
-        return mean_over_batches(_merged(part.begin(interim) for part in self.parts))
+        return mean_over_batches(_merged(part.begin(interim) for part in self.parts), self._nominal_batch)
 
     def scores(self, current: Subnetwork, count: int) -> GroupScores:
         """See `Evaluator.scores`."""
@@ -37,11 +39,13 @@ class LocalEvaluator:
 
     def evaluate(self, current: Subnetwork, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """See `Evaluator.evaluate`."""
-        return evaluations(_merged(part.evaluate(current, candidates) for part in self.parts), len(candidates))
+        found = _merged(part.evaluate(current, candidates) for part in self.parts)
+        return evaluations(found, len(candidates), self._nominal_batch)
 
     def settle(self, candidates: Sequence[Candidate]) -> list[Evaluation]:
         """See `Evaluator.settle`."""
-        return evaluations(_merged(part.settle(candidates) for part in self.parts), len(candidates))
+        found = _merged(part.settle(candidates) for part in self.parts)
+        return evaluations(found, len(candidates), self._nominal_batch)
 
     def evaluate_on(
         self, current: Subnetwork, candidates: Sequence[Candidate], batches: Sequence[int]

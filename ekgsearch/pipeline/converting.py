@@ -86,28 +86,26 @@ def convert_network(
     graph = analyse(network, shape)
     costs = cost(graph, graph.full())
     compared = real_images(given, description, NUM_IMAGES, images)
-    inputs = (
-        torch.randn(NUM_IMAGES, *shape, generator=torch.Generator().manual_seed(0)) if compared is None else compared
-    )
+    noise = torch.randn(NUM_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+    inputs = noise if compared is None else compared
     with torch.no_grad():
         expected = network(inputs)
     if fold:
         network, folded = fold_norms(network)
-    convert(network, shape, to, path)
-    found = _run(path, to, inputs)
-    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
-    if not difference <= TOLERANCE * max(largest, 1e-6):
-        path.unlink()
-        raise NetworkError(
-            f"{path}: the converted network computes something else: logits differ by {difference:.3g} where the "
-            f"largest is {largest:.3g} (allowed {TOLERANCE:.1%}); nothing was kept; try "
-            "another format, or leave --fold-norms out"
-        )
+    # A file that is there stays until the new one has proved to compute the same.
+    draft = path.with_name(f"{path.stem}.unchecked{path.suffix}")
+    try:
+        convert(network, shape, to, draft)
+        found = _run(draft, to, inputs)
+        _check_equal(path, found, expected)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     result = Converted(
         path=path,
         about=path.with_name(f"{path.name}.json"),
-        difference=difference,
-        largest=largest,
+        difference=float((found - expected).abs().max()),
+        largest=float(expected.abs().max()),
         num_images=len(inputs),
         is_noise=compared is None,
         agree=int((found.argmax(1) == expected.argmax(1)).sum()),
@@ -121,11 +119,21 @@ def convert_network(
         "params": costs.params,
         "folded_norms": folded,
         "top1": given.top1(),
-        "largest_difference": difference,
+        "largest_difference": result.difference,
         "compared_images": 0 if result.is_noise else result.num_images,
     }
     write_atomically(result.about, (json.dumps(about, indent=2) + "\n").encode())
     return result
+
+
+def _check_equal(path: Path, found: Tensor, expected: Tensor) -> None:
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if not difference <= TOLERANCE * max(largest, 1e-6):
+        raise NetworkError(
+            f"{path}: the converted network computes something else: logits differ by {difference:.3g} where the "
+            f"largest is {largest:.3g} (allowed {TOLERANCE:.1%}); nothing was written; try another format, or leave "
+            "--fold-norms out"
+        )
 
 
 def _about(description: Description) -> dict[str, object]:

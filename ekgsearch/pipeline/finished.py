@@ -57,9 +57,9 @@ class Given:
         return cls(path, path.parent if is_of_run else None)
 
     @property
-    def name(self) -> str:
-        """What tables call the network: the run, or the file."""
-        return self.path.stem if self.run_dir is None else f"{self.run_dir.name}/{self.path.stem}"
+    def run(self) -> str:
+        """What tables call the run: the name of its directory, or of the folder that the file lies in."""
+        return self.path.absolute().parent.name
 
     def top1(self) -> float | None:
         """Accuracy on the test set in percent, as the run has measured it; None where it has not."""
@@ -68,7 +68,7 @@ class Given:
         if column is None or table is None or not table.is_file():
             return None
         summary: pd.DataFrame = read_table(table)
-        value = float(summary[column].iloc[0]) if len(summary) else math.nan
+        value = float(summary[column].iloc[-1]) if len(summary) else math.nan
         return None if math.isnan(value) else value
 
 

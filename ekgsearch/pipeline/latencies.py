@@ -2,8 +2,9 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ekgsearch.artefact.file import load_file, read_file
 from ekgsearch.artefact.kinds import build
 from ekgsearch.artefact.recipe import Constructor, InputShape
 from ekgsearch.artefact.slim import Slim
-from ekgsearch.artefact.targets import find_any, find_given, find_known
+from ekgsearch.artefact.targets import finder
 from ekgsearch.errors import NetworkError
 from ekgsearch.pipeline.finished import Given
 from ekgsearch.rows import LatencyRow
@@ -22,8 +23,6 @@ from ekgsearch.runtime.latency import compare_calls
 
 BackendName = Literal["eager", "compile", "onnx"]
 """eager: torch as it is. compile: torch.compile. onnx: ONNX Runtime, on the CPU."""
-
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 TABLE = "latencies"
 """Table of a run directory that the rows of its networks are added to."""
@@ -62,9 +61,8 @@ def measure(
             "final.safetensors of a run"
         )
     slim = load_file(given.path, factory=factory, trust=trust)
-    find = find_given(factory) if factory is not None else find_any if trust else find_known
-    full = build(recipe.base, seed=0, find=find).eval()
-    place, machine = torch.device(device), provenance()
+    full = build(recipe.base, seed=0, find=finder(factory, trust)).eval()
+    place, cpu = torch.device(device), provenance()["cpu"]
     with tempfile.TemporaryDirectory(prefix="ekgsearch-latency-") as folder:
         for backend in backends:
             calls = [
@@ -73,21 +71,15 @@ def measure(
             ]
             for batch in batches:
                 images = torch.rand(batch, *recipe.input_shape, generator=torch.Generator().manual_seed(0)).to(place)
-                found = compare_calls(calls[0], calls[1], images)
                 yield LatencyRow(
-                    run=given.path.parent.name if given.run_dir else given.name,
+                    run=given.run,
                     network=given.path.stem,
                     contents=description.contents,
                     backend=backend,
                     batch=batch,
-                    full_ms=found.full_ms,
-                    slim_ms=found.slim_ms,
-                    ratio=found.ratio,
-                    ratio_low=found.ratio_low,
-                    ratio_high=found.ratio_high,
-                    noise=found.noise,
+                    **asdict(compare_calls(calls[0], calls[1], images)),
                     device=device_name(place),
-                    cpu=machine["cpu"],
+                    cpu=cpu,
                     threads=torch.get_num_threads(),
                     torch=torch.__version__,
                 )

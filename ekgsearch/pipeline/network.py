@@ -25,8 +25,8 @@ from ekgsearch.channels.trace import run_example
 from ekgsearch.errors import NetworkError
 from ekgsearch.experiment import Job
 from ekgsearch.fields import expand_path
-from ekgsearch.methods.budget import Budget, set_budget
-from ekgsearch.methods.choice import chosen_groups
+from ekgsearch.methods.budget import Budget
+from ekgsearch.methods.choice import budget_of, chosen_groups
 from ekgsearch.nets.options import Padding
 from ekgsearch.records import Costs
 from ekgsearch.runtime.seeds import sub_seed
@@ -84,15 +84,7 @@ def open_network(job: Job, num_classes: int, image_shape: InputShape) -> OpenedN
     for warning in graph.warnings:
         log.warning("%s: %s", recipe.name, warning)
     groups = chosen_groups(graph, search)
-    budget = set_budget(
-        graph,
-        reduction=search.reduction,
-        absolute=search.budget,
-        unit=search.unit,
-        counter=search.counter,
-        groups=groups,
-        least_width=search.least_width,
-    )
+    budget = budget_of(graph, search, groups)
     return OpenedNetwork(recipe, network, graph, groups, cost(graph, graph.full(), search.counter), budget, sidecar)
 
 

@@ -1,6 +1,5 @@
 """Everything that can be checked before any expensive work: devices, images, subsets, network."""
 
-import dataclasses
 import importlib.util
 import logging
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ekgsearch.artefact.recipe import Recipe
-from ekgsearch.channels.arithmetic import Arithmetic
 from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.channels.members import ChannelGroup
 from ekgsearch.data.datasets import Dataset, ImageSet
@@ -105,25 +103,16 @@ class Setup:
     @property
     def exact_spec(self) -> SearchSpec:
         """The same batches and rules, evaluated exactly, also where the job has chosen a faster tier."""
-        return self._exact_spec_of(self.evaluating)
+        return self.search_spec.exact
 
     def spec_of(self, section: EvaluatingSection) -> SearchSpec:
         """The batches of the search subset and how they are evaluated where a section says it."""
-        return dataclasses.replace(
-            self._exact_spec_of(section),
-            evaluation=section.evaluation,
-            slice_below=section.slice_below,
-            arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
-        )
-
-    def _exact_spec_of(self, section: EvaluatingSection) -> SearchSpec:
         parts = batches(self.search_ids, section.batch_size)
-        return SearchSpec(
+        return SearchSpec.of(
+            section,
             run=self.job.run_name,
             batches=tuple((index, tuple(part.tolist())) for index, part in enumerate(parts)),
-            nominal_batch=section.nominal_batch,
-            rules=section.rules(sub_seed(self.job.seed, "criterion")),
-            norm_mode=section.norm_mode,
+            seed=sub_seed(self.job.seed, "criterion"),
             prefix_bytes=1_000_000 * self.job.cluster.prefix_mb,
         )
 

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, devices and commit, for the table beside its results."""
+"""Environment of a run: versions, processor, devices and commit, for the table next to its results."""
 
 import os
 import platform

@@ -1,6 +1,6 @@
 """Jobs of a worker, and records of what it has done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from ekgsearch.channels.arithmetic import EXACT, Arithmetic
@@ -8,6 +8,7 @@ from ekgsearch.channels.graph import ChannelGraph
 from ekgsearch.methods.evaluate import PREFIX_BYTES
 from ekgsearch.methods.networks import SLICE_BELOW, TIE_TOLERANCE, Evaluation, FastNetworks, NaiveNetworks, Networks
 from ekgsearch.methods.rules import PUBLISHED, Rules
+from ekgsearch.methods.section import EvaluatingSection
 from ekgsearch.records import NormMode
 
 T = TypeVar("T")
@@ -61,6 +62,42 @@ class SearchSpec:
     norm_mode: NormMode = "batch"
     arithmetic: Arithmetic = EXACT
     prefix_bytes: int = PREFIX_BYTES
+
+    @classmethod
+    def of(
+        cls,
+        section: EvaluatingSection,
+        *,
+        run: str,
+        batches: tuple[tuple[int, tuple[int, ...]], ...],
+        seed: int,
+        prefix_bytes: int = PREFIX_BYTES,
+    ) -> "SearchSpec":
+        """The spec that a section of a job describes, in its tier.
+
+        Args:
+            section: how the method evaluates.
+            run: name of the run.
+            batches: pairs (batch index, image ids).
+            seed: of a random criterion.
+            prefix_bytes: see the attribute.
+        """
+        return cls(
+            run=run,
+            batches=batches,
+            nominal_batch=section.nominal_batch,
+            evaluation=section.evaluation,
+            slice_below=section.slice_below,
+            rules=section.rules(seed),
+            norm_mode=section.norm_mode,
+            arithmetic=Arithmetic(section.precision, section.channels_last, section.compile),
+            prefix_bytes=prefix_bytes,
+        )
+
+    @property
+    def exact(self) -> "SearchSpec":
+        """The same batches and rules, evaluated exactly."""
+        return replace(self, evaluation="fast", slice_below=SLICE_BELOW, arithmetic=EXACT)
 
     @property
     def divisor(self) -> int:

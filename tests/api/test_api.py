@@ -16,6 +16,7 @@ import ekgsearch
 from ekgsearch.artefact.factory import zoo_factory
 from ekgsearch.artefact.kinds import build
 from ekgsearch.errors import BudgetError, EkgError, JobError, NetworkError, ResumeError
+from ekgsearch.storage.journal import read_journal
 
 EXPORTED = ["__version__", "analyse", "cost", "latency", "load_network", "masked", "save_network", "search", "slim"]
 SHAPE = (3, 16, 16)
@@ -107,6 +108,17 @@ def test_a_search_in_a_folder_continues_and_is_not_made_twice(
         network.head.bias.add_(1)
     with pytest.raises(ResumeError, match="holds another search: network differ"):
         ekgsearch.search(graph, batches, reduction=0.4, folder=tmp_path / "part")
+
+
+def test_a_quirk_counts_batches_as_a_run_does(
+    network: nn.Module, batches: list[tuple[Tensor, Tensor]], tmp_path: Path
+) -> None:
+    graph, losses = ekgsearch.analyse(network, SHAPE), {}
+    for quirks in ((), ("nominal_batch_means",)):
+        folder = tmp_path / str(len(quirks))
+        ekgsearch.search(graph, batches, reduction=0.1, quirks=quirks, batch_size=40, folder=folder, progress=False)
+        losses[quirks] = read_journal(folder / "journal.jsonl")[1]["loss"]
+    assert losses["nominal_batch_means",] == pytest.approx(losses[()] * 32 / 40)
 
 
 def test_a_slim_network_is_trained_by_ones_own_loop_saved_cut_again_and_resumed(

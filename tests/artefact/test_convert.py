@@ -23,6 +23,8 @@ from ekgsearch.artefact.slim import Slim
 from ekgsearch.channels.graph import analyse
 from ekgsearch.channels.slim import slim
 from ekgsearch.cli import cli
+from ekgsearch.errors import NetworkError
+from ekgsearch.pipeline import converting
 from ekgsearch.runtime import latency
 
 SHAPE = (3, 16, 16)
@@ -125,6 +127,29 @@ def test_folding_leaves_norms_that_are_used_twice_or_stand_alone() -> None:
     folded, count = fold_norms(network)
     assert count == 0
     torch.testing.assert_close(folded(images), network(images))
+
+
+def test_parametrised_and_hooked_convolutions_are_not_folded() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).eval()
+    nn.init.constant_(network[1].running_mean, 0.5)
+    nn.utils.parametrizations.weight_norm(network[0])
+    network[2].register_forward_hook(lambda *given: 2 * given[-1])
+    images = torch.randn(2, 3, 4, 4)
+    traced = torch.fx.symbolic_trace(network)
+    folded, count = fold_norms(traced)
+    assert count == 0
+    torch.testing.assert_close(folded(images), network(images))
+
+
+def test_a_file_stays_where_the_new_one_computes_something_else(
+    small: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.pt2").write_text("the old file")
+    monkeypatch.setattr(converting, "TOLERANCE", -1.0)
+    with pytest.raises(NetworkError, match=r"computes something else: .* nothing was written"):
+        command("convert", small[0], "--to", "pt2", "--out", tmp_path / "net.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt2"]
+    assert (tmp_path / "net.pt2").read_text() == "the old file"
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,9 @@ MALICIOUS: list[Callable[[Path], dict[str, Any]]] = [
     lambda folder: {
         "recipe": {"kind": "slim", "base": with_factory(target=touching(folder))["recipe"], "subnetwork": {}}
     },
-    lambda _: with_factory(target="os:system", arguments={"command": "touch {folder}/evil.ran"}),
+    lambda folder: with_factory(target="os:system", arguments={"command": f"touch {folder}/evil.ran"}),
     lambda _: with_factory(target="builtins:exec", arguments={"object": "1/0"}),
-    lambda _: with_factory(target="subprocess:run", arguments={"args": ["touch", "evil.ran"]}),
+    lambda folder: with_factory(target="subprocess:run", arguments={"args": ["touch", f"{folder}/evil.ran"]}),
     lambda _: with_factory(target="torch.hub:load", arguments={"repo_or_dir": "a/b", "model": "c"}),
     lambda _: with_factory(target="/etc/passwd:root"),
     lambda _: with_factory(target="torchvision/../evil"),
