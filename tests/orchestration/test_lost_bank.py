@@ -63,6 +63,7 @@ def test_a_bank_that_is_not_there_any_more_is_built_again(
     assert hours[hours.phase == "bank"].exit_state.tolist() == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_a_bank_that_is_there_is_not_built_again_nor_one_that_is_not_needed(
     reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:

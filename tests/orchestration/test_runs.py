@@ -144,7 +144,7 @@ def test_another_version_of_torch_is_noticed_and_the_flag_continues(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [*(pytest.param(number, marks=pytest.mark.slow) for number in (1, 2)), 4])
+@pytest.mark.parametrize("workers", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 4))])
 def test_the_journal_does_not_depend_on_the_number_of_workers(
     workers: int, reference: Path, job_file: Path, ekgsearch: RunCommand
 ) -> None:

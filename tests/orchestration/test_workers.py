@@ -131,6 +131,7 @@ def test_the_quirks_of_the_published_program_are_searched_alike_by_workers_also_
     assert asked == QUESTIONS
 
 
+@pytest.mark.slow
 def test_races_are_decided_alike_by_any_workers_also_when_some_are_killed(
     small: SmallSearch, expected: bytes, tmp_path: Path
 ) -> None:
