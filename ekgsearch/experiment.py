@@ -111,6 +111,11 @@ class Job(Section):
         return self.seed if self.finetune.seed is None else self.finetune.seed
 
     @property
+    def asks_for_workers(self) -> bool:
+        """Whether it wants more processes than the one that runs it."""
+        return self.cluster.search_workers > 0 or self.finetune.workers > 1
+
+    @property
     def run_name(self) -> str:
         """Name of the run in every table: the last part of its directory."""
         return self.run_dir.name

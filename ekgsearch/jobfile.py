@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,11 +32,13 @@ class Override:
         keys: the path.
         value: what takes the place of the field.
         name: how errors call it, without what may be a credential.
+        in_file: whether the file itself says it, as a value of a sweep.
     """
 
     keys: tuple[str, ...]
     value: Any
     name: str
+    in_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,21 @@ class Fields:
     values: dict[str, Any]
     document: Document
     overrides: tuple[Override, ...]
+
+    def with_settings(self, settings: Sequence[Override]) -> "Fields":
+        """The same fields with further settings in their places."""
+        values = self.values
+        for setting in settings:
+            values = _replaced(values, setting)
+        return replace(self, values=values, overrides=(*self.overrides, *settings))
+
+    def only(self, name: str) -> "Fields":
+        """One section alone."""
+        return replace(self, values={name: self.values[name]})
+
+    def without(self, name: str) -> "Fields":
+        """All but one section."""
+        return replace(self, values={key: value for key, value in self.values.items() if key != name})
 
     def place(self, location: Sequence[str | int]) -> str:
         """Where a field comes from: ``--set path=value``, else the file and its line."""
@@ -97,7 +114,7 @@ class Fields:
 
     def _base(self, place: Place) -> Path:
         """Folder of a relative path: the working directory for one from the command line, else that of the file."""
-        given = any(place[: len(override.keys)] == override.keys for override in self.overrides)
+        given = any(place[: len(override.keys)] == override.keys for override in self.overrides if not override.in_file)
         return Path.cwd() if given else self.path.absolute().parent
 
 
@@ -112,7 +129,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         JobError: the file cannot be read or a field is not allowed; one line per mistake.
     """
     fields = load_fields(path, overrides)
-    for command in ("bench", "study"):
+    for command in ("bench", "study", "tune"):
         if command in fields.values:
             raise JobError(f"{path} is for another command: ekgsearch {command} {path}")
     return fields.check(Job)
@@ -148,6 +165,11 @@ def load_fields(path: Path, overrides: Sequence[str] = ()) -> Fields:
         settings.append(setting)
         values = _replaced(values, setting)
     return Fields(path, values, document, tuple(settings))
+
+
+def job_of_text(text: str) -> Job:
+    """The job that `fields_text` has written out."""
+    return Job.model_validate(read_yaml(text).value)
 
 
 def fields_text(model: BaseModel) -> str:

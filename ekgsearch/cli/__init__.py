@@ -6,6 +6,7 @@ from ekgsearch.cli.jobs import schema, validate
 from ekgsearch.cli.networks import convert, groups, latency
 from ekgsearch.cli.results import export, report
 from ekgsearch.cli.runs import bench, replay, run, study
+from ekgsearch.cli.sweeps import tune
 from ekgsearch.version import __version__
 
 
@@ -28,5 +29,5 @@ def cli() -> None:
     """
 
 
-for command in (run, groups, validate, report, export, convert, latency, bench, study, replay, schema):
+for command in (run, tune, groups, validate, report, export, convert, latency, bench, study, replay, schema):
     cli.add_command(command)

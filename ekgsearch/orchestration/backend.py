@@ -20,8 +20,15 @@ from ekgsearch.workers.workload import Workload
 class RayBackend:
     """Workers and training processes in one Ray session; what needs one process alone stays in this one."""
 
-    def __init__(self, cluster: ClusterSection) -> None:
+    def __init__(self, cluster: ClusterSection, *, shares_session: bool = False) -> None:
+        """Use the session that there is.
+
+        Args:
+            cluster: what workers ask for.
+            shares_session: whether other runs want workers of it as well, so that all of this one's start together.
+        """
         self._cluster = cluster
+        self._shares_session = shares_session
         self._local = InProcessBackend()
         self._crew: RayCrew | None = None
 
@@ -49,7 +56,7 @@ class RayBackend:
             with self._local.team(workload, spec, listener=listener) as team:
                 yield team
             return
-        self._crew = crew = RayCrew(workload, spec, self._cluster, listener)
+        self._crew = crew = RayCrew(workload, spec, self._cluster, listener, together=self._shares_session)
         try:
             yield Team(crew, spec)
         finally:

@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ekgsearch.errors import StorageError
@@ -15,6 +16,30 @@ from ekgsearch.runtime.progress import logging_to
 from ekgsearch.workers.backend import InProcessBackend
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def run_folder(job: Job, verbose: bool = False, *, console: bool = True) -> Iterator[Path]:
+    """Make the run directory of a job and log to it for the length of a block.
+
+    Args:
+        job: what is run.
+        verbose: log details.
+        console: whether standard error gets the log as well.
+
+    Yields:
+        The run directory.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    run_dir = job.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"output = {job.output}: the run directory cannot be made: {error}") from error
+    with logging_to(run_dir, verbose, console=console):
+        yield run_dir
 
 
 def launch(
@@ -42,14 +67,8 @@ def launch(
     Raises:
         EkgError: whatever stops a run; see `run_job`.
     """
-    run_dir = job.run_dir
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"output = {job.output}: the run directory cannot be made: {error}") from error
-    with logging_to(run_dir, verbose):
-        has_workers = job.cluster.search_workers > 0 or job.finetune.workers > 1
-        if in_process or not (has_workers or job.cluster.session_address):
+    with run_folder(job, verbose) as run_dir:
+        if in_process or not (job.asks_for_workers or job.cluster.session_address):
             run(job, InProcessBackend(), listener=listener, continue_anyway=continue_anyway)
             return run_dir
         cores = math.ceil(max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cores_per_worker)

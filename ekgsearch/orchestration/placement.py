@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from ekgsearch.runtime.listener import Listener, stop_where_asked
 from ekgsearch.sections.cluster import ClusterSection
+
+RESERVE_SECONDS = 0.5
+"""Longest wait for places before the listener is asked whether to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,29 @@ def no_room(request: Request, num_workers: int, nodes: Sequence[Mapping[str, flo
         f"cluster hold {room} of them (nodes: {there}); add nodes, or set cluster.search_workers={max(room, 1)}, or a "
         f"smaller cluster.{share}"
     )
+
+
+def reserve(request: Request, num_workers: int, placement: str, listener: Listener) -> PlacementGroup:
+    """Wait until all workers have a place at once, and hold these places.
+
+    Args:
+        request: of one worker.
+        num_workers: workers.
+        placement: spread or pack, over nodes.
+        listener: asked whether to stop while others hold the places.
+
+    Raises:
+        Stopped: the listener has asked for it; nothing is held then.
+    """
+    bundle = {name: amount for name, amount in (("CPU", request.cpus), ("GPU", request.gpus)) if amount}
+    group: PlacementGroup = placement_group([bundle] * num_workers, strategy=placement.upper())
+    try:
+        while not group.wait(RESERVE_SECONDS):
+            stop_where_asked(listener)
+    except BaseException:
+        remove_placement_group(group)
+        raise
+    return group
 
 
 def spread(sizes: Sequence[int], num_workers: int) -> list[tuple[int, ...]]:

@@ -42,7 +42,9 @@ class EndableTrainer(TorchTrainer):
         own = [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
+        actor = ray.remote(
+            num_cpus=0, label_selector=here, scheduling_strategy="DEFAULT", runtime_env={"env_vars": environment}
+        )(TrainController)
         with self._lock:
             if self._is_ended:
                 raise RayError("the training was ended before it began")

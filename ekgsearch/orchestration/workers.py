@@ -4,15 +4,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ekgsearch.bank.commit import MissingBlock
 from ekgsearch.errors import OUT_OF_MEMORY, EkgError, WorkerError, is_out_of_memory
 from ekgsearch.orchestration.member import Member, Place, Reference, Reply, SearchWorker
 from ekgsearch.orchestration.pieces import unpack
-from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, spread
+from ekgsearch.orchestration.placement import Request, no_room, nodes_of_cluster, reserve, spread
 from ekgsearch.orchestration.traffic import Traffic
 from ekgsearch.records import Subnetwork
 from ekgsearch.runtime.ledger import Clock
@@ -44,8 +47,28 @@ class RayCrew:
     """
 
     def __init__(
-        self, workload: Workload, spec: SearchSpec, cluster: ClusterSection, listener: Listener = SILENT
+        self,
+        workload: Workload,
+        spec: SearchSpec,
+        cluster: ClusterSection,
+        listener: Listener = SILENT,
+        *,
+        together: bool = False,
     ) -> None:
+        """Start the workers.
+
+        Args:
+            workload: the network.
+            spec: what they work on.
+            cluster: how many, where, and what each asks for.
+            listener: asked whether to stop.
+            together: take the places of all workers at once, and none later: of two runs that take them one by one,
+                each can hold what the other waits for.
+
+        Raises:
+            Stopped: the listener has asked for it while places were waited for.
+            WorkerError: this machine has no room for them.
+        """
         self._workload = workload
         self._spec = spec
         self._cluster = cluster
@@ -70,6 +93,7 @@ class RayCrew:
             if cluster.session_address is None:
                 raise WorkerError(shortage)
             log.warning("%s; waiting %g s for nodes", shortage, cluster.start_timeout_seconds)
+        self._group = reserve(self._request, len(shares), cluster.placement, listener) if together else None
         self.members = [Member(index, owned) for index, owned in enumerate(shares)]
         for member in self.members:
             self._start(member, ())
@@ -81,6 +105,8 @@ class RayCrew:
 
     def enlist(self, num_blocks: int) -> None:
         """Start the workers that have had no batch, as far as there are blocks of the memory bank and room for them."""
+        if self._group is not None:
+            return
         room = self._request.room(nodes_of_cluster())
         wanted = min(self._cluster.search_workers, num_blocks, room)
         first = max(member.index for member in self.members) + 1
@@ -92,6 +118,8 @@ class RayCrew:
         """End all workers."""
         for member in self.members:
             ray.kill(member.actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
         log.info(
             "search workers: at most %d calls per worker and iteration, largest object %.1f kB",
             self.traffic.most_calls,
@@ -278,7 +306,7 @@ class RayCrew:
             "num_cpus": self._request.cpus,
             "num_gpus": self._request.gpus,
             "max_restarts": 0,
-            "scheduling_strategy": "SPREAD" if self._cluster.placement == "spread" else "DEFAULT",
+            "scheduling_strategy": self._strategy(),
         }
         arguments = (self._workload, self._spec, member.owned, member.attempt)
         self.traffic.weigh(arguments)
@@ -287,6 +315,12 @@ class RayCrew:
         member.open(interim)
         patience = self._cluster.start_timeout_seconds * 2**member.losses  # a machine under load is not pressed further
         member.deadline = time.monotonic() + patience
+
+    def _strategy(self) -> Any:
+        """Where Ray puts a worker."""
+        if self._group is not None:
+            return PlacementGroupSchedulingStrategy(self._group)
+        return "SPREAD" if self._cluster.placement == "spread" else "DEFAULT"
 
 
 def _free() -> str:

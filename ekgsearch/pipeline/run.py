@@ -25,7 +25,7 @@ from ekgsearch.pipeline.tables import write_tables
 from ekgsearch.pipeline.teams import Teams
 from ekgsearch.pipeline.train import driver_threads
 from ekgsearch.records import content_hash
-from ekgsearch.runtime.ledger import Ledger
+from ekgsearch.runtime.ledger import LEDGER, Ledger
 from ekgsearch.runtime.listener import (
     SILENT,
     Listener,
@@ -52,6 +52,7 @@ def run_job(
     continue_anyway: bool = False,
     verify_phases: bool = False,
     num_audited: int = 0,
+    with_latencies: bool = True,
 ) -> None:
     """Run a job to its end, or continue it where it stopped.
 
@@ -63,6 +64,8 @@ def run_job(
             depends on which has begun; see `start_or_check`.
         verify_phases: compute the phases that the phase store has again, and compare.
         num_audited: iterations of the search that are decided again by the exact tier at the end.
+        with_latencies: whether latencies are measured at the end, which tells nothing where other runs are under way;
+            a later call measures them.
 
     Raises:
         EkgError: bad input, a resumed run that differs, lost workers, a full disk, numbers that are not finite. What
@@ -79,7 +82,8 @@ def run_job(
         job, backend, phases_of, listener=listener, continue_anyway=continue_anyway, verify_phases=verify_phases
     ) as context:
         run_phases(context, after_each=write_tables)
-        measure_latencies(context)
+        if with_latencies:
+            measure_latencies(context)
         write_tables(context)
         if not context.lines("done"):
             context.journal.append("done")
@@ -123,7 +127,7 @@ def opened_run(
                 folder=folder,
                 journal=journal,
                 made=journal.lines,
-                ledger=Ledger(folder / "ledger", job.run_name),
+                ledger=Ledger(folder / LEDGER, job.run_name),
                 backend=backend,
                 teams=Teams(backend, listener),
                 listener=listener,

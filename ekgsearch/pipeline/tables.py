@@ -41,7 +41,7 @@ def write_tables(context: RunContext) -> None:
         "stages": stage_rows(context),
         "device_hours": context.ledger.rows(),
     }
-    if context.committed("evaluate") and has_measurements(context):
+    if context.committed("evaluate"):
         rows["summary"] = [_summary(context, rows["device_hours"])]
     folder = context.folder / "tables"
     make_folder(folder)
@@ -129,7 +129,7 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
     line = context.committed("evaluate")
     assert line is not None, "the summary comes after the evaluation"
     top1 = {name: 100 * line[name] / line["images"] for name in ("full", "searched", "recalibrated", "final")}
-    latencies = read_measurements(context)["slim"]
+    latencies = read_measurements(context)["slim"] if has_measurements(context) else {}
     subnetwork = final_subnetwork(context)
     kept = cost(setup.graph, subnetwork, setup.budget.counter)
     made = decisions(context)
@@ -162,10 +162,10 @@ def _summary(context: RunContext, device_hours: Sequence[DeviceHoursRow]) -> Sum
         full_params=setup.full_costs.params,
         kept_params=kept.params,
         params_reduction=1 - kept.params / setup.full_costs.params,
-        full_latency_ms=latencies["full_batch1_ms"],
-        slim_latency_ms=latencies["slim_batch1_ms"],
-        full_latency_batch64_ms=latencies["full_batch64_ms"],
-        slim_latency_batch64_ms=latencies["slim_batch64_ms"],
+        full_latency_ms=latencies.get("full_batch1_ms", math.nan),
+        slim_latency_ms=latencies.get("slim_batch1_ms", math.nan),
+        full_latency_batch64_ms=latencies.get("full_batch64_ms", math.nan),
+        slim_latency_batch64_ms=latencies.get("slim_batch64_ms", math.nan),
         iterations=max(0, len(made) - 1),
         candidates=sum(len(decision.candidates) for decision in made),
         device_hours=sum(row.device_hours for row in device_hours),

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from ekgsearch.storage.sealed import read_sealed, sealed
 
 INTERRUPTED_EXIT_CODE = 75
 """Exit status of a run that was asked to stop and can continue (EX_TEMPFAIL)."""
+
+LEDGER = "ledger"
+"""Folder of the ledger in a run directory."""
 
 HEARTBEAT_SECONDS = 2.0
 """Longest time between two records of an open attempt; what a killed attempt may lose."""
@@ -225,8 +228,7 @@ class Ledger:
             attempt = _read(path)
             live = self._live.get((attempt.phase, attempt.attempt))
             attempts.append(_measured(*live, _OPEN) if live else attempt)
-        order = {phase.value: index for index, phase in enumerate(PhaseKind)}
-        return [_row(attempt) for attempt in sorted(attempts, key=lambda item: (order[item.phase], item.attempt))]
+        return _rows(attempts)
 
     def device_hours(self, phase: PhaseKind | None = None) -> float:
         """Device-hours of all attempts at one phase, or of the whole run.
@@ -240,10 +242,32 @@ class Ledger:
         return sum(row.device_hours for row in self.rows() if phase is None or row.phase == PhaseKind(phase).value)
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("*.json"))
+        return _paths(self._folder)
 
     def _path(self, phase: str, attempt: int) -> Path:
         return self._folder / f"{phase}-{attempt:04d}.json"
+
+
+def read_ledger(folder: Path) -> list[DeviceHoursRow]:
+    """All attempts of a run as they were recorded last, also while it is under way elsewhere; nothing is changed.
+
+    Args:
+        folder: folder of the attempts' files; without any where it is missing.
+
+    Raises:
+        StorageError: a file is damaged.
+    """
+    return _rows([_read(path) for path in _paths(folder)])
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.json"))
+
+
+def _rows(attempts: Iterable[_Attempt]) -> list[DeviceHoursRow]:
+    """Attempts in order of phase and number."""
+    order = {phase.value: index for index, phase in enumerate(PhaseKind)}
+    return [_row(attempt) for attempt in sorted(attempts, key=lambda item: (order[item.phase], item.attempt))]
 
 
 def _beat(path: Path, attempt: _Attempt, clock: Clock, stop: threading.Event) -> None:

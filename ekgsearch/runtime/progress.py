@@ -67,7 +67,7 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
-def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
+def configure_logging(run_dir: Path | None, verbose: bool = False, *, console: bool = True) -> None:
     """Send the log of this package to standard error and to the log file of a run; call it once per process.
 
     A later call replaces what an earlier one set up. Texts are made plain in both places (`plain_line`).
@@ -75,6 +75,7 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
     Args:
         run_dir: run directory, in which ``log.txt`` is extended; None for the console alone.
         verbose: whether details (level DEBUG) are shown.
+        console: whether standard error gets it.
 
     Raises:
         StorageError: the log file cannot be opened.
@@ -85,9 +86,10 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
         handler.close()
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
-    console = _Console(sys.stderr)
-    console.setFormatter(_Plain("%(message)s" if not verbose else "%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logger.addHandler(console)
+    if console:
+        shown = _Console(sys.stderr)
+        shown.setFormatter(_Plain("%(message)s" if not verbose else "%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logger.addHandler(shown)
     if run_dir is None:
         return
     try:
@@ -101,12 +103,13 @@ def configure_logging(run_dir: Path | None, verbose: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def logging_to(run_dir: Path, verbose: bool = False) -> Iterator[None]:
+def logging_to(run_dir: Path, verbose: bool = False, *, console: bool = True) -> Iterator[None]:
     """Configure logging for a block, see `configure_logging`; afterwards it is as before.
 
     Args:
         run_dir: run directory, in which ``log.txt`` is extended.
         verbose: whether details (level DEBUG) are shown.
+        console: whether standard error gets it.
 
     Raises:
         StorageError: the log file cannot be opened.
@@ -116,7 +119,7 @@ def logging_to(run_dir: Path, verbose: bool = False) -> Iterator[None]:
     for handler in handlers:
         logger.removeHandler(handler)
     try:
-        configure_logging(run_dir, verbose)
+        configure_logging(run_dir, verbose, console=console)
         yield
     finally:
         for handler in list(logger.handlers):

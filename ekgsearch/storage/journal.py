@@ -80,6 +80,11 @@ class Journal:
             raise
         return cls(path, descriptor, lock, lines, size)
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether it is open and no write to it has failed."""
+        return not self._failed and self._descriptor >= 0
+
     def append(self, kind: str, /, **fields: Any) -> dict[str, Any]:
         """Commit one line; it is on the disk when this returns.
 
@@ -94,7 +99,7 @@ class Journal:
             StorageError: a field is no JSON value, the file has vanished, or the disk refuses. After a failed write
                 every further append is refused; open the journal again.
         """
-        if self._failed or self._descriptor < 0:
+        if not self.is_writable:
             raise StorageError(f"journal {self.path} is closed or an earlier write to it failed; open it again")
         text = self._line(kind, fields)
         data = text.encode()

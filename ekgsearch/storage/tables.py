@@ -5,6 +5,7 @@ import functools
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,13 @@ from ekgsearch.errors import StorageError
 from ekgsearch.storage.checksums import BLANK_CHECKSUM, CHECKSUM_KEY, seal, verify_seal
 from ekgsearch.storage.files import read_bytes, write_atomically
 
-_COLUMN_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+_COLUMN_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    dict[str, str]: pa.map_(pa.string(), pa.string()),
+}
 _ROW_TYPE_KEY = b"row_type"
 _CHECKSUM_MARKER = CHECKSUM_KEY.encode() + b"\x18\x40"  # in the footer (Thrift): the key, then a text of 64 bytes
 
@@ -25,7 +32,8 @@ def schema(row_type: type) -> pa.Schema:
     """Arrow schema of the table of a row dataclass.
 
     Args:
-        row_type: dataclass from `ekgsearch.rows` whose fields are str, int, float or bool.
+        row_type: dataclass of rows whose fields are str, int, float, bool or dict[str, str] (a map), or one of these
+            or None.
 
     Returns:
         One column per field, in order, with the field's description as column metadata.
@@ -36,14 +44,22 @@ def schema(row_type: type) -> pa.Schema:
     hints = typing.get_type_hints(row_type)
     columns = []
     for column in dataclasses.fields(row_type):
-        if hints[column.name] not in _COLUMN_TYPES:
+        hint, nullable = _without_none(hints[column.name])
+        if hint not in _COLUMN_TYPES:
             raise StorageError(
-                f"{row_type.__name__}.{column.name} is {hints[column.name]}; expected str, int, float or bool"
+                f"{row_type.__name__}.{column.name} is {hints[column.name]}; expected str, int, float, bool, "
+                "dict[str, str], or one of these or None"
             )
         description = str(column.metadata.get("description", ""))
-        kind = _COLUMN_TYPES[hints[column.name]]
-        columns.append(pa.field(column.name, kind, nullable=False, metadata={"description": description}))
+        kind = _COLUMN_TYPES[hint]
+        columns.append(pa.field(column.name, kind, nullable=nullable, metadata={"description": description}))
     return pa.schema(columns, metadata={_ROW_TYPE_KEY: row_type.__name__.encode()})
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """The type of a column, and whether it may be empty."""
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next(kind for kind in kinds if kind is not type(None)), type(None) in kinds
 
 
 def write_table(path: Path, rows: Iterable[Any], row_type: type) -> None:
@@ -93,11 +109,13 @@ def _arrow_table(rows: Iterable[Any], row_type: type) -> pa.Table:
     arrays = []
     for column in expected:
         values = [getattr(row, column.name) for row in rows]
+        if pa.types.is_map(column.type):
+            values = [list(value.items()) for value in values]
         try:
             arrays.append(pa.array(values, type=column.type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
             raise StorageError(f"{row_type.__name__}.{column.name} expects {column.type}: {error}") from error
-        if arrays[-1].null_count:
+        if arrays[-1].null_count and not column.nullable:
             raise StorageError(f"{row_type.__name__}.{column.name} expects {column.type}, found None; write NaN or ''")
     return pa.Table.from_arrays(arrays, schema=expected)
 

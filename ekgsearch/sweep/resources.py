@@ -1,0 +1,11 @@
+"""What the trials of a sweep hold."""
+
+from ekgsearch.sweep.job import SweepJob
+
+
+def cores_of_trial(sweep: SweepJob) -> float:
+    """Cores that a trial holds at most at a time."""
+    job = sweep.any_trial().job
+    if job.asks_for_workers:
+        return max(job.cluster.search_workers, job.finetune.workers) * job.cluster.cores_per_worker
+    return sweep.section.cpus or max(job.cluster.threads, job.cluster.threads_per_worker)
