@@ -44,25 +44,26 @@ def prepare_environment(cluster: ClusterSection) -> None:
 
 
 @contextmanager
-def ray_session(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
+def ray_session(cluster: ClusterSection, num_cpus: int, *, shows_workers: bool = True) -> Iterator[None]:
     """Connect to a cluster, or start a local session on loopback without dashboard.
 
     Args:
         cluster: where to connect; a local session where it has no `session_address`.
         num_cpus: cores that a local session offers.
+        shows_workers: whether what workers write to standard error is shown here.
 
     Raises:
         WorkerError: the cluster cannot be reached or refuses the token.
     """
     with _environment_kept(), _handlers_kept() as put_back:
         prepare_environment(cluster)
-        with _connected(cluster, num_cpus):
+        with _connected(cluster, num_cpus, shows_workers):
             put_back()  # Ray has put a handler of its own in the place of that for SIGTERM, which aborts
             yield
 
 
 @contextmanager
-def _connected(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
+def _connected(cluster: ClusterSection, num_cpus: int, shows_workers: bool) -> Iterator[None]:
     """Connect, or start a session, in a prepared environment."""
     address = cluster.session_address
     if address:
@@ -74,14 +75,19 @@ def _connected(cluster: ClusterSection, num_cpus: int) -> Iterator[None]:
     try:
         if address:
             with _sole_address(address):
-                ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING, configure_logging=False)
+                ray.init(
+                    address=address,
+                    log_to_driver=shows_workers,
+                    logging_level=logging.WARNING,
+                    configure_logging=False,
+                )
         else:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
                 include_dashboard=False,
                 object_store_memory=cluster.object_store_mb * 2**20,
-                log_to_driver=True,
+                log_to_driver=shows_workers,
                 logging_level=logging.WARNING,
                 configure_logging=False,
                 # Without a dashboard Ray Train warns on and on that it cannot ask one; errors are still shown.

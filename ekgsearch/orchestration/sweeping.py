@@ -61,7 +61,7 @@ def _run(sweep: SweepJob, record: Record, watch: Watch) -> None:
         return
     patient = cluster.model_copy(update={"start_timeout_seconds": PATIENCE_SECONDS})
     prepare_tune()
-    with ray_session(patient, num_cpus=max(math.ceil(cores_of_trial(sweep)), num_cores())):
+    with ray_session(patient, num_cpus=max(math.ceil(cores_of_trial(sweep)), num_cores()), shows_workers=False):
         from ekgsearch.orchestration.tuning import measure_latencies_of, tune_trials  # they import Ray
 
         if record.has_more:

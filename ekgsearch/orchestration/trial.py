@@ -7,6 +7,7 @@ from typing import Any
 
 from ray import tune
 
+from ekgsearch.errors import EkgError
 from ekgsearch.experiment import Job
 from ekgsearch.jobfile import job_of_text
 from ekgsearch.orchestration.backend import RayBackend
@@ -78,4 +79,11 @@ def _run(job: Job, listener: Listener) -> None:
     with run_folder(job, console=False) as folder:
         Path(folder / STOPPED_FILE).unlink(missing_ok=True)
         backend = RayBackend(job.cluster, shares_session=True) if job.asks_for_workers else InProcessBackend()
-        run_job(job, backend, listener=listener, with_latencies=False)
+        try:
+            run_job(job, backend, listener=listener, with_latencies=False)
+        except EkgError as error:
+            log.warning("%s", error)
+            raise
+        except Exception:
+            log.exception("the run failed")
+            raise

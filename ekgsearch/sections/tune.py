@@ -81,13 +81,17 @@ class Entry(Section):
         )
 
 
+_MARKS_OF_AN_ENTRY = {"values", "low", "high", "where"}
+"""Keys that tell an entry from a section of the job; `step` is a field of one, too."""
+
+
 def _by_dotted_name(space: Any, prefix: str = "") -> Any:
     """Fields of nested sections by their dotted names; a later one of the same name takes the place of an earlier."""
     if not isinstance(space, dict):
         return space
     found: dict[Any, Any] = {}
     for name, value in space.items():
-        if isinstance(value, dict) and value and not value.keys() & Entry.model_fields.keys():
+        if isinstance(value, dict) and value and not value.keys() & _MARKS_OF_AN_ENTRY:
             found |= _by_dotted_name(value, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = value

@@ -1,6 +1,5 @@
 """A run of a sweep in a thread: its events one by one, as far as whoever asks for them lets it go."""
 
-import logging
 import queue
 import threading
 import time
@@ -10,8 +9,6 @@ from typing import Any
 
 from ekgsearch.errors import EkgError, Stopped, is_out_of_memory
 from ekgsearch.runtime.listener import EpochEnded, Event, IterationMade, Listener, PhaseBegun, PhaseCommitted
-
-log = logging.getLogger(__name__)
 
 FINAL_NETWORK = "slim"
 """The network whose epochs count as progress: the one that a run is about."""
@@ -132,15 +129,12 @@ class Course:
             self._run(self)
             end = self._step("finished")
         except Stopped as error:
-            log.warning("%s", error)
             end = self._step("stopped", words=self._reason or str(error))
         except EkgError as error:
             end = self._step("failed", words="; ".join(map(str, error.args)))
         except Exception as error:
-            known = is_out_of_memory(error)
-            if not known:
-                log.exception("the run failed")
-            end = self._step("failed", words=f"{'out of memory' if known else type(error).__name__}: {error}")
+            kind = "out of memory" if is_out_of_memory(error) else type(error).__name__
+            end = self._step("failed", words=f"{kind}: {error}")
         self._steps.put(end)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ekgsearch.errors import StorageError
 from ekgsearch.records import canonical_json
 from ekgsearch.sections.tune import Entry
+from ekgsearch.storage.files import make_folder
 from ekgsearch.sweep.job import SweepJob, Trial
 from ekgsearch.sweep.space import chosen
 
@@ -82,6 +83,7 @@ class Learning:
         self.metrics = tuple(name for name in sweep.section.metrics if name != "latency")
         maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
         directions = [maximize if sweep.section.metrics[name] == "max" else minimize for name in self.metrics]
+        make_folder(sweep.folder)
         path = sweep.folder / OPTUNA_FILE
         try:
             backend = JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path)))

@@ -1,5 +1,6 @@
 """The record of a sweep: which trials were proposed, what they reported and how they ended, in its journal."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any, Literal
 
 from ekgsearch.errors import ResumeError, StorageError
 from ekgsearch.pipeline.phase import differences
+from ekgsearch.records import canonical_json
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.journal import Journal
 from ekgsearch.sweep.job import SweepJob, Trial
@@ -168,7 +170,7 @@ def opened(sweep: SweepJob, proposer: Proposer) -> Iterator[Record]:
 
 def _state(sweep: SweepJob, journal: Journal) -> None:
     """Write the first line of the journal, or compare it with the file."""
-    fields = sweep.identity()
+    fields = json.loads(canonical_json(sweep.identity()))  # as the journal gives it back: tuples are lists
     if not journal.lines:
         journal.append("sweep", fields=fields)
         return
@@ -177,7 +179,6 @@ def _state(sweep: SweepJob, journal: Journal) -> None:
         raise ResumeError(
             f"{sweep.folder} is the directory of a run, not of a sweep; choose another output (--set output=...)"
         )
-    # What the file says is compared with what it said as JSON: tuples are lists there.
     changed = differences(_named(stated["fields"]), _named(fields))
     if changed:
         raise ResumeError(

@@ -66,6 +66,7 @@ class Watch:
             state = "" if entry.reason.startswith(entry.state) else f"{entry.state}: "
             log.log(level, "trial %s (%s): %s%s", name, words, state, entry.reason)
         self._progress.advance(entry.is_over)
+        self._show()
         self._num_failed += entry.state in ("failed", "died")
         most = self._record.sweep.section.max_failed
         if self._num_failed > most:

@@ -1,0 +1,181 @@
+"""Sweeps on Ray Tune: early stops, failures, kills, and that nothing is left behind or done twice."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+from command_line import RunCommand, command, environment
+from ray._private.state import actors as actor_table
+from ray.util import placement_group_table
+
+from ekgsearch.jobfile import load_job
+from ekgsearch.orchestration.session import ray_session
+from ekgsearch.orchestration.sweeping import prepare_tune
+from ekgsearch.runtime.ledger import LEDGER, read_ledger
+from ekgsearch.storage.journal import read_journal
+from ekgsearch.sweep.job import SweepJob, load_sweep
+from ekgsearch.sweep.proposals import proposer_of
+from ekgsearch.sweep.record import opened
+from ekgsearch.sweep.results import spent_hours
+from ekgsearch.sweep.watch import Watch
+
+pytestmark = pytest.mark.ray
+
+SWEEP = """\
+output: sweep
+net: {name: resnet20}
+data: {name: digits, image_size: 8, train_images: 400, test_images: 200}
+pretrain: {epochs: 4, batch_size: 40, learning_rate: 0.05, milestones: [0.5], pad: 1, flip: false}
+warmup: {epochs: 0}
+search: {method: l1, reduction: 0.3}
+finetune: {objective: plain, epochs: 3, batch_size: 40, pad: 1, flip: false}
+cluster: {threads: 1}
+"""
+
+ASHA = """\
+tune:
+  space: {finetune.learning_rate: [0.02, 1.0e-9, 1.0e+30, 0.03]}
+  scheduler: asha
+  factor: 2
+  concurrent: 1
+"""
+
+MANY = """\
+tune:
+  space:
+    search.reduction: [0.4, 0.3, 0.2]
+    finetune.seed: [1, 2]
+  concurrent: 2
+"""
+
+
+@pytest.fixture
+def write_sweep(tmp_path: Path) -> Path:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP + ASHA)
+    return path
+
+
+def _trials(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "tables" / "trials.parquet").sort_values("number")
+
+
+def test_a_sweep_stops_fails_and_finishes_trials_and_does_nothing_twice(
+    write_sweep: Path, ekgsearch: RunCommand
+) -> None:
+    folder = write_sweep.parent / "sweep"
+    finished = ekgsearch("tune", write_sweep)
+    assert finished.returncode == 0, finished.stderr
+    table = _trials(folder)
+    assert table.state.tolist() == ["finished", "stopped", "failed", "finished"]
+    assert table.reason.tolist()[1] == "stopped by the scheduler after epoch 1 of finetune-slim"
+    assert "loss" in table.reason.tolist()[2]
+    stopped, failed = (folder / "trials" / name for name in table.run.tolist()[1:3])
+    assert (stopped / "stopped.txt").read_text() == table.reason.tolist()[1]
+    assert "stopped by the scheduler after epoch 1 of finetune-slim" in (stopped / "log.txt").read_text()
+    assert {row.exit_state for row in read_ledger(stopped / LEDGER)} == {"interrupted", "shared"}
+    assert "failed" in {row.exit_state for row in read_ledger(failed / LEDGER)}
+    assert (table.latency_ms > 0).tolist() == [True, False, False, True]
+    assert table.saved_hours.iloc[0] == 0
+    assert (table.saved_hours.iloc[1:] > 0).all()
+    assert "failed: " in finished.stderr
+    assert (folder / "best.yaml").is_file()
+    assert load_job(folder / "best.yaml").finetune.learning_rate in (0.02, 0.03)
+    assert not (folder / "scratch").exists()
+
+    before = spent_hours([folder / "trials" / name for name in table.run[table.state != "failed"]])
+    again = ekgsearch("tune", write_sweep)
+    assert again.returncode == 0, again.stderr
+    assert spent_hours([folder / "trials" / name for name in table.run[table.state != "failed"]]) == before
+    assert _trials(folder).state.tolist() == ["finished", "stopped", "failed", "finished"]
+
+
+def _leftovers() -> tuple[list[str], list[str]]:
+    living = [one["ActorClassName"] for one in actor_table().values() if one["State"] != "DEAD"]
+    groups = [one["state"] for one in placement_group_table().values() if one["state"] != "REMOVED"]
+    return living, groups
+
+
+def _run_here(sweep: SweepJob) -> tuple[list[str], list[str], float]:
+    """Run the trials of a sweep in a session of its own; what is left when they have ended, and the free cores."""
+    prepare_tune()
+    trials = sweep.known_trials()
+    assert trials is not None
+    with opened(sweep, proposer_of(sweep)) as record, ray_session(trials[0].job.cluster, num_cpus=2):
+        from ekgsearch.orchestration.tuning import tune_trials
+
+        tune_trials(record, Watch(record, len(trials)))
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and (any(_leftovers()) or ray.available_resources().get("CPU") != 2):
+            time.sleep(0.1)
+        return *_leftovers(), ray.available_resources()["CPU"]
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_stopped_within_ray_train_leaves_nothing(write_sweep: Path) -> None:
+    """Two search workers and two training processes per trial, two trials at a time on two cores."""
+    workers = "  space: {finetune.learning_rate: [0.02, 0.03, 1.0e-9, 2.0e-9]}\n  scheduler: asha\n  factor: 2\n"
+    write_sweep.write_text(
+        SWEEP.replace("method: l1, reduction: 0.3", "method: ekg, reduction: 0.2, images_per_class: 6, batch_size: 30")
+        + f"tune:\n{workers}  concurrent: 2\n"
+    )
+    sweep = load_sweep(write_sweep, ["cluster.search_workers=2", "finetune.workers=2", "finetune.epochs=4"])
+    assert _run_here(sweep) == ([], [], 2.0)
+    with opened(sweep, proposer_of(sweep)) as record:
+        states = {entry.trial.values["finetune.learning_rate"]: entry.state for entry in record.entries.values()}
+    assert "stopped" in (states[1.0e-9], states[2.0e-9])
+    assert "finished" in (states[0.02], states[0.03])
+
+
+def _end_at_random(process: subprocess.Popen[bytes], draw: random.Random) -> bool:
+    """Kill the driver or the process of a trial after a random time; whether the sweep had not ended by then."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(draw.uniform(4, 22))
+    if process.poll() is not None:
+        return False
+    trials = subprocess.run(["pgrep", "-f", "ray::TrialRunner"], capture_output=True, text=True, check=False)
+    found = [int(line) for line in trials.stdout.split()]
+    if found and draw.random() < 0.4:
+        os.kill(draw.choice(found), signal.SIGKILL)
+        process.wait(240)
+        return True
+    process.kill()
+    process.wait(60)
+    time.sleep(4)  # Ray's processes notice that their driver has gone
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_kills_change_nothing(write_sweep: Path, ekgsearch: RunCommand, tmp_path: Path) -> None:
+    write_sweep.write_text(SWEEP + MANY)
+    whole = ekgsearch("tune", write_sweep, "--set", f"output={tmp_path / 'whole'}", timeout=600)
+    assert whole.returncode == 0, whole.stderr
+    draw, kills, folder = random.Random(1), 0, tmp_path / "sweep"
+    while kills < 20:
+        process = subprocess.Popen(command("tune", write_sweep), env=environment(), stderr=subprocess.DEVNULL)
+        ended = not _end_at_random(process, draw)
+        kills += 1
+        if ended:
+            break
+    final = ekgsearch("tune", write_sweep, timeout=600)
+    assert final.returncode == 0, final.stderr
+    table, expected = _trials(folder), _trials(tmp_path / "whole")
+    assert table.run.tolist() == expected.run.tolist()
+    assert set(table.state) == {"finished"}
+    for name in table.run:
+        journals = [(root / "trials" / name / "journal.jsonl").read_bytes() for root in (folder, tmp_path / "whole")]
+        assert journals[0] == journals[1]
+    ends = [line for line in read_journal(folder / "journal.jsonl") if line["kind"] == "end"]
+    finished = [line["name"] for line in ends if line["state"] == "finished"]
+    assert sorted(finished) == sorted(table.run), "a finished trial is not run again"
+    before = spent_hours([folder / "trials" / name for name in table.run])
+    assert ekgsearch("tune", write_sweep).returncode == 0
+    assert spent_hours([folder / "trials" / name for name in table.run]) == before
