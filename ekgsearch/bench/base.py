@@ -26,7 +26,7 @@ from ekgsearch.fields import Mark, Section, Text
 from ekgsearch.jobfile import Fields, load_fields, load_job
 from ekgsearch.methods.ekg.section import EkgSection
 from ekgsearch.pipeline.smoke import MOST_PIXELS, SUFFIX, Smoke, smoke_of
-from ekgsearch.rows import column
+from ekgsearch.rows.column import column
 from ekgsearch.runtime.environment import provenance
 from ekgsearch.storage.files import write_error
 from ekgsearch.storage.tables import append_rows

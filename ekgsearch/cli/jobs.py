@@ -56,7 +56,7 @@ def schema(tables: bool) -> None:
       ekgsearch schema --tables
     """
     if tables:
-        from ekgsearch.rows import table_columns
+        from ekgsearch.rows.tables import table_columns
 
         click.echo(json.dumps(table_columns(), indent=2))
     else:

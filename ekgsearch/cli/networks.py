@@ -177,7 +177,7 @@ def latency(
     """
     from ekgsearch.pipeline.finished import Given
     from ekgsearch.pipeline.latencies import TABLE, latency_table, measure
-    from ekgsearch.rows import LatencyRow
+    from ekgsearch.rows.run import LatencyRow
     from ekgsearch.runtime.environment import default_threads, torch_threads
     from ekgsearch.runtime.progress import configure_logging
     from ekgsearch.storage.tables import append_rows

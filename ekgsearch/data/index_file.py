@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ekgsearch.data.index import BadFile, ImageIndex, IndexedImage
 from ekgsearch.errors import StorageError
-from ekgsearch.rows import PictureRow
+from ekgsearch.rows.pictures import PictureRow
 from ekgsearch.storage.tables import read_arrow, schema, write_table
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from torch import Tensor, nn
 
-from ekgsearch.rows import EpochRow
+from ekgsearch.rows.training import EpochRow
 
 
 @dataclass(frozen=True)

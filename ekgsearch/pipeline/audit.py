@@ -8,7 +8,8 @@ from ekgsearch.methods.base import Candidate, Decision, Repeats
 from ekgsearch.pipeline.context import RunContext
 from ekgsearch.pipeline.decisions import decisions
 from ekgsearch.pipeline.materials import materials
-from ekgsearch.rows import TABLES, AuditRow
+from ekgsearch.rows.search import AuditRow
+from ekgsearch.rows.tables import TABLES
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.runtime.seeds import sub_seed
 from ekgsearch.storage.files import make_folder

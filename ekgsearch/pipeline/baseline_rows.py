@@ -10,7 +10,7 @@ from ekgsearch.pipeline.decisions import final_subnetwork
 from ekgsearch.pipeline.finetune import Finetune
 from ekgsearch.pipeline.measurements import has_measurements, read_measurements
 from ekgsearch.pipeline.stages import Stage
-from ekgsearch.rows import BaselineRow, StageRow
+from ekgsearch.rows.training import BaselineRow, StageRow
 from ekgsearch.workers.training import Outcome, outcome_path
 
 

@@ -17,7 +17,7 @@ from ekgsearch.artefact.slim import Slim
 from ekgsearch.artefact.targets import finder
 from ekgsearch.errors import NetworkError
 from ekgsearch.pipeline.finished import Given
-from ekgsearch.rows import LatencyRow
+from ekgsearch.rows.run import LatencyRow
 from ekgsearch.runtime.environment import device_name, provenance
 from ekgsearch.runtime.latency import compare_calls
 

@@ -27,7 +27,7 @@ from ekgsearch.pipeline.run import opened_run, run_phases
 from ekgsearch.pipeline.train import train_by_backend
 from ekgsearch.pipeline.warmup import Warmup
 from ekgsearch.records import PhaseKind, Subnetwork
-from ekgsearch.rows import StudyRow
+from ekgsearch.rows.study import StudyRow
 from ekgsearch.runtime.environment import device_name
 from ekgsearch.runtime.listener import SILENT, Listener
 from ekgsearch.runtime.seeds import sub_seed

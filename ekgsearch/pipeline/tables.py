@@ -14,15 +14,10 @@ from ekgsearch.pipeline.decisions import decisions, final_subnetwork
 from ekgsearch.pipeline.measurements import has_measurements, read_measurements
 from ekgsearch.pipeline.replaced import replaced_in_bank
 from ekgsearch.records import PhaseKind, canonical_json
-from ekgsearch.rows import (
-    TABLES,
-    CandidateRow,
-    DeviceHoursRow,
-    EpochRow,
-    IterationRow,
-    SubnetworkRow,
-    SummaryRow,
-)
+from ekgsearch.rows.run import DeviceHoursRow, SummaryRow
+from ekgsearch.rows.search import CandidateRow, IterationRow, SubnetworkRow
+from ekgsearch.rows.tables import TABLES
+from ekgsearch.rows.training import EpochRow
 from ekgsearch.storage.files import make_folder
 from ekgsearch.storage.tables import write_table
 from ekgsearch.workers.training import Outcome, outcome_path

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ekgsearch.report.style import DASHES, SERIES, colour, figure_style, new_figure
-from ekgsearch.rows import column
+from ekgsearch.rows.column import column
 
 FINE_RANGE = (0.7, 0.8)
 """Betas that the second curve shows."""

@@ -9,7 +9,7 @@ from ekgsearch.records import PhaseKind
 from ekgsearch.report import numbers
 from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables, rows_of
-from ekgsearch.rows import SummaryRow
+from ekgsearch.rows.run import SummaryRow
 
 _ABSENT = {
     "iterations": "search iterations",

@@ -9,7 +9,7 @@ from ekgsearch.report import facts, numbers
 from ekgsearch.report.published import published_near
 from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.tables import RunTables, rows_of
-from ekgsearch.rows import SummaryRow
+from ekgsearch.rows.run import SummaryRow
 
 _BASELINE = "plain cross-entropy, last epoch"
 

@@ -14,7 +14,7 @@ from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.style import SERIES, colour, figure_style, label_point, new_figure, note
 from ekgsearch.report.tables import RunTables, rows_of
-from ekgsearch.rows import SummaryRow
+from ekgsearch.rows.run import SummaryRow
 
 FULL_WIDTH = 10.0
 """Width in inches of a figure that spans the page."""

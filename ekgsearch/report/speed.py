@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ekgsearch.report import numbers
-from ekgsearch.rows import SummaryRow
+from ekgsearch.rows.run import SummaryRow
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,9 @@ from typing import Any
 import pandas as pd
 
 from ekgsearch.errors import StorageError
-from ekgsearch.rows import (
-    AuditRow,
-    BaselineRow,
-    CandidateRow,
-    DeviceHoursRow,
-    EpochRow,
-    IterationRow,
-    LatencyRow,
-    StageRow,
-    SubnetworkRow,
-    SummaryRow,
-)
+from ekgsearch.rows.run import DeviceHoursRow, LatencyRow, SummaryRow
+from ekgsearch.rows.search import AuditRow, CandidateRow, IterationRow, SubnetworkRow
+from ekgsearch.rows.training import BaselineRow, EpochRow, StageRow
 from ekgsearch.storage.tables import read_table
 
 ROW_TYPES: Mapping[str, type] = {

@@ -8,7 +8,7 @@ import pandas as pd
 from ekgsearch.report import facts, headline, numbers
 from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import RunTables, rows_of
-from ekgsearch.rows import SummaryRow
+from ekgsearch.rows.run import SummaryRow
 from ekgsearch.runtime.plain import plain_line
 
 _WIDTH = 96

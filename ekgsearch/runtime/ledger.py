@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ekgsearch.errors import Stopped, StorageError
 from ekgsearch.records import PhaseKind
-from ekgsearch.rows import DeviceHoursRow
+from ekgsearch.rows.run import DeviceHoursRow
 from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.sealed import read_sealed, sealed
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ekgsearch.records import PhaseKind
-from ekgsearch.rows import DeviceHoursRow
+from ekgsearch.rows.run import DeviceHoursRow
 from ekgsearch.runtime.ledger import SHARED
 
 

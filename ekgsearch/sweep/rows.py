@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ekgsearch.rows import column
+from ekgsearch.rows.column import column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

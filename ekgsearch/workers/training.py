@@ -24,7 +24,7 @@ from ekgsearch.finetune.metrics import EpochMetrics, StepReport, TrainResult
 from ekgsearch.finetune.objectives.registry import objective_class
 from ekgsearch.finetune.world import World
 from ekgsearch.records import PhaseKind, Subnetwork
-from ekgsearch.rows import EpochRow
+from ekgsearch.rows.training import EpochRow
 from ekgsearch.runtime.listener import SILENT, Advanced, EpochEnded, Listener, stop_where_asked
 from ekgsearch.storage.files import write_atomically
 from ekgsearch.storage.objects import open_store

@@ -12,7 +12,7 @@ from ekgsearch.data.folder import indexes_of
 from ekgsearch.data.images import Dataset
 from ekgsearch.data.index_file import load_indexes, save_indexes
 from ekgsearch.errors import DataError, StorageError
-from ekgsearch.rows import StudyRow
+from ekgsearch.rows.study import StudyRow
 from ekgsearch.storage.tables import write_table
 
 pytestmark = pytest.mark.usefixtures("cache")

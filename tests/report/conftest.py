@@ -11,18 +11,9 @@ import numpy as np
 import pytest
 
 from ekgsearch.records import canonical_json
-from ekgsearch.rows import (
-    AuditRow,
-    BaselineRow,
-    CandidateRow,
-    DeviceHoursRow,
-    EpochRow,
-    IterationRow,
-    LatencyRow,
-    StageRow,
-    SubnetworkRow,
-    SummaryRow,
-)
+from ekgsearch.rows.run import DeviceHoursRow, LatencyRow, SummaryRow
+from ekgsearch.rows.search import AuditRow, CandidateRow, IterationRow, SubnetworkRow
+from ekgsearch.rows.training import BaselineRow, EpochRow, StageRow
 from ekgsearch.storage.tables import write_table
 
 FULL_MACS, FULL_PARAMS = 125_747_840, 855_770

@@ -13,7 +13,7 @@ from ekgsearch.errors import StorageError
 from ekgsearch.report.export import export
 from ekgsearch.report.html import write_report
 from ekgsearch.report.tables import ROW_TYPES, load_table
-from ekgsearch.rows import SummaryRow
+from ekgsearch.rows.run import SummaryRow
 from ekgsearch.storage.tables import read_table, schema, write_table
 
 

@@ -13,7 +13,7 @@ from ekgsearch.report.plots import plot_accuracy, plot_latency
 from ekgsearch.report.speed import speeds
 from ekgsearch.report.tables import load_run, rows_of
 from ekgsearch.report.terminal import audit_text, summary_text
-from ekgsearch.rows import DeviceHoursRow
+from ekgsearch.rows.run import DeviceHoursRow
 from ekgsearch.storage.tables import read_table, write_table
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from ekgsearch.errors import StorageError
 from ekgsearch.report.tables import load_run, load_table, rows_of
-from ekgsearch.rows import IterationRow, SummaryRow
+from ekgsearch.rows.run import SummaryRow
+from ekgsearch.rows.search import IterationRow
 from ekgsearch.storage.tables import read_arrow, read_table, write_arrow, write_table
 
 RESULTS = Path(__file__).parents[2] / "results"

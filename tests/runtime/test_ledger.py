@@ -14,7 +14,7 @@ import pytest
 
 from ekgsearch.errors import StorageError
 from ekgsearch.records import PhaseKind
-from ekgsearch.rows import DeviceHoursRow
+from ekgsearch.rows.run import DeviceHoursRow
 from ekgsearch.runtime import ledger as ledger_module
 from ekgsearch.runtime.ledger import Clock, Ledger
 from ekgsearch.storage import files as files_module

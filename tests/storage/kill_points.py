@@ -74,7 +74,7 @@ def journal_scenario() -> tuple[Callable[[Path], None], Callable[[Path], None]]:
 
 def table_scenario() -> tuple[Callable[[Path], None], Callable[[Path], None]]:
     """Extend a table by a row."""
-    from ekgsearch.rows import SubnetworkRow
+    from ekgsearch.rows.search import SubnetworkRow
     from ekgsearch.storage.tables import append_rows
 
     def add(folder: Path) -> None:

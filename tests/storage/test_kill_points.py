@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ekgsearch.records import PhaseKind
-from ekgsearch.rows import SubnetworkRow
+from ekgsearch.rows.search import SubnetworkRow
 from ekgsearch.runtime.checkpoint import load_state
 from ekgsearch.runtime.ledger import Ledger
 from ekgsearch.storage.files import PARTIAL_SUFFIX, remove_partials

@@ -1,7 +1,6 @@
 """Tables say what their columns hold, take only rows that fit, and notice damage."""
 
 import dataclasses
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ekgsearch import rows
 from ekgsearch.errors import StorageError
-from ekgsearch.rows import SubnetworkRow
+from ekgsearch.rows.pictures import PictureRow
+from ekgsearch.rows.search import SubnetworkRow
+from ekgsearch.rows.study import StudyRow
+from ekgsearch.rows.tables import TABLES
 from ekgsearch.storage.tables import (
     append_rows,
     concat_tables,
@@ -25,12 +26,9 @@ from ekgsearch.storage.tables import (
     write_arrow,
     write_table,
 )
+from ekgsearch.sweep.rows import TABLES as SWEEP_TABLES
 
-ROW_TYPES = [
-    kind
-    for name, kind in vars(rows).items()
-    if name.endswith("Row") and inspect.isclass(kind) and dataclasses.is_dataclass(kind)
-]
+ROW_TYPES = [*TABLES.values(), *SWEEP_TABLES.values(), StudyRow, PictureRow]
 ROWS = [SubnetworkRow("run", 1, -1, f"layer{index}.conv é", 16, 8, "[0,1]") for index in range(5)]
 
 
@@ -61,6 +59,22 @@ def test_values_come_back_with_nan_and_large_numbers(tmp_path: Path) -> None:
     assert frame["count"].tolist() == [2**62, -1]
     assert frame["won"].tolist() == [True, False]
     assert pd.read_parquet(tmp_path / "a.parquet")["count"].tolist() == [2**62, -1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loose:
+    beta: float | None
+    teachers: int | None
+    settings: dict[str, str]
+
+
+def test_empty_cells_and_maps_come_back(tmp_path: Path) -> None:
+    rows = [Loose(0.73, None, {"search.step": "0.2", "é": "[1,2]"}), Loose(None, 2**40, {})]
+    write_table(tmp_path / "a.parquet", rows, Loose)
+    found = read_arrow(tmp_path / "a.parquet").to_pylist(maps_as_pydicts="strict")
+    assert [Loose(**row) for row in found] == rows
+    with pytest.raises(StorageError, match="teachers"):
+        write_table(tmp_path / "a.parquet", [Loose(0.5, "many", {})], Loose)  # type: ignore[arg-type]
 
 
 def test_appended_rows_follow_the_old_ones(tmp_path: Path) -> None:
@@ -104,7 +118,7 @@ def test_a_column_that_an_older_file_lacks_is_empty_there(tmp_path: Path) -> Non
 
 
 def test_a_record_with_a_column_that_parquet_rows_cannot_hold_is_refused() -> None:
-    with pytest.raises(StorageError, match=r"Odd\.kept is .*list.*expected str, int, float or bool"):
+    with pytest.raises(StorageError, match=r"Odd\.kept is .*list.*expected str, int, float, bool"):
         schema(dataclasses.make_dataclass("Odd", [("kept", list[int])]))
 
 

@@ -158,7 +158,7 @@ def test_a_damaged_storage_of_optuna_is_one_line(make_sweep: MakeSweep) -> None:
         _go_on(record, 3)
     path = sweep.folder / OPTUNA_FILE
     path.write_bytes(b"{garbage}\n" + path.read_bytes())
-    with pytest.raises(StorageError, match="expected the trials of this sweep as Optuna writes them"):
+    with pytest.raises(StorageError, match=r"expected the trials of this sweep as Optuna writes them"):
         Learning(sweep)
     shutil.rmtree(sweep.folder)
 
@@ -169,5 +169,5 @@ def test_random_trials_are_known_from_the_start(make_sweep: MakeSweep) -> None:
     assert first is not None
     assert [trial.name for trial in first] == [trial.name for trial in second or ()]
     assert len(first) == 6
-    with pytest.raises(JobError, match="finetune.epochs"):
+    with pytest.raises(JobError, match=r"finetune\.epochs"):
         make_sweep(*settings, "tune.space.finetune.epochs=[-1]", tune=SPACE).known_trials()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ekgsearch.rows import DeviceHoursRow
+from ekgsearch.rows.run import DeviceHoursRow
 from ekgsearch.sections.tune import Direction, Metric
 from ekgsearch.sweep.hours import hours_of
 from ekgsearch.sweep.results import front, varying

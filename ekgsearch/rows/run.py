@@ -1,0 +1,135 @@
+"""Rows of the tables about a whole run: its result, its cost, its speed."""
+
+import math
+from dataclasses import dataclass
+
+from ekgsearch.rows.column import column
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHoursRow:
+    """One attempt at one phase: what it cost, also when it died."""
+
+    run: str = column("name of the run")
+    phase: str = column("kind of the phase of the run")
+    instance: str = column("which phase of this kind it is, e.g. finetune-slim")
+    attempt: int = column("attempt at this kind of phase, from 1; resumed runs add attempts")
+    device: str = column("kind of device held, e.g. cpu or NVIDIA H200")
+    num_devices: int = column("devices held (CPU: cores) for the whole attempt")
+    wall_seconds: float = column("wall time of the attempt, seconds")
+    busy_seconds: float = column(
+        "device seconds in which a process of the run was at work on its devices, summed over devices; a process that "
+        "waits for images or for another process counts, so this is no processor time"
+    )
+    idle_seconds: float = column("device seconds held in which no process of the run was at work")
+    device_hours: float = column("wall_seconds x num_devices / 3600")
+    exit_state: str = column(
+        "finished, failed, interrupted, died (found open by a later attempt), shared (another run's)"
+    )
+    producer: str = column("name of the run that computed it: this one, or the one that it is shared with")
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """The result of a run in one row."""
+
+    run: str = column("name of the run")
+    method: str = column("search method")
+    dataset: str = column("data set")
+    architecture: str = column("network architecture")
+    objective: str = column("fine-tuning objective")
+    seed: int = column("seed of the job")
+    finetune_seed: int = column("seed of the fine-tuning")
+    full_top1: float = column("test accuracy of the unpruned network, percent, running mode")
+    searched_top1: float = column("test accuracy of the slim network before fine-tuning, percent, running mode")
+    recalibrated_top1: float = column(
+        "the same after recalibrating the running statistics on the training set, percent"
+    )
+    final_top1: float = column(
+        "test accuracy of the slim network after the last epoch, percent, running mode; without any epoch as searched"
+    )
+    best_top1: float = column(
+        "test accuracy of its best epoch (selected on the test set), percent; NaN without any epoch"
+    )
+    plain_top1: float = column(
+        "same slim network fine-tuned with plain cross-entropy, last epoch, percent; NaN if not run"
+    )
+    uniform_top1: float = column(
+        "uniform-width network of equal cost, plain fine-tuning, last epoch, percent; NaN if not run"
+    )
+    counter: str = column("how multiply-accumulates and parameters are counted")
+    full_macs: int = column("multiply-accumulates per image of the unpruned network")
+    kept_macs: int = column("multiply-accumulates per image of the slim network")
+    macs_reduction: float = column("share of the multiply-accumulates removed, 0..1")
+    full_params: int = column("parameters of the unpruned network")
+    kept_params: int = column("parameters of the slim network")
+    params_reduction: float = column("share of the parameters removed, 0..1")
+    full_latency_ms: float = column("median latency of the unpruned network at batch 1, milliseconds")
+    slim_latency_ms: float = column("median latency of the slim network at batch 1, milliseconds")
+    full_latency_batch64_ms: float = column("median latency of the unpruned network at batch 64, milliseconds")
+    slim_latency_batch64_ms: float = column("median latency of the slim network at batch 64, milliseconds")
+    iterations: int = column("search iterations")
+    candidates: int = column("candidates evaluated over the whole search")
+    device_hours: float = column("device-hours of all phases and attempts")
+    device: str = column("kind of device that ran the search and the fine-tuning")
+    ema_top1: float = column(
+        "test accuracy of the exponential moving average of the slim network's weights, last epoch, percent; NaN "
+        "without one",
+        math.nan,
+    )
+    averaged_top1: float = column(
+        "test accuracy of the mean of its weights after the last epochs, percent; NaN without averaging", math.nan
+    )
+    replaced_bank_images: int = column(
+        "images that stand in for damaged ones of their class in the blocks of the memory bank that this run built", 0
+    )
+    finetune_epochs: int = column(
+        "epochs of the fine-tuning; 0: the slim network was not fine-tuned; -1 in older tables", -1
+    )
+    latency_ratio: float = column(
+        "latency at batch 1, unpruned over slim, median over rounds of interleaved passes; above 1 the slim network is "
+        "faster; NaN in older tables",
+        math.nan,
+    )
+    latency_ratio_low: float = column("first quartile of this ratio over the rounds; NaN in older tables", math.nan)
+    latency_ratio_high: float = column("third quartile of this ratio over the rounds; NaN in older tables", math.nan)
+    latency_noise: float = column(
+        "two passes of the unpruned network at batch 1 in the same round, the longer over the shorter, third quartile "
+        "over the rounds, at least 1; a latency_ratio no further from 1 tells nothing; NaN in older tables",
+        math.nan,
+    )
+    latency_ratio_batch64: float = column("latency_ratio at batch 64", math.nan)
+    latency_ratio_low_batch64: float = column("latency_ratio_low at batch 64", math.nan)
+    latency_ratio_high_batch64: float = column("latency_ratio_high at batch 64", math.nan)
+    latency_noise_batch64: float = column("latency_noise at batch 64", math.nan)
+    test_images: int = column("test images that its test accuracies are measured on; 0 in older tables", 0)
+    full_channels: int = column("outputs of all convolutions of the unpruned network; 0 in older tables", 0)
+    kept_channels: int = column("outputs of all convolutions of the slim network; 0 in older tables", 0)
+    warnings: str = column(
+        "what the analysis of the network warns of: another forward in training, costs that are not counted; a "
+        "sentence each, empty for nothing",
+        "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRow:
+    """How long a network takes on one machine, next to the network that it was cut from."""
+
+    run: str = column("name of the run, or of the file")
+    network: str = column("file of the network, without ending")
+    contents: str = column("what the file holds, in words")
+    backend: str = column("what runs the networks: eager (torch), compile (torch.compile), onnx (ONNX Runtime)")
+    batch: int = column("images of one pass")
+    full_ms: float = column("median time of a pass of the unpruned network, milliseconds")
+    slim_ms: float = column("median time of a pass of this network, milliseconds")
+    ratio: float = column("full over slim, the median over pairs of passes; above 1 this network is faster")
+    ratio_low: float = column("first quartile of the ratio")
+    ratio_high: float = column("third quartile of the ratio")
+    noise: float = column(
+        "third quartile of the ratio of two equal passes, at least 1; a ratio within it tells nothing"
+    )
+    device: str = column("device that runs them")
+    cpu: str = column("processor of the machine")
+    threads: int = column("torch threads")
+    torch: str = column("version of torch")
