@@ -134,6 +134,19 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def changed_fields(section: Section, prefix: str = "") -> dict[str, Any]:
+    """Fields that are not as by default, by their dotted names; one without a default counts as changed."""
+    found: dict[str, Any] = {}
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            found |= changed_fields(value, f"{prefix}{name}.")
+        elif field.is_required() or value != field.get_default(call_default_factory=True):
+            found[f"{prefix}{name}"] = values[name]
+    return found
+
+
 def job_schema() -> dict[str, Any]:
     """JSON schema of a job file."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}

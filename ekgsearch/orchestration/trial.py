@@ -16,12 +16,10 @@ from ekgsearch.pipeline.run import run_job
 from ekgsearch.runtime.listener import Listener
 from ekgsearch.storage.files import read_bytes
 from ekgsearch.sweep.course import Course, as_result
+from ekgsearch.sweep.job import STOPPED_FILE
 from ekgsearch.workers.backend import InProcessBackend
 
 log = logging.getLogger(__name__)
-
-STOPPED_FILE = "stopped.txt"
-"""In the run directory of a trial that did not finish: who has stopped it, and after what."""
 
 PATIENCE_SECONDS = 10.0
 """Time in which a run ends by itself where it is asked to stop."""

@@ -19,11 +19,11 @@ from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.jobfile import fields_text, job_of_text
 from ekgsearch.orchestration.launch import run_folder
 from ekgsearch.orchestration.placement import nodes_of_cluster
-from ekgsearch.orchestration.trial import STOPPED_FILE, TrialRunner
+from ekgsearch.orchestration.trial import TrialRunner
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.sweep.course import Step, as_step
-from ekgsearch.sweep.job import SweepJob
+from ekgsearch.sweep.job import STOPPED_FILE, SweepJob
 from ekgsearch.sweep.record import Entry, Record
 from ekgsearch.sweep.resources import cores_of_trial
 from ekgsearch.sweep.results import lacks_latency

@@ -75,8 +75,12 @@ def _render(context: Mapping[str, Any]) -> str:
         share=numbers.share,
     )
     environment.globals.update(fine_tuning=facts.fine_tuning, speeds=speeds)
-    template = files("ekgsearch.report").joinpath("report.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(version=__version__, dash=numbers.NONE, **context)
+    template, style = (
+        files("ekgsearch.report").joinpath(name).read_text(encoding="utf-8") for name in ("report.html", "style.css")
+    )
+    return environment.from_string(template).render(
+        version=__version__, dash=numbers.NONE, style=Markup(style), **context
+    )
 
 
 def _run_context(run: RunTables, key: str, figures: Path | None, unit: numbers.TimeUnit) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from ekgsearch.errors import StorageError
 from ekgsearch.rows.run import DeviceHoursRow, LatencyRow, SummaryRow
 from ekgsearch.rows.search import AuditRow, CandidateRow, IterationRow, SubnetworkRow
 from ekgsearch.rows.training import BaselineRow, EpochRow, StageRow
-from ekgsearch.storage.tables import read_table
+from ekgsearch.storage.tables import fitted, read_arrow, schema
 
 ROW_TYPES: Mapping[str, type] = {
     "iterations": IterationRow,
@@ -70,28 +71,28 @@ def load_run(run_dir: Path | str) -> RunTables:
     """
     path = Path(run_dir)
     _check_is_run(path)
-    frames = {name: _read(path, name) for name in ROW_TYPES}
-    summary = frames.pop("summary")
+    summary = _read(path, "summary")
+    frames = {name: _frame(_read(path, name)) for name in ROW_TYPES if name != "summary"}
     absent = {"audit", "baselines", "stages", "latencies"}
     if "slim" in set(frames["stages"]["network"]):
         absent |= {"iterations", "candidates"}
     if len(frames["iterations"]) > 1 and not frames["iterations"]["num_candidates"].any():
         absent |= {"candidates"}  # the method tries none
     missing = [name for name, frame in frames.items() if frame.empty and name not in absent]
-    missing += ["summary"] if summary.empty else []
+    missing += ["summary"] if not summary.num_rows else []
     return RunTables(
-        name=_name([summary, *frames.values()], path),
+        name=_name([_frame(summary), *frames.values()], path),
         path=path,
         job=(path / "job.yaml").read_text(encoding="utf-8"),
         provenance=_provenance(path / "provenance.json"),
-        summary=None if summary.empty else SummaryRow(**rows_of(summary.tail(1))[0]),
+        summary=SummaryRow(**summary.to_pylist(maps_as_pydicts="strict")[-1]) if summary.num_rows else None,
         missing=tuple(missing),
         **frames,
     )
 
 
-def load_table(run_dir: Path | str, name: str) -> pd.DataFrame:
-    """Read one table of a run directory; without rows where the run did not write it.
+def load_table(run_dir: Path | str, name: str) -> pa.Table:
+    """Read one table of a run directory, with the columns of this version; without rows where the run has none.
 
     Raises:
         StorageError: no table has that name, the folder is no run directory, or the file is damaged.
@@ -101,6 +102,11 @@ def load_table(run_dir: Path | str, name: str) -> pd.DataFrame:
     path = Path(run_dir)
     _check_is_run(path)
     return _read(path, name)
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """A table as a data frame; one without rows has columns of any type."""
+    return table.to_pandas() if table.num_rows else pd.DataFrame(columns=table.column_names)
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -122,23 +128,12 @@ def _check_is_run(path: Path) -> None:
         )
 
 
-def _read(path: Path, name: str) -> pd.DataFrame:
+def _read(path: Path, name: str) -> pa.Table:
     row_type = ROW_TYPES[name]
-    names = [column.name for column in fields(row_type)]
     file = path / "tables" / f"{name}.parquet"
     if not file.is_file():
-        return pd.DataFrame(columns=names)
-    frame = read_table(file)
-    for column in fields(row_type):
-        if column.name not in frame.columns and column.default is not MISSING:
-            frame[column.name] = column.default
-    absent = [column for column in names if column not in frame.columns]
-    if absent:
-        raise StorageError(
-            f"table {file} lacks the columns {', '.join(absent)}; it was written by another version of ekgsearch: "
-            "read it with that version, or run the job again"
-        )
-    return frame[names]
+        return schema(row_type).empty_table()
+    return fitted(read_arrow(file), row_type, str(file))
 
 
 def _name(frames: Sequence[pd.DataFrame], path: Path) -> str:

@@ -110,6 +110,30 @@ class SummaryRow:
         "sentence each, empty for nothing",
         "",
     )
+    state: str = column(
+        "finished; of runs that have not finished, where they are asked for: stopped, died, failed, interrupted or "
+        "running; published: a row of a paper",
+        "finished",
+    )
+    source: str = column("where a published row is from; empty for own runs", "")
+    version: str = column("version of ekgsearch that wrote the row; empty in older tables", "")
+    search_step: float | None = column("r, share of a channel group that one step of the search removes", None)
+    search_beta: float | None = column("beta, preference of the affinity propagation", None)
+    search_reduction: float | None = column("tau, share of the cost that was to be removed, 0..1", None)
+    search_budget: int | None = column("largest cost allowed, where an absolute number was given", None)
+    search_unit: str | None = column("what search_reduction and search_budget limit: macs or params", None)
+    search_groups: str | None = column("channel groups that might be cut: all or private", None)
+    search_precision: str | None = column("arithmetic of the evaluation of candidates: fp32, tf32 or bf16", None)
+    bank_teachers: int | None = column("K, teachers of the memory bank", None)
+    finetune_temperature: float | None = column("temperature of the distillation", None)
+    finetune_learning_rate: float | None = column("first learning rate of the fine-tuning", None)
+    finetune_batch_size: int | None = column("images of one step of the fine-tuning, over all processes", None)
+    finetune_precision: str | None = column("arithmetic of the fine-tuning", None)
+    threads: int | None = column("torch threads of the process that ran the job", None)
+    threads_per_worker: int | None = column("torch threads of one worker", None)
+    settings: dict[str, str] = column(  # noqa: RUF009 (it is a field)
+        "every field of the job that differs from its default, by dotted name, its value as JSON", factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,7 +257,8 @@ def read_ledger(folder: Path) -> list[DeviceHoursRow]:
     Raises:
         StorageError: a file is damaged.
     """
-    return _rows([_read(path) for path in _paths(folder)])
+    attempts = [_read(path) for path in _paths(folder)]
+    return _rows(dataclasses.replace(one, exit_state="died") if _is_gone(one) else one for one in attempts)
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -319,6 +320,11 @@ def _read(path: Path) -> _Attempt:
             f"{path} is no record of an attempt ({error}); move it away, its device-hours are then not counted"
         ) from error
     return attempt
+
+
+def _is_gone(attempt: _Attempt) -> bool:
+    """Whether an attempt of this machine was killed and no later one has noticed yet."""
+    return attempt.exit_state == _OPEN and attempt.host == socket.gethostname() and not _lives(attempt)
 
 
 def _lives(attempt: _Attempt) -> bool:

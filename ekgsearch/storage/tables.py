@@ -56,6 +56,47 @@ def schema(row_type: type) -> pa.Schema:
     return pa.schema(columns, metadata={_ROW_TYPE_KEY: row_type.__name__.encode()})
 
 
+def fitted(table: pa.Table, row_type: type, place: str) -> pa.Table:
+    """A table with exactly the columns of a row dataclass, matched by name, so that files of several versions join.
+
+    A column that the table lacks gets the default of its field; one that the dataclass does not know is left out.
+
+    Args:
+        table: as it was read.
+        row_type: dataclass of rows.
+        place: what the table is, for the message.
+
+    Raises:
+        StorageError: a column without a default is missing, or one has another type.
+    """
+    expected = schema(row_type)
+    defaults = {item.name: item for item in dataclasses.fields(row_type)}
+    absent = [name for name in expected.names if name not in table.column_names and _is_required(defaults[name])]
+    if absent:
+        raise StorageError(
+            f"table {place} lacks the columns {', '.join(absent)}; it was written by another version of ekgsearch: "
+            "read it with that version, or run the job again"
+        )
+    columns = []
+    for column in expected:
+        if column.name in table.column_names:
+            found = table.column(column.name)
+        else:
+            item = defaults[column.name]
+            value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            value = list(value.items()) if isinstance(value, dict) else value
+            found = pa.array([value] * table.num_rows, type=column.type)
+        try:
+            columns.append(found.cast(column.type))
+        except pa.ArrowException as error:
+            raise StorageError(f"table {place}: column {column.name} expects {column.type}: {error}") from error
+    return pa.Table.from_arrays(columns, schema=expected)
+
+
+def _is_required(item: "dataclasses.Field[Any]") -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
 def _without_none(hint: Any) -> tuple[Any, bool]:
     """The type of a column, and whether it may be empty."""
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -73,7 +114,7 @@ def write_table(path: Path, rows: Iterable[Any], row_type: type) -> None:
     Raises:
         StorageError: a value does not fit its column, or the disk refuses.
     """
-    write_arrow(path, _arrow_table(rows, row_type))
+    write_arrow(path, arrow_table(rows, row_type))
 
 
 def append_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
@@ -87,7 +128,7 @@ def append_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
     Raises:
         StorageError: the file holds another kind of row or is damaged, a value does not fit, or the disk refuses.
     """
-    new = _arrow_table(rows, row_type)
+    new = arrow_table(rows, row_type)
     if path.exists():
         old = read_arrow(path)
         if not old.schema.equals(new.schema):
@@ -99,8 +140,16 @@ def append_rows(path: Path, rows: Iterable[Any], row_type: type) -> None:
     write_arrow(path, new)
 
 
-def _arrow_table(rows: Iterable[Any], row_type: type) -> pa.Table:
-    """Turn rows into a table, refusing values that are not exactly of the column's type."""
+def arrow_table(rows: Iterable[Any], row_type: type) -> pa.Table:
+    """Turn rows into a table.
+
+    Args:
+        rows: instances of the row dataclass.
+        row_type: the dataclass.
+
+    Raises:
+        StorageError: a value is not exactly of its column's type.
+    """
     expected = schema(row_type)
     rows = list(rows)
     for row in rows:
@@ -130,13 +179,18 @@ def write_arrow(path: Path, table: pa.Table) -> None:
     Raises:
         StorageError: the disk refuses.
     """
+    write_atomically(path, arrow_bytes(table))
+
+
+def arrow_bytes(table: pa.Table) -> bytearray:
+    """A table as the bytes of a parquet file, with a checksum of its content in its metadata."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({CHECKSUM_KEY: BLANK_CHECKSUM})
     data = bytearray(memoryview(sink.getvalue()))
     seal(data, _checksum_start(data))
-    write_atomically(path, data)
+    return data
 
 
 def read_arrow(path: Path) -> pa.Table:

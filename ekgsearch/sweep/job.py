@@ -12,10 +12,15 @@ from ekgsearch.fields import Mark, Section, places
 from ekgsearch.jobfile import Fields, Override, load_fields
 from ekgsearch.records import canonical_json
 from ekgsearch.sections.tune import MOST_UNASKED, TuneSection
-from ekgsearch.strict_yaml import shown
+from ekgsearch.strict_yaml import shown, write_yaml
 from ekgsearch.sweep.space import Assignment, assignments, corners, draws, first
 
 TRIALS = "trials"
+"""Folder of the run directories of a sweep."""
+
+STOPPED_FILE = "stopped.txt"
+"""In the run directory of a trial that did not finish: who has stopped it, and after what."""
+
 PHASES = "phases"
 
 NAME_LENGTH = 12
@@ -119,6 +124,10 @@ class SweepJob:
             JobError: one of them is no valid job.
         """
         self._checked(first(corners(self.section.space, self.fixed), MOST_CORNERS))
+
+    def text(self) -> str:
+        """The file of the sweep, with the settings of the command line in their places."""
+        return write_yaml({**self.fields.values, "tune": self.section.model_dump(mode="json", exclude_defaults=True)})
 
     def identity(self) -> dict[str, Any]:
         """What a sweep may not change on its way: its own section, and every field that can change a result."""

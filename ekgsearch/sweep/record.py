@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ekgsearch.errors import ResumeError, StorageError
 from ekgsearch.pipeline.phase import differences
 from ekgsearch.records import canonical_json
-from ekgsearch.storage.files import make_folder
+from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.journal import Journal
 from ekgsearch.sweep.job import SweepJob, Trial
 from ekgsearch.sweep.proposals import Proposer
@@ -172,6 +172,7 @@ def _state(sweep: SweepJob, journal: Journal) -> None:
     """Write the first line of the journal, or compare it with the file."""
     fields = json.loads(canonical_json(sweep.identity()))  # as the journal gives it back: tuples are lists
     if not journal.lines:
+        write_atomically(sweep.folder / "tune.yaml", sweep.text().encode())
         journal.append("sweep", fields=fields)
         return
     stated = journal.lines[0]

@@ -14,7 +14,7 @@ class TrialRow:
     run: str = column("name of the trial, which is that of its run directory: hash of what it varies")
     number: int = column("number of its proposal, from 0")
     label: str = column("what it varies, in few words")
-    values: dict[str, str] = column(  # noqa: RUF009
+    values: dict[str, str] = column(  # noqa: RUF009 (it is a field)
         "varied fields of the job by dotted name, their values as JSON"
     )
     method: str = column("search method")
