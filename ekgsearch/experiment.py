@@ -19,6 +19,7 @@ from ekgsearch.sections.data import DataSection
 from ekgsearch.sections.net import NetSection, network_contradictions
 from ekgsearch.sections.phases import PhasesSection
 from ekgsearch.sections.training import FinetuneSection, PretrainSection, WarmupSection
+from ekgsearch.sections.tune import TuneSection
 
 SearchChoice = EkgSection | EprunerSection | UniformSection | CriterionSection
 """The methods; where `search.method` is left out, the first."""
@@ -148,5 +149,8 @@ def changed_fields(section: Section, prefix: str = "") -> dict[str, Any]:
 
 
 def job_schema() -> dict[str, Any]:
-    """JSON schema of a job file."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+    """JSON schema of a job file, and of that of a sweep, which has a section more."""
+    schema, tune = Job.model_json_schema(), TuneSection.model_json_schema()
+    schema["$defs"] |= {**tune.pop("$defs"), "TuneSection": tune}
+    schema["properties"]["tune"] = {"$ref": "#/$defs/TuneSection"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -9,7 +9,7 @@ from ekgsearch.cli import cli
 from ekgsearch.errors import JobError
 from ekgsearch.experiment import Job, job_schema
 from ekgsearch.fields import expand_path
-from ekgsearch.jobfile import fields_text, load_job
+from ekgsearch.jobfile import fields_text, load_fields, load_job
 from ekgsearch.methods.ekg.quirks import QUIRKS
 
 GOOD = """\
@@ -241,7 +241,13 @@ def test_reference_stands_for_all_quirks_and_their_counter(tmp_path: Path) -> No
 def test_every_shipped_job_is_valid_and_says_which_command_starts_it(path: Path) -> None:
     checked = CliRunner().invoke(cli, ["validate", str(path)])
     assert checked.exit_code == 0, checked.exception
-    command = path.stem.split("_")[0] if path.stem.startswith(("bench_", "study_")) else "run"
+    command = (
+        "tune"
+        if "tune" in load_fields(path).values
+        else path.stem.split("_")[0]
+        if path.stem.startswith(("bench_", "study_", "tune_"))
+        else "run"
+    )
     assert checked.output == f"{path}: valid; start it with: ekgsearch {command} {path}\n"
     if command != "run":
         with pytest.raises(JobError, match=f"is for another command: ekgsearch {command}"):

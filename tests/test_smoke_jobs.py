@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "jobs").glob("*.yaml"))
 
 def smoke(path: Path, folder: Path, settled: dict[str, str]) -> str:
     """Run one file; returns what it was told to say."""
-    kind = next((name for name in ("bench", "study") if name in load_fields(path).values), "run")
+    kind = next((name for name in ("bench", "study", "tune") if name in load_fields(path).values), "run")
     output = folder / ("rows.parquet" if kind == "bench" else path.stem)
     settings = [f"output={output}"]
     settings += ["cluster.threads=1"] if kind != "bench" else []  # two wait for each other on a busy machine

@@ -13,18 +13,24 @@ from ekgsearch.runtime.plain import plain_line
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="File to write; default: in the first run.")
 @verbose_option
 def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
-    """Write one self-contained HTML report of RUNS, and the same plots as PNG files.
+    """Write one self-contained HTML report of RUNS, or of one sweep, and the same plots as PNG files.
 
     \b
     Examples:
       ekgsearch report results/quickstart
       ekgsearch report results/seed1 results/seed2 --out comparison.html
+      ekgsearch report results/tune_digits
     """
     from ekgsearch.report.html import write_report
+    from ekgsearch.report.sweep import is_sweep, write_sweep_report
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
-    click.echo(plain_line(str(write_report(list(runs), out))))
+    if len(runs) == 1 and is_sweep(runs[0]):
+        written = write_sweep_report(runs[0], out)
+    else:
+        written = write_report(list(runs), out)
+    click.echo(plain_line(str(written)))
 
 
 @click.command()

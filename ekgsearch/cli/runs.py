@@ -2,20 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 import click
 
 from ekgsearch.cli.options import job_argument, resume_option, set_option, smoke_option, verbose_option
+from ekgsearch.cli.smoke import launch_smoke, refuse_with_smoke
 from ekgsearch.runtime.plain import plain_line, plain_text
-
-if TYPE_CHECKING:
-    from ekgsearch.experiment import Job
-
-    Kind = TypeVar("Kind", bound=Job)
 
 EXIT_BREAKS = 1
 
@@ -77,8 +71,8 @@ def run(
     checked = load_job(job, settings)
     with ended_by_sigterm():
         if smoke:
-            _refuse_with_smoke(resume=resume, address=address, verify_phases=verify_phases)
-            run_dir = _launch_smoke(checked, asked_run, verbose)[1]
+            refuse_with_smoke(resume=resume, address=address, verify_phases=verify_phases)
+            run_dir = launch_smoke(checked, asked_run, verbose)[1]
         else:
             run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=asked_run)
     report = write_report([run_dir])
@@ -115,8 +109,8 @@ def study(job: Path, overrides: tuple[str, ...], resume: bool, smoke: bool, verb
     checked = load_model(job, StudyJob, overrides)
     with ended_by_sigterm():
         if smoke:
-            _refuse_with_smoke(resume=resume)
-            checked, run_dir = _launch_smoke(checked, run_study, verbose)
+            refuse_with_smoke(resume=resume)
+            checked, run_dir = launch_smoke(checked, run_study, verbose)
         else:
             run_dir = launch(checked, continue_anyway=resume, verbose=verbose, run=run_study)
     figure, text = write_study(run_dir / "tables" / "study.parquet", checked.study.condition)
@@ -196,27 +190,3 @@ def replay(
     notes = f"; with rounding draws or near ties in the recorded order: iterations {helped}" if helped else ""
     click.echo("BREAKS" if broken else f"agrees{notes}")
     sys.exit(EXIT_BREAKS if broken else 0)
-
-
-def _refuse_with_smoke(**options: object) -> None:
-    """Refuse the options that mean nothing where a run is small, begins at the beginning and stays in this process."""
-    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
-        raise click.UsageError(f"--smoke begins at the beginning, in this process; leave {' and '.join(given)} out")
-
-
-def _launch_smoke(job: "Kind", run: Callable[..., object], verbose: bool) -> "tuple[Kind, Path]":
-    """Run the smoke form of a job or a study; returns it, and its run directory."""
-    from ekgsearch.orchestration.launch import launch
-    from ekgsearch.pipeline.smoke import emptied, smoke_of
-    from ekgsearch.runtime.progress import configure_logging
-
-    configure_logging(None, verbose)
-    smoke = smoke_of(job)
-
-    def run_and_tell(*arguments: object, **options: object) -> None:
-        smoke.tell()
-        run(*arguments, **options)
-
-    with emptied(smoke.checked):
-        run_dir = launch(smoke.checked, continue_anyway=False, verbose=verbose, run=run_and_tell, in_process=True)
-    return smoke.checked, run_dir

@@ -25,7 +25,7 @@ from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.sweep.course import Step, as_step
 from ekgsearch.sweep.job import STOPPED_FILE, SweepJob
 from ekgsearch.sweep.record import Entry, Record
-from ekgsearch.sweep.resources import cores_of_trial
+from ekgsearch.sweep.resources import cores_of_trial, gpus_of_trial
 from ekgsearch.sweep.results import lacks_latency
 from ekgsearch.sweep.watch import Watch
 from ekgsearch.workers.backend import InProcessBackend
@@ -261,8 +261,12 @@ def _resources(sweep: SweepJob) -> tune.PlacementGroupFactory:
 
 def _most_concurrent(sweep: SweepJob) -> int:
     """Trials at a time that the cluster has room for; those beyond would wait for each other's workers."""
-    cores = sum(node.get("CPU", 0) for node in nodes_of_cluster())
-    return max(1, math.floor(cores / cores_of_trial(sweep) + 1e-9))
+    nodes = nodes_of_cluster()
+    room = [sum(node.get("CPU", 0) for node in nodes) / cores_of_trial(sweep)]
+    gpus, wanted = sum(node.get("GPU", 0) for node in nodes), gpus_of_trial(sweep)
+    if gpus and wanted:
+        room.append(gpus / wanted)
+    return max(1, math.floor(min(room) + 1e-9))
 
 
 def _tell(entry: Entry, reason: str) -> None:

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ekgsearch.report.facts import in_order
 from ekgsearch.report.style import DASHES, SERIES, colour, figure_style, new_figure, note
 from ekgsearch.report.tables import RunTables
+from ekgsearch.report.varied import labels_of
 
 _WIDTH = 10.0
 _MANY_POINTS = 4000
@@ -112,28 +113,35 @@ def plot_learning(run: RunTables) -> Figure:
 
 
 def plot_objectives(runs: Sequence[RunTables]) -> Figure:
-    """Draw test accuracy over the epochs of several fine-tunings: the mean of each objective, and every run thin."""
+    """Draw test accuracy over the epochs of several fine-tunings; runs of one colour differ in their seeds alone."""
     with figure_style():
         figure = new_figure(_WIDTH, 3.6)
         axes = figure.add_subplot()
-        tuned = [run.epochs[(run.epochs["phase"] == "finetune") & (run.epochs["network"] == "slim")] for run in runs]
-        tested = pd.concat(part[part["test_top1"].notna()] for part in tuned)
-        if tested.empty:
+        tuned = [(run.summary, _tested(run)) for run in runs if run.summary is not None]
+        known = [(summary, rows) for summary, rows in tuned if not rows.empty]
+        if not known:
             note(axes, "None of the runs was fine-tuned.")
             return figure
-        for number, (objective, rows) in enumerate(tested.groupby("objective", sort=False)):
-            shade, dash = colour(SERIES[number % len(SERIES)]), DASHES[number % len(DASHES)]
-            names = rows["run"].unique()
-            for name in names:
-                part = rows[rows["run"] == name].drop_duplicates("epoch", keep="last").sort_values("epoch")
-                axes.plot(part["epoch"], part["test_top1"], color=shade, lw=0.8, alpha=0.4)
-            mean = rows.groupby("epoch")["test_top1"].mean()
-            label = str(objective) if len(names) == 1 else f"{objective} ({len(names)} runs)"
-            axes.plot(mean.index, mean, color=shade, ls=dash, label=label)
+        labels = labels_of([summary for summary, _ in known])
+        for number, kind in enumerate(dict.fromkeys(labels)):
+            shade, dash = colour(SERIES[number % len(SERIES)]), DASHES[number // len(SERIES) % len(DASHES)]
+            group = [rows for label, (_, rows) in zip(labels, known, strict=True) if label == kind]
+            for index, rows in enumerate(group):
+                dot = "o" if len(rows) == 1 else None  # a line of one point would be invisible
+                name = kind if index == 0 else "_"
+                axes.plot(rows["epoch"], rows["test_top1"], color=shade, ls=dash, lw=1.1, marker=dot, label=name)
         axes.set_ylabel("test top-1 (%)")
         _count_axis(axes, "epoch of the fine-tuning")
-        figure.legend(loc="outside upper left", ncols=5)
+        figure.legend(loc="outside upper left", ncols=3)
     return figure
+
+
+def _tested(run: RunTables) -> pd.DataFrame:
+    """Epochs of the fine-tuning of the slim network after which it was tested."""
+    rows = run.epochs
+    rows = rows[(rows["phase"] == "finetune") & (rows["network"] == "slim") & rows["test_top1"].notna()]
+    last: pd.DataFrame = rows.drop_duplicates("epoch", keep="last").sort_values("epoch")
+    return last
 
 
 def _lines(axes: Axes, table: pd.DataFrame, labels: dict[str, str]) -> None:

@@ -213,13 +213,20 @@ def over_seeds(summaries: Sequence[SummaryRow]) -> pd.DataFrame:
     """Average runs that differ in their seed alone, where there are at least two.
 
     Columns: kind, runs, top1, top1_deviation, diff, diff_deviation (percentage points), macs_reduction. Runs are of one
-    kind when method, objective, architecture, data set and counter agree and the shares of MACs removed lie within two
-    percentage points; the deviation is that of a sample.
+    kind when all their settings but the seeds agree and the shares of MACs removed lie within two percentage points; of
+    older tables, which have no settings, method, objective, architecture, data set and counter are compared. The
+    deviation is that of a sample.
     """
     kinds: list[tuple[str, list[SummaryRow]]] = []
     for s in sorted(summaries, key=lambda s: s.macs_reduction):
         name = f"{s.method} + {fine_tuning(s)}, {s.architecture} on {s.dataset}, {s.counter}"
-        alike = [group for kind, group in kinds if kind == name and s.macs_reduction - group[0].macs_reduction <= 0.02]
+        alike = [
+            group
+            for kind, group in kinds
+            if kind == name
+            and s.macs_reduction - group[0].macs_reduction <= 0.02
+            and _without_seeds(s) == _without_seeds(group[0])
+        ]
         if alike:
             alike[-1].append(s)
         else:
@@ -234,6 +241,11 @@ def over_seeds(summaries: Sequence[SummaryRow]) -> pd.DataFrame:
             rows.append((kind, len(group), top1.mean(), spread[0], diff.mean(), spread[1], macs))
     columns = ["kind", "runs", "top1", "top1_deviation", "diff", "diff_deviation", "macs_reduction"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _without_seeds(s: SummaryRow) -> dict[str, str]:
+    own = ("seed", "finetune.seed", "output", "search_run", "phases.uri", "bank.uri")
+    return {name: value for name, value in s.settings.items() if name not in own}
 
 
 def _listed(values: Iterable[int]) -> str:

@@ -17,11 +17,15 @@ from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.speed import speeds
 from ekgsearch.report.style import to_png, to_svg
 from ekgsearch.report.tables import RunTables, load_run, rows_of
+from ekgsearch.report.varied import settings_of_run, varied_fields
 from ekgsearch.storage.files import file_sha256, make_folder, write_atomically
 from ekgsearch.version import __version__
 
 MAX_DETAILED_RUNS = 8
 """Up to this many runs, a comparison contains the whole report of each."""
+
+_OWN_COLUMNS = ("search.method", "finetune.objective", "net.name", "data.name")
+"""Fields that a comparison shows without being asked."""
 
 _FILES = ("job.yaml", "journal.jsonl", "subnetwork.json", "slim.safetensors", "final.safetensors")
 
@@ -42,8 +46,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) 
     Raises:
         StorageError: the file is no `.html`, a folder is no run directory, a table is damaged, or the disk refuses.
     """
-    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
-        raise StorageError(f"--out {out}: expected a file that ends in .html, the format to write")
+    check_is_html(out)
     if not run_dirs:
         raise StorageError("expected at least one run directory, found none; name the folders to report on")
     runs = [load_run(run_dir) for run_dir in run_dirs]
@@ -58,6 +61,16 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None) 
         context = _comparison_context(runs, figures, unit)
     write_atomically(target, _render(context).encode())
     return target
+
+
+def check_is_html(out: Path | str | None) -> None:
+    """Refuse another format than a report has.
+
+    Raises:
+        StorageError: the file is no `.html`.
+    """
+    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise StorageError(f"--out {out}: expected a file that ends in .html, the format to write")
 
 
 def _target(runs: Sequence[RunTables], out: Path | str | None) -> Path:
@@ -152,6 +165,7 @@ def _comparison_context(runs: Sequence[RunTables], figures: Path, unit: numbers.
     for name, (figure, _) in plots.items():
         write_atomically(figures / f"{name}.png", to_png(figure))
     finished = [run.summary for run in runs if run.summary is not None]
+    varied = [name for name in varied_fields([settings_of_run(s) for s in finished]) if name not in _OWN_COLUMNS]
     detailed = runs if len(runs) <= MAX_DETAILED_RUNS else []
     return {
         "unit": unit,
@@ -161,16 +175,24 @@ def _comparison_context(runs: Sequence[RunTables], figures: Path, unit: numbers.
             "plots": {
                 name: Markup(to_svg(figure, f"Figure: {label}", name)) for name, (figure, label) in plots.items()
             },
-            "rows": [_comparison_row(run) for run in runs],
+            "varied": [name.rpartition(".")[2] for name in varied],
+            "rows": [_comparison_row(run, varied) for run in runs],
             "best": max((s.final_top1 for s in finished if numbers.known(s.final_top1)), default=None),
             "seeds": rows_of(facts.over_seeds(finished)),
         },
     }
 
 
-def _comparison_row(run: RunTables) -> dict[str, Any]:
+def _comparison_row(run: RunTables, varied: Sequence[str]) -> dict[str, Any]:
     hours = run.summary.device_hours if run.summary else float(run.device_hours["device_hours"].sum())
-    return {"name": run.name, "summary": run.summary, "hours": hours, "missing": facts.missing_remark(run)}
+    settings = settings_of_run(run.summary) if run.summary else {}
+    return {
+        "name": run.name,
+        "summary": run.summary,
+        "values": [_text(settings[name]) if name in settings else numbers.NONE for name in varied],
+        "hours": hours,
+        "missing": facts.missing_remark(run),
+    }
 
 
 def _text(value: Any) -> str:

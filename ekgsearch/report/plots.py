@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 
 from ekgsearch.report import numbers
 from ekgsearch.report.curves import plot_learning, plot_rewards, plot_search, plot_stages
-from ekgsearch.report.facts import baseline_name, fine_tuning, hours_by_phase, is_fine_tuned, last_subnetwork, time_unit
+from ekgsearch.report.facts import baseline_name, hours_by_phase, is_fine_tuned, last_subnetwork, time_unit
 from ekgsearch.report.published import UNPRUNED, published_for
 from ekgsearch.report.speed import Speed, speeds
 from ekgsearch.report.style import SERIES, colour, figure_style, label_point, new_figure, note
 from ekgsearch.report.tables import RunTables, rows_of
+from ekgsearch.report.varied import labels_of
 from ekgsearch.rows.run import SummaryRow
 
 FULL_WIDTH = 10.0
@@ -102,7 +103,7 @@ def plot_latency(run: RunTables) -> Figure:
 
 
 def plot_comparison(runs: Sequence[RunTables]) -> Figure:
-    """Draw the test accuracy of several runs over the share of MACs removed, one colour and marker per kind of run."""
+    """Draw the test accuracy of several runs over the share of MACs removed; one colour: seeds differ alone."""
     with figure_style():
         figure = new_figure(FULL_WIDTH, 4.1)
         axes = figure.add_subplot()
@@ -110,12 +111,12 @@ def plot_comparison(runs: Sequence[RunTables]) -> Figure:
         if not finished:
             note(axes, "None of the runs has finished: no test accuracy yet.")
             return figure
-        kinds = list(dict.fromkeys(_kind(s) for s in finished))
-        for number, kind in enumerate(kinds):
-            group = sorted((s for s in finished if _kind(s) == kind), key=lambda s: s.macs_reduction)
+        labels = labels_of(finished)
+        for number, kind in enumerate(dict.fromkeys(labels)):
+            group = [s for s, label in zip(finished, labels, strict=True) if label == kind]
             shade, marker = colour(SERIES[number % len(SERIES)]), _MARKERS[number % len(_MARKERS)]
             removed = [100 * s.macs_reduction for s in group]
-            label = kind if len(group) == 1 else f"{kind} ({len(group)} runs)"
+            label = kind if len(group) == 1 else f"{kind} ({len(group)} seeds)"
             axes.plot(removed, [s.final_top1 for s in group], marker, ms=7, color=shade, zorder=5, label=label)
             for s in group:
                 start, end = (0.0, s.full_top1), (100 * s.macs_reduction, s.final_top1)
@@ -138,10 +139,6 @@ PLOTS: dict[str, Callable[[RunTables], Figure]] = {
     "latency": plot_latency,
 }
 """All figures of one run by the name of their file, in the order of the report."""
-
-
-def _kind(s: SummaryRow) -> str:
-    return f"{s.method} + {fine_tuning(s)}, {s.architecture}, {s.dataset}"
 
 
 def _published(axes: Axes, s: SummaryRow) -> None:

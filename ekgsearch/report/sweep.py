@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ekgsearch.errors import StorageError
 from ekgsearch.report import numbers
+from ekgsearch.report.html import check_is_html
 from ekgsearch.report.importance import METHOD
 from ekgsearch.report.style import to_png, to_svg
 from ekgsearch.report.sweep_results import plot_front, plot_importance, plot_parallel
@@ -57,6 +58,7 @@ def write_sweep_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         StorageError: the folder is no sweep, a table is damaged, or the disk refuses.
     """
+    check_is_html(out)
     trials = load_sweep_table(folder, "trials").sort_values("number")
     spans = load_sweep_table(folder, "spans")
     varied = varying(list(trials["values"]))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ class SweepJob:
             JobError: it is no valid job; one line per mistake.
         """
         name = hashlib.sha256(canonical_json(values).encode()).hexdigest()[:NAME_LENGTH]
-        values = {path: values[path] for path in self.section.space if path in values}
+        values = {path: _frozen(values[path]) for path in self.section.space if path in values}
         settings = [_setting(path, value) for path, value in values.items()]
         own = [Override(("output",), str(self.folder / TRIALS / name), "output")]
         if "phases" not in self.fields.values:
@@ -116,6 +116,18 @@ class SweepJob:
     def any_trial(self) -> Trial:
         """One of its trials, to see what all have in common."""
         return self.trial(next(corners(self.section.space, self.fixed)))
+
+    def one_of_each_kind(self) -> list[Trial]:
+        """The first trial with each set of varied fields; their runs lie next to the folder of the sweep."""
+        found: dict[tuple[str, ...], Assignment] = {}
+        for values in first(corners(self.section.space, self.fixed), MOST_CORNERS):
+            found.setdefault(tuple(values), values)
+        trials = [self.trial(values) for values in found.values()]
+        places = [self.folder.with_name(f"{self.folder.name}_{trial.name}") for trial in trials]
+        return [
+            replace(trial, job=trial.job.model_copy(update={"output": str(place)}))
+            for trial, place in zip(trials, places, strict=True)
+        ]
 
     def check_corners(self) -> None:
         """Check the combinations of all listed values and ends of ranges, as far as there are not too many.
@@ -207,11 +219,21 @@ def _labels(values: Mapping[str, Any], varied: Sequence[str]) -> Iterator[str]:
     for name in varied:
         if name in values:
             last = name.rpartition(".")[2]
-            yield _plain(values[name]) if last == "method" else f"{last} {_plain(values[name])}"
+            yield _plain(values[name]) if last in ("method", "name") else f"{last} {_plain(values[name])}"
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else canonical_json(value)
+
+
+def _frozen(value: Any) -> Any:
+    """A value as a YAML file gives it: lists of a journal become tuples."""
+    match value:
+        case list() | tuple():
+            return tuple(_frozen(item) for item in value)
+        case dict():
+            return {key: _frozen(item) for key, item in value.items()}
+    return value
 
 
 def _setting(name: str, value: Any) -> Override:

@@ -165,7 +165,7 @@ def test_a_report_that_cannot_be_written_says_where(finished_run, tmp_path):
 
 
 def test_the_page_declares_every_colour_of_the_figures_for_light_and_dark():
-    text = files("ekgsearch.report").joinpath("report.html").read_text()
+    text = files("ekgsearch.report").joinpath("style.css").read_text()
     for name, value in PALETTE.items():
         values = re.findall(rf"--{name}: (#[0-9a-f]{{6}});", text)
         assert len(values) >= 2, name

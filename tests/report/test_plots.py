@@ -9,9 +9,12 @@ import pandas as pd
 import pytest
 
 from ekgsearch.report.curves import plot_objectives, plot_search
+from ekgsearch.report.facts import over_seeds
+from ekgsearch.report.html import write_report
 from ekgsearch.report.plots import PLOTS, plot_accuracy, plot_comparison, plot_rewards, plot_widths
 from ekgsearch.report.style import PALETTE, to_png, to_svg
 from ekgsearch.report.tables import load_run
+from ekgsearch.report.varied import labels_of
 
 
 @pytest.fixture(scope="module")
@@ -66,19 +69,46 @@ def test_runs_of_other_data_are_compared_without_published_points(run, write_run
     other = load_run(write_run(tmp_path / "other", seed=2, dataset="digits", architecture="resnet20"))
     labels = [line.get_label() for line in plot_comparison([run, other]).axes[0].lines]
     assert "published" not in labels
-    assert "ekg + ekg, resnet20, digits" in labels
+    assert "resnet20, digits" in labels
 
 
-def test_fine_tunings_are_averaged_by_objective(run, write_run, tmp_path):
+def test_every_fine_tuning_is_a_line_and_seeds_share_their_colour(run, write_run, tmp_path):
     runs = [run, *(load_run(write_run(tmp_path / f"byol{seed}", seed=seed, objective="byol")) for seed in (1, 2))]
     (axes,) = plot_objectives(runs).axes
-    lines = {str(line.get_label()): line for line in axes.lines}
-    tested = pd.concat(run.epochs[run.epochs["network"] == "slim"] for run in runs[1:])
-    last = tested[tested["epoch"] == 100]["test_top1"]
-    assert lines["byol (2 runs)"].get_ydata()[-1] == pytest.approx(last.mean())
-    assert "ekg" in lines
-    stopped = load_run(write_run(tmp_path / "stopped", tables=("iterations",)))
-    assert "None of the runs" in plot_objectives([stopped]).axes[0].texts[0].get_text()
+    labels = [line.get_label() for line in axes.lines]
+    assert labels[:2] == ["objective ekg", "objective byol"]
+    assert labels[2].startswith("_")
+    colours = [line.get_color() for line in axes.lines]
+    assert colours[0] != colours[1] == colours[2]
+    for line, one in zip(axes.lines, runs, strict=True):
+        tested = one.epochs[(one.epochs["network"] == "slim") & (one.epochs["phase"] == "finetune")]
+        assert line.get_ydata()[-1] == tested.sort_values("epoch")["test_top1"].iloc[-1]
+
+
+def test_a_fine_tuning_of_one_epoch_is_a_dot(run):
+    epochs = run.epochs[(run.epochs["epoch"] == 1)]
+    (axes,) = plot_objectives([dataclasses.replace(run, epochs=epochs)]).axes
+    (line,) = axes.lines
+    assert len(line.get_xdata()) == 1
+    assert line.get_marker() == "o"
+
+
+def test_runs_are_told_apart_by_what_differs(write_run, tmp_path):
+    """No mean over different settings, a colour for each, a column for each differing field."""
+    changes = [{"search_step": step, "search_reduction": tau} for step in (0.2, 0.4) for tau in (0.3, 0.5)]
+    runs = [
+        load_run(write_run(tmp_path / str(number), seed=number, reduction=one["search_reduction"], **one))
+        for number, one in enumerate(changes, start=1)
+    ]
+    assert labels_of([one.summary for one in runs]) == [
+        f"step {one['search_step']:g}, reduction {one['search_reduction']:g}" for one in changes
+    ]
+    labels = [line.get_label() for line in plot_comparison(runs).axes[0].lines]
+    assert {"step 0.2, reduction 0.3", "step 0.4, reduction 0.5"} <= set(labels)
+    page = write_report([one.path for one in runs], tmp_path / "page.html").read_text()
+    heads = re.findall(r'<th scope="col" class="n">([^<]*)</th>', page)
+    assert {"step", "reduction"} <= set(heads)
+    assert over_seeds([one.summary for one in runs[:2]]).empty
 
 
 def test_an_epoch_that_was_repeated_is_drawn_as_it_was_last(run):

@@ -78,7 +78,9 @@ def test_what_epruner_keeps_is_given_in_channels_operations_and_parameters():
         assert 1 - row.macs / full[row.dataset, row.architecture] == pytest.approx(row.macs_reduction, abs=2e-4), row
 
 
-@pytest.mark.parametrize("path", sorted(JOBS.glob("e*_*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted({*JOBS.glob("ekg_*.yaml"), *JOBS.glob("epruner_*.yaml")}), ids=lambda path: path.stem
+)
 def test_a_job_of_the_papers_finds_their_published_networks(path, monkeypatch):
     for name in ("IMAGENET", "EKGSEARCH_DATA"):
         monkeypatch.setenv(name, "/data")
