@@ -92,7 +92,7 @@ def sweep_text(folder: Path) -> str:
     """The trials of the front, and what the sweep cost, in a few lines for a terminal."""
     trials = load_sweep_table(folder, "trials")
     lines = [_words(trials)]
-    best = trials[trials["on_front"]].sort_values("accuracy", ascending=False)
+    best = trials[trials["on_front"].astype(bool)].sort_values("accuracy", ascending=False)
     width = max([len(label) for label in best["label"]], default=0)
     for row in rows_of(best):
         latency = f"  {numbers.milliseconds(row['latency_ms'])}" if numbers.known(row["latency_ms"]) else ""
