@@ -53,7 +53,7 @@ def smoke(path: Path, folder: Path, settled: dict[str, str]) -> str:
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("with_data", [False, True], ids=["without data", "with data"])
 def test_every_job_file_runs_in_small(with_data: bool, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Without and with the data: 5.5 minutes each, measured on two idle cores."""
+    """Without and with the data."""
     settled = {name: value for name, value in environment().items() if name not in ("EKGSEARCH_DATA", "IMAGENET")}
     if with_data:
         settled["EKGSEARCH_DATA"] = str(request.getfixturevalue("data_dir"))
