@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ NAME_LENGTH = 12
 
 MOST_CORNERS = 1000
 """Combinations of the ends of ranges that are checked before a sweep whose trials are not known starts."""
+
+MOST_ORDERED = 4096
+"""Trials of a grid that are put in order; those beyond are never reached."""
 
 _OWN_FIELDS = ("output", "search_run")
 """Fields of the job that a sweep sets itself."""
@@ -94,7 +98,7 @@ class SweepJob:
             raise JobError(*(f"{line} (trial {described(values)})" for line in error.args)) from error
 
     def known_trials(self) -> list[Trial] | None:
-        """Every trial in order, checked; None where earlier ones decide about later ones.
+        """Every trial in order, checked; None where earlier ones decide about later ones. A grid comes in rounds.
 
         Raises:
             JobError: a trial is no valid job, or the grid has more trials than anybody has asked for.
@@ -105,13 +109,13 @@ class SweepJob:
         if section.algorithm == "random":
             assert most is not None, "the section asks for it"
             return self._checked(first(draws(section.space, self.fixed, section.seed), most))
-        found = first(assignments(section.space, self.fixed), (most or MOST_UNASKED) + 1)
+        found = first(assignments(section.space, self.fixed), MOST_ORDERED)
         if most is None and len(found) > MOST_UNASKED:
             raise JobError(
                 f"{self.fields.place(('tune', 'space'))}: this grid has more than {MOST_UNASKED} trials; give "
                 "tune.budget.trials, which takes the first so many, fewer values, or tune.algorithm random"
             )
-        return self._checked(found[:most])
+        return self._checked(in_rounds(found)[:most])
 
     def any_trial(self) -> Trial:
         """One of its trials, to see what all have in common."""
@@ -168,6 +172,22 @@ class SweepJob:
         if mistakes:
             raise JobError(*mistakes.values())
         return trials
+
+
+def in_rounds(found: Sequence[Assignment]) -> list[Assignment]:
+    """One trial of every search first, then the second of every search, and so on.
+
+    Trials that run at the same time then rarely wait for each other's search, and later ones find it done.
+    """
+    groups: dict[str, list[Assignment]] = {}
+    for values in found:
+        groups.setdefault(canonical_json({name: values[name] for name in values if _decides(name)}), []).append(values)
+    return [one for round_ in zip_longest(*groups.values()) for one in round_ if one is not None]
+
+
+def _decides(name: str) -> bool:
+    """Whether the decisions of a search may depend on a field; how far it goes does not change them."""
+    return name.partition(".")[0] not in ("finetune", "cluster") and name not in ("search.reduction", "search.budget")
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepJob:

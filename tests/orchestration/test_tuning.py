@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import ray
 from command_line import RunCommand, command, environment
+from nodes import cluster_of
 from ray._private.state import actors as actor_table
 from ray.util import placement_group_table
 
@@ -190,3 +191,35 @@ def test_twenty_kills_change_nothing(write_sweep: Path, ekgsearch: RunCommand, t
     before = spent_hours([folder / "trials" / name for name in table.run])
     assert ekgsearch("tune", write_sweep).returncode == 0
     assert spent_hours([folder / "trials" / name for name in table.run]) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_trials_spread_over_nodes_and_outlive_the_loss_of_one_and_then_of_all(
+    write_sweep: Path, ekgsearch: RunCommand
+) -> None:
+    write_sweep.write_text(SWEEP + MANY.replace("concurrent: 2", "concurrent: 3"))
+    folder = write_sweep.parent / "sweep"
+
+    def wait_for(num_trials: int) -> None:
+        deadline = time.monotonic() + 240
+        journals = folder / "trials"
+        while time.monotonic() < deadline and len(list(journals.glob("*/journal.jsonl"))) < num_trials:
+            time.sleep(0.1)
+
+    with cluster_of(1, 1, 1) as (cluster, nodes):
+        process = subprocess.Popen(
+            command("tune", write_sweep, "--address", cluster.address), env=environment(), stderr=subprocess.PIPE
+        )
+        wait_for(2)
+        cluster.remove_node(nodes[1], allow_graceful=False)
+        wait_for(4)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        cluster.remove_node(nodes[2], allow_graceful=False)
+        cluster.shutdown()
+        _, told = process.communicate(timeout=300)
+    assert process.returncode != 0, told.decode()
+    assert b"Traceback" not in told, told.decode()
+    final = ekgsearch("tune", write_sweep, timeout=600)
+    assert final.returncode == 0, final.stderr
+    assert set(_trials(folder).state) == {"finished"}

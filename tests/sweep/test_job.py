@@ -19,17 +19,30 @@ def test_a_grid_has_every_combination_of_the_fields_that_apply(make_sweep: MakeS
     sweep = make_sweep()
     trials = sweep.known_trials()
     assert trials is not None
-    expected = [
+    ekg = [
         {"search.method": "ekg", "search.step": step, "search.reduction": reduction}
-        for step, reduction in itertools.product((0.2, 0.3), (0.3, 0.4, 0.5))
-    ] + [{"search.method": "epruner", "search.beta": beta} for beta in (0.6, 0.73)]
-    assert [trial.values for trial in trials] == expected
+        for reduction, step in itertools.product((0.3, 0.4, 0.5), (0.2, 0.3))
+    ]
+    epruner = [{"search.method": "epruner", "search.beta": beta} for beta in (0.6, 0.73)]
+    assert [trial.values for trial in trials] == [*ekg[:2], *epruner, *ekg[2:]], "each search once, then each again"
+    assert [trial.name for trial in make_sweep("tune.budget.trials=3").known_trials() or ()] == [
+        trial.name for trial in trials[:3]
+    ]
     assert len({trial.name for trial in trials}) == len(trials)
     for trial in trials:
         assert trial.job.run_dir == sweep.folder / "trials" / trial.name
         assert trial.job.phases.uri == str(sweep.folder / "phases")
         assert trial.job.search.method == trial.values["search.method"]
     assert trials[0].job.search.reduction == 0.3
+
+
+def test_a_budget_that_is_raised_adds_trials_and_changes_none(make_sweep: MakeSweep) -> None:
+    names = [
+        [trial.name for trial in make_sweep(f"tune.budget.trials={number}").known_trials() or ()]
+        for number in (2, 5, 8)
+    ]
+    assert names[0] == names[1][:2] == names[2][:2]
+    assert names[1] == names[2][:5]
 
 
 def test_names_depend_on_the_varied_values_alone(make_sweep: MakeSweep) -> None:
