@@ -26,6 +26,7 @@ from ekgsearch.methods.baselines.section import (
 from ekgsearch.methods.epruner.section import EprunerSection
 from ekgsearch.pipeline.study import StudySection
 from ekgsearch.sections.cluster import ClusterSection
+from ekgsearch.sections.tune import Budget, TuneSection
 
 MOST = 2**31 - 1
 INT64 = 2**63 - 1
@@ -134,6 +135,15 @@ SECTIONS: dict[str, dict[str, Bounds]] = {
         "prefix_mb": whole(0),
         "object_store_mb": whole(75),
     },
+}
+TUNE: dict[str, Bounds] = {
+    "grace_epochs": whole(1),
+    "factor": whole(2, 100),
+    "seed": whole(0, INT64),
+    "concurrent": whole(1),
+    "cpus": real(1e-4, 1024),
+    "gpus": real(0, 1024),
+    "max_failed": whole(0),
 }
 STUDY: dict[str, Bounds] = {
     "subnetworks": whole(3),
@@ -267,6 +277,8 @@ def test_bounds_of_jobs_studies_and_benchmarks() -> None:
     for value in (-1, INT64 + 1):
         with pytest.raises(ValidationError, match="seed"):
             Job.model_validate({**job, "seed": value})
+    check(TuneSection, TUNE, {"space": {"search.step": [0.2]}})
+    check(Budget, {"trials": whole(1), "device_hours": ABOVE_0, "wall_minutes": ABOVE_0})
     check(StudySection, STUDY, {"by_l1": 0})
     for model, (base, table) in BENCHES.items():
         check(model, table, base)

@@ -65,8 +65,9 @@ def schema(tables: bool) -> None:
     """
     if tables:
         from ekgsearch.rows.tables import table_columns
+        from ekgsearch.sweep.rows import TABLES
 
-        click.echo(json.dumps(table_columns(), indent=2))
+        click.echo(json.dumps({**table_columns(), **table_columns(TABLES)}, indent=2))
     else:
         from ekgsearch.experiment import job_schema
 

@@ -86,16 +86,26 @@ _MARKS_OF_AN_ENTRY = {"values", "low", "high", "where"}
 
 
 def _by_dotted_name(space: Any, prefix: str = "") -> Any:
-    """Fields of nested sections by their dotted names; a later one of the same name takes the place of an earlier."""
+    """Fields of nested sections by their dotted names; of a field that is given twice, as by a setting of the command
+    line, the later values count, and a condition stays.
+    """
     if not isinstance(space, dict):
         return space
     found: dict[Any, Any] = {}
     for name, value in space.items():
         if isinstance(value, dict) and value and not value.keys() & _MARKS_OF_AN_ENTRY:
-            found |= _by_dotted_name(value, f"{prefix}{name}.")
+            inner = _by_dotted_name(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
+            inner = {f"{prefix}{name}": value}
+        found |= {key: _merged(found.get(key), item) for key, item in inner.items()}
     return found
+
+
+def _merged(before: Any, value: Any) -> Any:
+    before, value = _as_entry(before), _as_entry(value)
+    if not isinstance(before, dict) or not isinstance(value, dict):
+        return value
+    return {**{name: item for name, item in before.items() if name == "where"}, **value}
 
 
 def _as_entry(value: Any) -> Any:
