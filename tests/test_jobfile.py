@@ -209,7 +209,7 @@ def test_the_address_of_the_job_comes_before_that_of_the_environment(
 
 def test_the_schema_documents_every_field() -> None:
     schema = job_schema()
-    assert schema["properties"].keys() == Job.model_fields.keys()
+    assert schema["properties"].keys() == {*Job.model_fields, "tune"}
     for definition in schema["$defs"].values():
         for name, field in definition["properties"].items():
             assert "description" in field, name

@@ -86,8 +86,9 @@ _MARKS_OF_AN_ENTRY = {"values", "low", "high", "where"}
 
 
 def _by_dotted_name(space: Any, prefix: str = "") -> Any:
-    """Fields of nested sections by their dotted names; of a field that is given twice, as by a setting of the command
-    line, the later values count, and a condition stays.
+    """Fields of nested sections by their dotted names.
+
+    Of a field that is given twice, as by a setting of the command line, the later values count; its condition stays.
     """
     if not isinstance(space, dict):
         return space
@@ -147,7 +148,7 @@ class TuneSection(Section):
         "cost by itself; latency: of one image, measured when no trial runs",
     )
     seed: Seed = Field(1, description="seed of the proposals of random and optuna")
-    budget: Annotated[Budget, Mark.NO_RESULT] = Field(default_factory=Budget)
+    budget: Annotated[Budget, Mark.NO_RESULT] = Field(default_factory=Budget, description="what the sweep may cost")
     concurrent: Annotated[Positive | None, Mark.NO_RESULT] = Field(
         None, description="most trials at a time; null: as many as there is room for"
     )
