@@ -51,8 +51,8 @@ def export(
 ) -> None:
     """Join a table of several RUNS into one file; the default is one summary row per run.
 
-    A sweep stands for its trials. Runs without rows in this table, and folders that are no run, are left out and named
-    with the reason.
+    A sweep stands for its trials, a parquet file for an earlier export. Runs without rows in this table, and folders
+    that are no run, are left out and named with the reason.
 
     \b
     Examples:

@@ -16,7 +16,7 @@ from ekgsearch.report.unfinished import unfinished_rows
 from ekgsearch.rows.run import SummaryRow
 from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.objects import open_store
-from ekgsearch.storage.tables import arrow_bytes, arrow_table, schema, write_arrow
+from ekgsearch.storage.tables import arrow_bytes, arrow_table, fitted, read_arrow, schema, write_arrow
 from ekgsearch.sweep.job import TRIALS
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def export(
     table. Files that other versions wrote are joined by the names of their columns.
 
     Args:
-        runs: directories of runs and sweeps.
+        runs: directories of runs and sweeps, and parquet files of earlier exports, also of other versions.
         out: the file to write, `.parquet` or `.csv`, replaced if it is there; with `partition_by` a folder or the
             address of a bucket, to which a file is added for each combination of values (an equal one is replaced).
         table: name of the table, see `ROW_TYPES`.
@@ -142,6 +142,8 @@ def _runs_of(given: Path | str) -> list[Path]:
 
 
 def _rows_of_run(run: Path, table: str, unfinished: bool) -> pa.Table:
+    if run.is_file():  # an earlier export
+        return fitted(read_arrow(run), ROW_TYPES[table], str(run))
     rows = load_table(run, table)
     if rows.num_rows:
         return rows

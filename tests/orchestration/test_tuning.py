@@ -21,6 +21,7 @@ from ekgsearch.orchestration.session import ray_session
 from ekgsearch.orchestration.sweeping import prepare_tune
 from ekgsearch.runtime.ledger import LEDGER, read_ledger
 from ekgsearch.storage.journal import read_journal
+from ekgsearch.sweep.course import Step, as_result
 from ekgsearch.sweep.job import SweepJob, load_sweep
 from ekgsearch.sweep.proposals import proposer_of
 from ekgsearch.sweep.record import opened
@@ -98,11 +99,45 @@ def test_a_sweep_stops_fails_and_finishes_trials_and_does_nothing_twice(
     assert _trials(folder).state.tolist() == ["finished", "stopped", "failed", "finished"]
 
 
+def _ancestors(process: int) -> list[int]:
+    """The process, its parent, and so on: other sweeps may run on this machine."""
+    found = [process]
+    with contextlib.suppress(OSError):
+        while found[-1] > 1:
+            stat = Path(f"/proc/{found[-1]}/stat").read_text()
+            found.append(int(stat.rpartition(")")[2].split()[1]))
+    return found
+
+
 def _leftovers() -> tuple[list[str], list[str]]:
     names = [one["ActorClassName"] for one in actor_table().values() if one["State"] != "DEAD"]
     living = [name for name in names if name != "_AutoscalingCoordinatorActor"]  # one of Ray Train, for the session
+    workers = subprocess.run(
+        ["pgrep", "-f", "ray::(TrialRunner|SearchWorker|RayTrainWorker|TrainController|_measure)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    living += [f"process {line}" for line in workers.stdout.split() if os.getpid() in _ancestors(int(line))]
     groups = [one["state"] for one in placement_group_table().values() if one["state"] != "REMOVED"]
     return living, groups
+
+
+def test_a_record_that_cannot_be_written_ends_the_sweep(write_sweep: Path) -> None:
+    from ekgsearch.orchestration.tuning import _Proposals
+
+    sweep = load_sweep(write_sweep)
+    with opened(sweep, proposer_of(sweep)) as record:
+        watch = Watch(record, 4)
+        proposals = _Proposals(record, watch)
+        assert proposals.suggest("first")["job"]
+        (sweep.folder / "journal.jsonl").unlink()
+        step = Step(event="epoch", phase="finetune-slim", progress=1.0, accuracy=50.0)
+        proposals.on_trial_result("first", as_result(step))
+        assert "journal" in str(proposals.error)
+        assert "cannot be recorded" in watch.end_reason
+        assert proposals.suggest("second") == "FINISHED"
+        proposals.close()
 
 
 def _run_here(sweep: SweepJob) -> tuple[list[str], list[str], float]:
@@ -134,16 +169,6 @@ def test_a_trial_that_is_stopped_within_ray_train_leaves_nothing(write_sweep: Pa
         states = {entry.trial.values["finetune.learning_rate"]: entry.state for entry in record.entries.values()}
     assert "stopped" in (states[1.0e-9], states[2.0e-9])
     assert "finished" in (states[0.02], states[0.03])
-
-
-def _ancestors(process: int) -> list[int]:
-    """The process, its parent, and so on: other sweeps may run on this machine."""
-    found = [process]
-    with contextlib.suppress(OSError):
-        while found[-1] > 1:
-            stat = Path(f"/proc/{found[-1]}/stat").read_text()
-            found.append(int(stat.rpartition(")")[2].split()[1]))
-    return found
 
 
 def _end_at_random(process: subprocess.Popen[bytes], draw: random.Random) -> bool:

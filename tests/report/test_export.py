@@ -19,6 +19,7 @@ from ekgsearch.report.html import write_report
 from ekgsearch.report.published import published_results
 from ekgsearch.report.tables import ROW_TYPES, load_table
 from ekgsearch.rows.run import SummaryRow
+from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tables import read_table, schema, write_table
 
 
@@ -186,6 +187,8 @@ def test_files_of_other_versions_are_joined_by_the_names_of_their_columns(finish
     assert frame["run"].tolist() == ["resnet56-half", "older"]
     assert frame["version"].tolist()[1] == ""
     assert "of_tomorrow" not in frame
+    assert export([path, tmp_path / "all.parquet"], tmp_path / "again.parquet") == 3
+    assert pd.read_parquet(tmp_path / "again.parquet")["run"].tolist() == ["older", "resnet56-half", "older"]
 
 
 @pytest.mark.parametrize(
@@ -200,3 +203,13 @@ def test_options_that_do_not_fit_are_refused(runs, tmp_path, options, words):
     with pytest.raises(StorageError, match=words):
         export(runs, tmp_path / "all.parquet", **options)
     assert not (tmp_path / "all.parquet").exists()
+
+
+def test_a_partitioned_export_lies_in_a_bucket(runs, s3_server, s3_keys):
+    num_rows = export(runs, s3_server.store_uri, partition_by=["method"])
+    store = open_store(s3_server.store_uri)
+    names = list(store.sizes())
+    assert num_rows == 3
+    assert sorted({name.partition("/")[0] for name in names}) == ["method=ekg", "method=epruner"]
+    tables = [pq.read_table(pa.BufferReader(store.get(name))) for name in names]
+    assert sum(table.num_rows for table in tables) == 3
