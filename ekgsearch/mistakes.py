@@ -28,6 +28,7 @@ _KINDS = {
     "model_attributes_type": _SECTION,
     "model_type": _SECTION,
     "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
     "string_type": "must be text; put it in quotes",
     "tuple_type": "must be a list in brackets, such as [0.5, 1] or [l1, l2]",
 }
@@ -49,6 +50,7 @@ class Places(Protocol):
 def describe(fields: Places, model: type[BaseModel], detail: ErrorDetails) -> Iterator[str]:
     """One line for a mistake in a field, one for each contradiction between fields."""
     location, kind, value = _written(model, detail["loc"]), detail["type"], detail["input"]
+    location = tuple(part for part in location if part != "[key]")  # what pydantic adds where a name is wrong
     if kind == "value_error":
         for words in detail["msg"].removeprefix("Value error, ").splitlines():
             yield f"{fields.place_of_words(location, words)}: {words[:MOST_SEARCHED]}"

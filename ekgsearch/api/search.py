@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
 from ekgsearch.channels.graph import ChannelGraph
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class _Choice(BaseModel):
-    search: SearchChoice
+    search: SearchChoice = Field(discriminator="method")
 
 
 def search(
@@ -82,6 +83,7 @@ def search(
     budget = budget_of(graph, section, groups)
     with ExitStack() as work:
         work.enter_context(_undisturbed(graph.network))
+        _check_labels(graph, held)
         opened = section.open(_materials(graph, section, groups, budget, held, seed))
         journal, made = None, []
         if folder is not None:
@@ -137,14 +139,20 @@ def _section(fields: dict[str, Any]) -> SearchSection:
         given = {name: value for name, value in fields.items() if value is not None}
         section = _Choice.model_validate({"search": given}).search
     except ValidationError as error:
-        lines = []
-        for detail in error.errors(include_url=False):
-            name = ".".join(str(part) for part in detail["loc"][2:]) or "method"
-            lines.append(f"search: {name} = {detail['input']!r}: {detail['msg']}")
-        raise JobError(*lines) from error
+        raise JobError(*dict.fromkeys(map(_mistake, error.errors(include_url=False)))) from error
     if contradictions := list(section.contradictions()):
         raise JobError(*contradictions)
     return section
+
+
+def _mistake(detail: ErrorDetails) -> str:
+    """A mistake in a field of the search, in one line."""
+    name = ".".join(str(part) for part in detail["loc"][2:])
+    if detail["type"] == "union_tag_invalid":
+        return f"search: method = {detail['input']['method']!r}: must be one of {detail['ctx']['expected_tags']}"
+    if detail["type"] == "extra_forbidden":
+        return f"search: {name} is no field of this method, or none at all"
+    return f"search: {name} = {detail['input']!r}: {detail['msg'].removeprefix('Value error, ')}"
 
 
 def _held(graph: ChannelGraph, batches: Iterable[tuple[Tensor, Tensor]]) -> list[SearchBatch]:
@@ -169,6 +177,21 @@ def _held(graph: ChannelGraph, batches: Iterable[tuple[Tensor, Tensor]]) -> list
             )
         held.append(SearchBatch(index, images.detach().to(device), labels.detach().long().to(device)))
     return held
+
+
+def _check_labels(graph: ChannelGraph, held: Sequence[SearchBatch]) -> None:
+    """Compare the labels with the number of outputs of the network, which is in evaluation mode."""
+    if not held:
+        return
+    with torch.no_grad():
+        classes = graph.network(held[0].pixels[:1]).shape[1]
+    for batch in held:
+        low, high = int(batch.labels.min()), int(batch.labels.max())
+        if low < 0 or high >= classes:
+            raise JobError(
+                f"search: batch {batch.index}: expected labels from 0 to {classes - 1}, as many as the network has "
+                f"outputs, found {low} to {high}"
+            )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One file for one network: its recipe and its weights, and what else somebody needs who uses it."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ekgsearch.artefact.kinds import build, recipe_of, recipe_to_dict
+from ekgsearch.artefact.kinds import build, changed_code, recipe_of, recipe_to_dict
 from ekgsearch.artefact.recipe import Constructor, Recipe
 from ekgsearch.artefact.targets import finder
 from ekgsearch.errors import NetworkError
@@ -18,6 +19,9 @@ from ekgsearch.records import canonical_json
 from ekgsearch.storage.tensors import load_tensors, save_tensors
 
 _TEXTS = ("recipe", "contents", "mean", "std", "classes")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,16 @@ def load_file(path: Path, *, factory: Constructor | str | None = None, trust: bo
     """
     state, description = read_file(path)
     try:
-        network = build(description.recipe, find=finder(factory, trust))
+        find = finder(factory, trust)
+        network = build(description.recipe, find=find)
         network.load_state_dict(state)
+        if changed := changed_code(description.recipe, find):
+            log.warning(
+                "%s: the code of %s has changed since the file was saved, so the network may compute something else "
+                "than its weights were trained for",
+                path,
+                changed,
+            )
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
     except RuntimeError as error:

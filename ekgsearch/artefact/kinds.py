@@ -8,7 +8,7 @@ from torch import nn
 from ekgsearch.artefact.factory import Factory
 from ekgsearch.artefact.recipe import Constructor, Making, Recipe
 from ekgsearch.artefact.slim import Slim
-from ekgsearch.artefact.targets import find_known
+from ekgsearch.artefact.targets import find_known, is_own, source_of
 from ekgsearch.errors import NetworkError
 
 KINDS: Mapping[str, type[Recipe]] = {kind.kind: kind for kind in (Factory, Slim)}
@@ -30,6 +30,23 @@ def build(recipe: Recipe, *, seed: int | None = None, find: Callable[[str], Cons
         NetworkError: it cannot be built, or names code that must not run.
     """
     return recipe.make(Making(find, seed))
+
+
+def changed_code(recipe: Recipe, find: Callable[[str], Constructor]) -> str:
+    """The target of somebody's own code within a recipe that is other code by now; empty where there is none.
+
+    Args:
+        recipe: what was written down.
+        find: finds the code as it is.
+
+    Raises:
+        NetworkError: it must not run, or is not there.
+    """
+    while isinstance(recipe, Slim):
+        recipe = recipe.base
+    if not isinstance(recipe, Factory) or not is_own(recipe.target) or not recipe.source:
+        return ""
+    return recipe.target if source_of(recipe.target, find(recipe.target)) != recipe.source else ""
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def find_known(target: str) -> Constructor:
     if is_own(target):
         raise NetworkError(
             f"the network is made by {target}, code outside ekgsearch, torchvision and timm, which is not run unless "
-            "you name it: load_network(path, factory=...), or --trust-factory"
+            "you name it: factory=... in Python, --factory on the command line (or trust_factory=True, --trust-factory)"
         )
     return find_any(target)
 

@@ -53,11 +53,12 @@ def load_weights(network: nn.Module, path: Path, *, afresh: Collection[str] = ()
     ]
     _check_input(path, network, tensors)
     if missing or unexpected or misshaped:
+        found = {"missing": missing, "unexpected": unexpected, "other shape": misshaped}
+        words = "; ".join(f"{what} {_named(names)}" for what, names in found.items() if names)
         raise NetworkError(
-            f"{path}: the weights do not fit {type(network).__name__}: "
-            f"missing {_named(missing)}; unexpected {_named(unexpected)}; other shape {_named(misshaped)}. "
-            "Give the name, number of classes and shortcut of the network that was trained; weights of other classes "
-            "fit with net.new_classifier: true"
+            f"{path}: the weights do not fit {type(network).__name__}: {words}. Give the network that was trained "
+            "(name, classes, shortcut; net.arguments of your own one); weights of other classes fit with "
+            "net.new_classifier: true"
         )
     _check_values(path, own, tensors)
     network.load_state_dict(tensors, strict=False)
@@ -103,10 +104,15 @@ def _check_values(path: Path, own: Mapping[str, Tensor], tensors: Mapping[str, T
         elif name.endswith("running_var") and (tensor < 0).any():
             negative.append(name)
     if of_integers or not_finite or negative:
+        found = {
+            "integers instead of floating-point numbers": of_integers,
+            "values that are not finite": not_finite,
+            "negative variances": negative,
+        }
+        words = "; ".join(f"{what} in {_named(names)}" for what, names in found.items() if names)
         raise NetworkError(
-            f"{path}: expected the weights of a trained network, found integers instead of floating-point numbers in "
-            f"{_named(of_integers)}; values that are not finite in {_named(not_finite)}; negative variances in "
-            f"{_named(negative)}; save the weights again, or choose others"
+            f"{path}: expected the weights of a trained network, found {words}; save the weights again, or choose "
+            "others"
         )
 
 

@@ -92,9 +92,9 @@ def _unpickled(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise NetworkError(
             f"{path}: expected a state dict, found a file with other Python objects, as torch.save(network, ...) "
-            "writes it; reading it would run code that it holds. Save the tensors alone where it is at hand:\n"
-            "  network = torch.load('network.pt', weights_only=False)\n"
-            "  torch.save(network.state_dict(), 'weights.pt')"
+            "writes it; reading it would run code that it holds. Save the tensors alone where it is at hand:",
+            f"  network = torch.load({path.name!r}, weights_only=False)",
+            "  torch.save(network.state_dict(), 'weights.pt')",
         ) from error
     except Exception as error:  # torch raises what it comes across in a damaged file
         raise NetworkError(

@@ -26,10 +26,10 @@ def report(runs: tuple[Path, ...], out: Path | None, verbose: bool) -> None:
     from ekgsearch.runtime.progress import configure_logging
 
     configure_logging(None, verbose)
-    if len(runs) == 1 and is_sweep(runs[0]):
-        written = write_sweep_report(runs[0], out)
-    else:
-        written = write_report(list(runs), out)
+    sweeps = [run for run in runs if is_sweep(run)]
+    if sweeps and len(runs) > 1:
+        raise click.UsageError(f"{sweeps[0]} is a sweep: report on it alone, or name some of its trials/* to compare")
+    written = write_sweep_report(runs[0], out) if sweeps else write_report(list(runs), out)
     click.echo(plain_line(str(written)))
 
 

@@ -36,7 +36,7 @@ def tune(job: Path, overrides: tuple[str, ...], address: str | None, dry_run: bo
     """
     from ekgsearch.orchestration.sweeping import run_sweep
     from ekgsearch.pipeline.run import run_job
-    from ekgsearch.report.sweep import sweep_text, write_sweep_report
+    from ekgsearch.report.sweep import is_sweep, sweep_text, write_sweep_report
     from ekgsearch.signals import ended_by_sigterm
     from ekgsearch.sweep.job import load_sweep
     from ekgsearch.sweep.prospect import prospect_text
@@ -51,13 +51,14 @@ def tune(job: Path, overrides: tuple[str, ...], address: str | None, dry_run: bo
         return
     if smoke:
         refuse_with_smoke(address=address)
-        for trial in sweep.one_of_each_kind():
-            launch_smoke(trial.job, run_job, verbose)
+        places = [launch_smoke(trial.job, run_job, verbose)[1] for trial in sweep.one_of_each_kind()]
+        click.echo(plain_line(f"{len(places)} kinds of trials run: {', '.join(map(str, places))}"))
         return
-    with ended_by_sigterm():
-        reason = run_sweep(sweep, trials, verbose=verbose)
-    report = write_sweep_report(sweep.folder)
-    click.echo(plain_text(sweep_text(sweep.folder)))
-    if reason:
-        click.echo(plain_line(f"ended before its last trial: {reason}"))
-    click.echo(plain_line(f"report: {report}"))
+    try:
+        with ended_by_sigterm():
+            run_sweep(sweep, trials, verbose=verbose)
+    finally:
+        if is_sweep(sweep.folder):  # also of one that has not ended
+            report = write_sweep_report(sweep.folder)
+            click.echo(plain_text(sweep_text(sweep.folder)))
+            click.echo(plain_line(f"report: {report}"))

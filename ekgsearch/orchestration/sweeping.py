@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 
+from ekgsearch.errors import Stopped, WorkerError
 from ekgsearch.orchestration.session import ray_session
 from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.progress import logging_to
@@ -23,7 +24,7 @@ PATIENCE_SECONDS = 1_000_000.0
 """How long workers of a trial may wait for their place, which other trials hold meanwhile."""
 
 
-def run_sweep(sweep: SweepJob, trials: Sequence[Trial] | None, *, verbose: bool = False) -> str:
+def run_sweep(sweep: SweepJob, trials: Sequence[Trial] | None, *, verbose: bool = False) -> None:
     """Run a sweep to its end, or go on with it.
 
     Args:
@@ -31,10 +32,9 @@ def run_sweep(sweep: SweepJob, trials: Sequence[Trial] | None, *, verbose: bool 
         trials: its trials, where they are known.
         verbose: log details.
 
-    Returns:
-        Why it has ended before its last trial; empty where it has not.
-
     Raises:
+        Stopped: the budget was spent before the last trial.
+        WorkerError: more trials failed than the file allows, or none finished.
         EkgError: the folder belongs to another sweep or is held by another driver, the cluster cannot be reached, or
             the disk refuses. What is finished is kept, and the same command goes on.
     """
@@ -49,8 +49,13 @@ def run_sweep(sweep: SweepJob, trials: Sequence[Trial] | None, *, verbose: bool 
             _run(sweep, record, watch)
         finally:
             watch.close()
-            write_sweep(record)
-    return watch.end_reason
+            rows = write_sweep(record)
+    if watch.has_failed or not any(row.state in ("finished", "stopped") for row in rows):
+        raise WorkerError(
+            watch.end_reason or "no trial has finished; the reasons are in tables/trials.parquet and above"
+        )
+    if watch.end_reason:
+        raise Stopped(watch.end_reason)
 
 
 def _run(sweep: SweepJob, record: Record, watch: Watch) -> None:
@@ -58,6 +63,9 @@ def _run(sweep: SweepJob, record: Record, watch: Watch) -> None:
     cluster = sweep.any_trial().job.cluster
     if not (record.has_more or any(lacks_latency(entry) for entry in record.entries.values())):
         log.info("%s has finished before; its tables are written again", sweep.folder)
+        return
+    watch.look_at_the_start()
+    if watch.end_reason:
         return
     patient = cluster.model_copy(update={"start_timeout_seconds": PATIENCE_SECONDS})
     prepare_tune()
@@ -68,7 +76,7 @@ def _run(sweep: SweepJob, record: Record, watch: Watch) -> None:
             tune_trials(record, watch)
         write_sweep(record)
         if not watch.end_reason:
-            measure_latencies_of(record, watch)
+            measure_latencies_of(record)
 
 
 def prepare_tune() -> None:

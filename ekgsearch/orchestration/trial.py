@@ -21,7 +21,7 @@ from ekgsearch.workers.backend import InProcessBackend
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 """Time in which a run ends by itself where it is asked to stop."""
 
 

@@ -21,6 +21,7 @@ from ekgsearch.orchestration.launch import run_folder
 from ekgsearch.orchestration.placement import nodes_of_cluster
 from ekgsearch.orchestration.trial import TrialRunner
 from ekgsearch.pipeline.run import run_job
+from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.sweep.course import Step, as_step
 from ekgsearch.sweep.job import STOPPED_FILE, SweepJob
@@ -73,7 +74,7 @@ def tune_trials(record: Record, watch: Watch) -> None:
             stop=_End(watch),
             resources_per_trial=_resources(sweep),
             max_concurrent_trials=section.concurrent or _most_concurrent(sweep),
-            reuse_actors=True,
+            reuse_actors=not sweep.any_trial().job.asks_for_workers,  # else what they started may outlive a stop
             storage_path=str(scratch),
             raise_on_failed_trial=False,
             verbose=0,
@@ -89,24 +90,27 @@ def tune_trials(record: Record, watch: Watch) -> None:
         raise proposals.error
 
 
-def measure_latencies_of(record: Record, watch: Watch) -> None:
+def measure_latencies_of(record: Record) -> None:
     """Measure the networks of finished trials one after the other, in a process with a trial's resources.
 
     What cannot be measured is told and left out.
     """
     resources = _resources(record.sweep).bundles[0]
-    for entry in filter(lacks_latency, record.entries.values()):
+    entries = [entry for entry in record.entries.values() if lacks_latency(entry)]
+    progress = Progress("latency", len(entries), "networks", log)
+    for entry in entries:
         job = entry.trial.job
         measuring = _measure.options(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))
         call = measuring.remote(fields_text(job))
         try:
             ray.get(call)
-            watch.measured(entry)
         except (RayError, EkgError) as error:
             log.warning("latency of trial %s: not measured: %s", entry.trial.name, _last_line(error))
         except BaseException:
             ray.cancel(call, force=True)
             raise
+        progress.advance()
+    progress.close()
 
 
 @ray.remote(max_retries=0)

@@ -10,9 +10,10 @@ from torch import Tensor
 from ekgsearch.artefact.convert import SUFFIXES, Format, convert, open_converted
 from ekgsearch.artefact.file import Description, load_file, read_file
 from ekgsearch.artefact.fold import fold_norms
-from ekgsearch.artefact.kinds import recipe_to_dict
+from ekgsearch.artefact.kinds import changed_code, recipe_to_dict
 from ekgsearch.artefact.recipe import Constructor
 from ekgsearch.artefact.slim import Slim
+from ekgsearch.artefact.targets import finder
 from ekgsearch.channels.cost import cost
 from ekgsearch.channels.graph import analyse
 from ekgsearch.errors import NetworkError, StorageError
@@ -80,6 +81,8 @@ def convert_network(
     _, description = read_file(given.path)
     network, folded = load_file(given.path, factory=factory, trust=trust), 0
     path = given.path.with_suffix(SUFFIXES[to]) if out is None else out
+    if path.suffix in {*SUFFIXES.values()} - {SUFFIXES[to]}:
+        raise StorageError(f"{path}: expected a file that ends in {SUFFIXES[to]}, the format of --to {to}")
     if not path.parent.is_dir():
         raise StorageError(f"{path}: there is no folder {path.parent}; make it, or choose another --out")
     shape = description.recipe.input_shape
@@ -118,7 +121,7 @@ def convert_network(
         "macs": costs.macs,
         "params": costs.params,
         "folded_norms": folded,
-        "top1": given.top1(),
+        "top1": None if changed_code(description.recipe, finder(factory, trust)) else given.top1(),
         "largest_difference": result.difference,
         "compared_images": 0 if result.is_noise else result.num_images,
     }

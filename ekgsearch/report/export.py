@@ -18,6 +18,7 @@ from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.objects import open_store
 from ekgsearch.storage.tables import arrow_bytes, arrow_table, fitted, read_arrow, schema, write_arrow
 from ekgsearch.sweep.job import TRIALS
+from ekgsearch.sweep.rows import TABLES as SWEEP_TABLES
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def export(
         runs: directories of runs and sweeps, and parquet files of earlier exports, also of other versions.
         out: the file to write, `.parquet` or `.csv`, replaced if it is there; with `partition_by` a folder or the
             address of a bucket, to which a file is added for each combination of values (an equal one is replaced).
-        table: name of the table, see `ROW_TYPES`.
+        table: name of the table, of runs (`ROW_TYPES`) or of sweeps (trials, spans).
         partition_by: columns whose values become folders, `method=ekg/dataset=cifar10/`.
         published: add the results of the papers; for the summary alone.
         unfinished: add runs that have not finished, with their state; for the summary alone.
@@ -66,13 +67,17 @@ def export(
             refuses.
     """
     write = _writer(out, table, partition_by)
-    if table not in ROW_TYPES:
-        raise StorageError(f"no table is called {table!r}; the tables of a run are {', '.join(ROW_TYPES)}")
+    if table not in ROW_TYPES | SWEEP_TABLES:
+        raise StorageError(
+            f"no table is called {table!r}; the tables of a run are {', '.join(ROW_TYPES)}, those of a sweep "
+            f"{', '.join(SWEEP_TABLES)}"
+        )
+    row_type = (ROW_TYPES | SWEEP_TABLES)[table]
     if table != "summary" and (published or unfinished):
         option = "--published" if published else "--all"
         raise StorageError(f"{option} adds rows to the table summary, not to {table}; leave one of them out")
     found, left_out = [], []
-    for run in (one for given in runs for one in _runs_of(given)):
+    for run in (one for given in runs for one in ([Path(given)] if table in SWEEP_TABLES else _runs_of(given))):
         try:
             found.append(_rows_of_run(run, table, unfinished))
         except StorageError as error:
@@ -84,7 +89,7 @@ def export(
         raise StorageError(f"no rows of table {table!r} to write to {out}: {reasons}")
     for reason in left_out:
         log.warning("left out: %s", reason)
-    joined = pa.concat_tables(found).replace_schema_metadata(schema(ROW_TYPES[table]).metadata)
+    joined = pa.concat_tables(found).replace_schema_metadata(schema(row_type).metadata)
     write(joined)
     return int(joined.num_rows)
 
@@ -92,7 +97,7 @@ def export(
 def _writer(out: Path | str, table: str, partition_by: Sequence[str]) -> Callable[[pa.Table], None]:
     """What writes the rows; mistakes in the options are told before anything is read."""
     if partition_by:
-        known = schema(ROW_TYPES[table]).names if table in ROW_TYPES else []
+        known = schema((ROW_TYPES | SWEEP_TABLES)[table]).names if table in ROW_TYPES | SWEEP_TABLES else []
         unknown = [name for name in partition_by if known and name not in known]
         if unknown:
             raise StorageError(f"--partition-by {unknown[0]}: the table {table} has the columns {', '.join(known)}")
@@ -142,8 +147,11 @@ def _runs_of(given: Path | str) -> list[Path]:
 
 
 def _rows_of_run(run: Path, table: str, unfinished: bool) -> pa.Table:
-    if run.is_file():  # an earlier export
-        return fitted(read_arrow(run), ROW_TYPES[table], str(run))
+    if run.suffix == ".parquet" and run.is_file():  # an earlier export
+        return fitted(read_arrow(run), (ROW_TYPES | SWEEP_TABLES)[table], str(run))
+    if table in SWEEP_TABLES:
+        path = run / "tables" / f"{table}.parquet"
+        return fitted(read_arrow(path), SWEEP_TABLES[table], str(path))
     rows = load_table(run, table)
     if rows.num_rows:
         return rows

@@ -15,7 +15,7 @@ from ekgsearch.rows.search import AuditRow, CandidateRow, IterationRow, Subnetwo
 from ekgsearch.rows.training import BaselineRow, EpochRow, StageRow
 from ekgsearch.storage.tables import fitted, read_arrow, schema
 
-ROW_TYPES: Mapping[str, type] = {
+ROW_TYPES: dict[str, type] = {
     "iterations": IterationRow,
     "candidates": CandidateRow,
     "subnetworks": SubnetworkRow,

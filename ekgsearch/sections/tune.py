@@ -111,7 +111,11 @@ def _merged(before: Any, value: Any) -> Any:
 
 def _as_entry(value: Any) -> Any:
     """A list alone stands for its values."""
-    return {"values": tuple(value)} if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        return {"values": tuple(value)}
+    if value is None or isinstance(value, dict | Entry):
+        return value
+    raise ValueError(f"expected a list of values, or low and high, found {value!r}")
 
 
 class Budget(Section):

@@ -1,6 +1,7 @@
 """The file of a sweep, checked: a job, the fields that are varied, and every trial as a job of its own."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -168,7 +169,7 @@ class SweepJob:
                 trials.append(self.trial(values))
             except JobError as error:
                 for line in error.args:
-                    mistakes.setdefault(str(line).rpartition(" (trial ")[0], str(line))
+                    mistakes.setdefault(_without_values(str(line)), str(line))
         if mistakes:
             raise JobError(*mistakes.values())
         return trials
@@ -188,6 +189,12 @@ def in_rounds(found: Sequence[Assignment]) -> list[Assignment]:
 def _decides(name: str) -> bool:
     """Whether the decisions of a search may depend on a field; how far it goes does not change them."""
     return name.partition(".")[0] not in ("finetune", "cluster") and name not in ("search.reduction", "search.budget")
+
+
+def _without_values(line: str) -> str:
+    """What a mistake is about, the same for all values of a field."""
+    place, _, words = line.rpartition(" (trial ")[0].partition(": ")
+    return f"{place.partition(' = ')[0]}: {re.sub(r'=? ?value [^)]*|= [^:;]*', '', words)}"
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepJob:

@@ -22,6 +22,7 @@ class Watch:
 
     Attributes:
         end_reason: why no trial is begun any more and running ones are stopped; empty while the sweep goes on.
+        has_failed: whether that is since too many trials failed.
     """
 
     def __init__(self, record: Record, total: int) -> None:
@@ -32,15 +33,17 @@ class Watch:
             total: trials that there will be at most.
         """
         self.end_reason = ""
+        self.has_failed = False
         self._record = record
         self._budget = record.sweep.section.budget
         self._timeline = Timeline(record.sweep.folder)
-        self._progress = Progress("sweep", total, "trials", log)
+        done = sum(entry.is_over for entry in record.entries.values())
+        if done:
+            log.info("%d of %d trials were finished or stopped before", done, total)
+        self._progress = Progress("sweep", max(total - done, 0), "trials", log)
         self._start = self._looked = time.monotonic()
         self._num_failed = 0
         self._running: dict[str, Entry] = {}
-        done = sum(entry.is_over for entry in record.entries.values())
-        self._progress.advance(done)
 
     def began(self, entry: Entry) -> None:
         """A trial is handed to Ray Tune, which starts it when there is room."""
@@ -59,8 +62,7 @@ class Watch:
             self._timeline.end(name, entry.state)
         words = described(entry.trial.values)
         if entry.state == "finished":
-            found = ", ".join(f"{metric} {value:.4g}" for metric, value in entry.metrics.items())
-            log.info("trial %s (%s): finished, %s", name, words, found)
+            log.info("trial %s (%s): finished, %s", name, words, _shown(entry.metrics))
         else:
             level = logging.WARNING if entry.state in ("failed", "died") else logging.INFO
             state = "" if entry.reason.startswith(entry.state) else f"{entry.state}: "
@@ -70,7 +72,11 @@ class Watch:
         self._num_failed += entry.state in ("failed", "died")
         most = self._record.sweep.section.max_failed
         if self._num_failed > most:
-            self.end(f"{self._num_failed} trials failed, more than tune.max_failed = {most}")
+            self.has_failed = True
+            self.end(
+                f"{self._num_failed} trials failed, more than tune.max_failed = {most}; their reasons are above, and "
+                "another call tries them again"
+            )
 
     def look(self) -> None:
         """Compare what the trials have cost by now with the budget; looks at most every `LOOK_SECONDS`."""
@@ -80,15 +86,15 @@ class Watch:
         self._looked = now
         minutes, hours = self._budget.wall_minutes, self._budget.device_hours
         if minutes is not None and now - self._start >= 60 * minutes:
-            self.end(f"tune.budget.wall_minutes = {minutes:g} are over")
+            self.end(f"tune.budget.wall_minutes = {minutes:g} are over; the same command goes on for as long again")
         elif hours is not None and (spent := self.spent()) >= hours:
-            self.end(f"{spent:.3g} device-hours are spent, tune.budget.device_hours = {hours:g}")
+            self.end(_spent_words(spent, hours))
         self._show()
 
     def end(self, reason: str) -> None:
         """Begin no further trial, and stop those that run."""
         if not self.end_reason:
-            log.warning("the sweep ends here: %s; what is finished is kept, the same command goes on", reason)
+            log.warning("the sweep ends here: %s; what is finished is kept", reason)
         self.end_reason = self.end_reason or reason
 
     def spent(self) -> float:
@@ -100,9 +106,11 @@ class Watch:
         hours = trial_hours(one.trial.job.run_dir for one in self._record.entries.values())
         return metrics_of(entry.trial.job.run_dir, hours[entry.trial.name])
 
-    def measured(self, entry: Entry) -> None:
-        """The latency of a trial has been measured."""
-        log.info("trial %s: latency measured", entry.trial.name)
+    def look_at_the_start(self) -> None:
+        """End the sweep at once where the budget is spent already."""
+        hours = self._budget.device_hours
+        if hours is not None and (spent := self.spent()) >= hours:
+            self.end(_spent_words(spent, hours))
 
     def close(self) -> None:
         """Show the last state."""
@@ -113,3 +121,15 @@ class Watch:
         accuracies = [entry.metrics["accuracy"] for entry in self._record.entries.values() if entry.metrics]
         best = {"best accuracy": f"{max(accuracies):.2f} %"} if accuracies else {}
         self._progress.advance(0, running=len(self._running), **best)
+
+
+def _spent_words(spent: float, hours: float) -> str:
+    return f"{spent:.3g} device-hours are spent of tune.budget.device_hours = {hours:g}; raise it to go on"
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    """Metrics of a finished trial in words."""
+    return (
+        f"accuracy {metrics['accuracy']:.2f} %, {metrics['kept_macs'] / 1e6:.4g} M MACs, "
+        f"{metrics['kept_params'] / 1e3:.4g} k parameters, {3600 * metrics['device_hours']:.4g} device-seconds alone"
+    )

@@ -172,7 +172,12 @@ def test_a_zoo_network_is_saved_by_its_name(tmp_path: Path) -> None:
         (lambda graph: ekgsearch.search(graph, [images(8)], reduction=1.5), JobError, "reduction = 1.5"),
         (lambda graph: ekgsearch.search(graph, [images(8)]), JobError, "exactly one of search.reduction"),
         (lambda graph: ekgsearch.search(graph, method="l3", reduction=0.3), JobError, "l3"),
-        (lambda graph: ekgsearch.search(graph, method="l1", reduction=0.3, bta=1), JobError, "bta = 1: Extra inputs"),
+        (lambda graph: ekgsearch.search(graph, method="l1", reduction=0.3, bta=1), JobError, "bta is no field of this"),
+        (
+            lambda graph: ekgsearch.search(graph, [(images(8)[0], images(8)[1] + 100)], reduction=0.3),
+            JobError,
+            "as many as the network has outputs, found 1",
+        ),
         (lambda graph: ekgsearch.search(graph, method="l1", reduction=0.9999), BudgetError, "cannot be reached"),
         (lambda graph: ekgsearch.search(graph, [images(8)[0]], reduction=0.3), JobError, "expected a pair of tensors"),
         (

@@ -12,7 +12,7 @@ from safetensors.torch import save_file as save_safetensors
 
 from ekgsearch.artefact.factory import factory_of, zoo_factory
 from ekgsearch.artefact.file import Description, load_file, read_file, save_file
-from ekgsearch.artefact.kinds import build, recipe_to_dict
+from ekgsearch.artefact.kinds import build, changed_code, recipe_to_dict
 from ekgsearch.artefact.slim import Slim
 from ekgsearch.artefact.targets import find_any
 from ekgsearch.channels.graph import analyse
@@ -121,3 +121,21 @@ def test_a_slim_network_of_somebodys_own_opens_where_its_code_is_named(named: st
     given: dict[str, Any] = {"class": {"factory": own_net.Own}, "target": {"factory": OWN}, "trust": {"trust": True}}
     images = torch.randn(2, *SHAPE)
     assert torch.equal(load_file(path, **given[named])(images), network(images))
+
+
+def test_code_that_has_changed_since_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    code = tmp_path / "mine.py"
+    code.write_text(Path(own_net.__file__).read_text())
+    target = f"{code}:Own"
+    recipe = factory_of(target, {"width": 8}, SHAPE, 10)
+    path = tmp_path / "own.safetensors"
+    save_file(path, build(recipe, seed=3, find=find_any).state_dict(), Description(recipe, "a network"))
+    load_file(path, trust=True)
+    assert not caplog.records
+    code.write_text(code.read_text() + "\nNUMBER = 5\n")
+    for given in ({"trust": True}, {"factory": target}):
+        caplog.clear()
+        load_file(path, **given)
+        assert "has changed since the file was saved" in caplog.text
+    assert changed_code(recipe, find_any) == target
+    assert changed_code(zoo_factory("resnet20", 10, SHAPE), find_any) == ""

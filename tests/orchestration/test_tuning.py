@@ -88,9 +88,14 @@ def test_a_sweep_stops_fails_and_finishes_trials_and_does_nothing_twice(
     assert table.saved_hours.iloc[0] == 0
     assert (table.saved_hours.iloc[1:] > 0).all()
     assert "failed: " in finished.stderr
+    assert "on the Pareto front" in finished.stdout
     assert (folder / "best.yaml").is_file()
     assert load_job(folder / "best.yaml").finetune.learning_rate in (0.02, 0.03)
     assert not (folder / "scratch").exists()
+
+    nothing = ekgsearch("tune", write_sweep, "--set", "tune.budget.device_hours=1.0e-9")
+    assert nothing.returncode == 75
+    assert "raise it to go on" in nothing.stderr
 
     before = spent_hours([folder / "trials" / name for name in table.run[table.state != "failed"]])
     again = ekgsearch("tune", write_sweep)
@@ -213,6 +218,10 @@ def test_twenty_kills_change_nothing(write_sweep: Path, ekgsearch: RunCommand, t
     ends = [line for line in read_journal(folder / "journal.jsonl") if line["kind"] == "end"]
     finished = [line["name"] for line in ends if line["state"] == "finished"]
     assert sorted(finished) == sorted(table.run), "a finished trial is not run again"
+    nothing = ekgsearch("tune", write_sweep, "--set", "tune.budget.device_hours=1.0e-9")
+    assert nothing.returncode == 75
+    assert "raise it to go on" in nothing.stderr
+
     before = spent_hours([folder / "trials" / name for name in table.run])
     assert ekgsearch("tune", write_sweep).returncode == 0
     assert spent_hours([folder / "trials" / name for name in table.run]) == before
