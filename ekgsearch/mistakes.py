@@ -28,7 +28,6 @@ _KINDS = {
     "model_attributes_type": _SECTION,
     "model_type": _SECTION,
     "string_too_short": "must not be empty",
-    "too_short": "must not be empty",
     "string_type": "must be text; put it in quotes",
     "tuple_type": "must be a list in brackets, such as [0.5, 1] or [l1, l2]",
 }
@@ -75,6 +74,9 @@ def describe(fields: Places, model: type[BaseModel], detail: ErrorDetails) -> It
 def _allowed(detail: ErrorDetails) -> str:
     if detail["type"] == "union_tag_invalid":
         return f"must be one of {detail['ctx']['expected_tags']}".replace("'", "")
+    if detail["type"] == "too_short":
+        least = detail["ctx"]["min_length"]
+        return f"must have at least {least} {'item' if least == 1 else 'items'}, found {detail['ctx']['actual_length']}"
     return _KINDS.get(detail["type"]) or detail["msg"].removeprefix("Input ").replace("should be", "must be")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ekgsearch.bank.commit import MissingBlock
@@ -45,6 +45,8 @@ class RayCrew:
 
     Where the listener asks for a stop, the wait for the workers ends by raising `Stopped`; `stop` then ends them.
     """
+
+    _group: PlacementGroup | None = None
 
     def __init__(
         self,

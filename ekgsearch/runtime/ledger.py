@@ -324,7 +324,8 @@ def _read(path: Path) -> _Attempt:
 
 def _is_gone(attempt: _Attempt) -> bool:
     """Whether an attempt of this machine was killed and no later one has noticed yet."""
-    return attempt.exit_state == _OPEN and attempt.host == socket.gethostname() and not _lives(attempt)
+    is_here = socket.gethostname() == attempt.host
+    return attempt.exit_state == _OPEN and is_here and not _lives(attempt)
 
 
 def _lives(attempt: _Attempt) -> bool:

@@ -20,6 +20,7 @@ from ekgsearch.pipeline.images import data_request
 from ekgsearch.pipeline.smoke import Smoke, emptied, smoke_of
 from ekgsearch.pipeline.study import StudyJob
 from ekgsearch.storage.journal import read_journal
+from ekgsearch.sweep.job import load_sweep
 
 ROOT = Path(__file__).parents[2]
 KINDS = {path: load_fields(path).values for path in sorted((ROOT / "jobs").glob("*.yaml"))}
@@ -122,8 +123,10 @@ def test_every_large_field_is_small(small: Callable[..., Smoke[Job]], tmp_path: 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_job_file_has_a_smoke_form_without_its_data(path: Path) -> None:
-    kind = StudyJob if "study" in KINDS[path] else Job
-    real = load_model(path, kind)
+    if "tune" in KINDS[path]:
+        real: Job = load_sweep(path).any_trial().job
+    else:
+        real = load_model(path, StudyJob if "study" in KINDS[path] else Job)
     smoke = smoke_of(real)
     check_bounds(smoke.checked)
     assert smoke.checked.run_dir.name == f"{real.run_name}.smoke"
