@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pandas as pd
 
-from ekgsearch.rows.run import SummaryRow
+from ekgsearch.rows.run import SummaryRow, partial_summary
 
 UNPRUNED = "unpruned baseline"
 """The `method` of rows that give the accuracy of a network before anything is removed."""
@@ -26,36 +26,18 @@ def published_results() -> pd.DataFrame:
 
 def published_rows() -> list[SummaryRow]:
     """Every published result as a row of the summary; what the papers do not give is NaN, and 0 for whole numbers."""
-    nan = math.nan
     return [
-        SummaryRow(
-            run="",
+        partial_summary(
             method=row["method"],
             dataset=row["dataset"],
             architecture=row["architecture"],
-            objective="",
-            seed=0,
-            finetune_seed=0,
             full_top1=row["top1"] - row["top1_diff"],
-            searched_top1=nan,
-            recalibrated_top1=nan,
             final_top1=row["top1"],
-            best_top1=nan,
-            plain_top1=nan,
-            uniform_top1=nan,
             counter="the paper's own",
-            full_macs=0,
             kept_macs=_whole(row["macs"]),
             macs_reduction=row["macs_reduction"],
-            full_params=0,
             kept_params=_whole(row["params"]),
             params_reduction=row["params_reduction"],
-            full_latency_ms=nan,
-            slim_latency_ms=nan,
-            full_latency_batch64_ms=nan,
-            slim_latency_batch64_ms=nan,
-            iterations=0,
-            candidates=0,
             device_hours=row["gpu_hours"],
             device="GPU" if row["gpu_hours"] == row["gpu_hours"] else "",
             kept_channels=_whole(row["channels"]),

@@ -1,7 +1,8 @@
 """Rows of the tables about a whole run: its result, its cost, its speed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 from ekgsearch.rows.column import column
 
@@ -134,6 +135,13 @@ class SummaryRow:
     settings: dict[str, str] = column(  # noqa: RUF009 (it is a field)
         "every field of the job that differs from its default, by dotted name, its value as JSON", factory=dict
     )
+
+
+def partial_summary(**known: Any) -> SummaryRow:
+    """A summary of which little is known: other numbers are NaN, other whole numbers 0, other texts empty."""
+    blank: dict[Any, Any] = {float: math.nan, int: 0, str: ""}
+    required = (item for item in fields(SummaryRow) if item.default is MISSING and item.default_factory is MISSING)
+    return SummaryRow(**{**{item.name: blank[item.type] for item in required}, **known})
 
 
 @dataclass(frozen=True, slots=True)
