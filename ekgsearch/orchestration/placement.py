@@ -1,4 +1,4 @@
-"""Where search workers go: what one asks for, and what the cluster has."""
+"""Placement of search workers: what one asks for, and what the cluster has."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

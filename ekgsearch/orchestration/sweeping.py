@@ -11,7 +11,7 @@ from ekgsearch.runtime.environment import num_cores
 from ekgsearch.runtime.progress import logging_to
 from ekgsearch.storage.files import make_folder
 from ekgsearch.sweep.job import SweepJob, Trial
-from ekgsearch.sweep.proposals import Learning, Listed
+from ekgsearch.sweep.proposals import proposer_of
 from ekgsearch.sweep.record import Record, opened
 from ekgsearch.sweep.resources import cores_of_trial
 from ekgsearch.sweep.results import lacks_latency
@@ -39,7 +39,7 @@ def run_sweep(sweep: SweepJob, trials: Sequence[Trial] | None, *, verbose: bool 
             the disk refuses. What is finished is kept, and the same command goes on.
     """
     make_folder(sweep.folder)
-    proposer = Learning(sweep) if trials is None else Listed(trials)
+    proposer = proposer_of(sweep, trials)
     total = len(trials) if trials is not None else sweep.section.budget.trials
     assert total is not None, "a sweep whose trials are not known has a number of them"
     with logging_to(sweep.folder, verbose), opened(sweep, proposer) as record:
@@ -64,7 +64,7 @@ def _run(sweep: SweepJob, record: Record, watch: Watch) -> None:
     if not (record.has_more or any(lacks_latency(entry) for entry in record.entries.values())):
         log.info("%s has finished before; its tables are written again", sweep.folder)
         return
-    watch.look_at_the_start()
+    watch.look(at_once=True)
     if watch.end_reason:
         return
     patient = cluster.model_copy(update={"start_timeout_seconds": PATIENCE_SECONDS})

@@ -21,6 +21,9 @@ from ekgsearch.workers.backend import InProcessBackend
 
 log = logging.getLogger(__name__)
 
+JUDGED = "judged"
+"""Accuracy in a result by which asha may stop a trial; not after the last epoch, when nothing is saved by that."""
+
 PATIENCE_SECONDS = 60.0
 """Time in which a run ends by itself where it is asked to stop."""
 
@@ -44,7 +47,10 @@ class TrialRunner(tune.Trainable):
         assert self._course is not None, "a step comes after the setup"
         step = self._course.next()
         assert step is not None, "without a limit of time a step comes"
-        return as_result(step)
+        result = as_result(step)
+        if step.accuracy is not None and step.progress < self._job.finetune.epochs:
+            result[JUDGED] = step.accuracy
+        return result
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """End the present run and start another one in the same process."""
@@ -55,7 +61,7 @@ class TrialRunner(tune.Trainable):
     def cleanup(self) -> None:
         """End the present run, cleanly where that is quick; what it has started goes with it."""
         course, self._course = self._course, None
-        if course is not None and not course.stop(self._who(), PATIENCE_SECONDS):
+        if course is not None and not course.stop(self._reason(), PATIENCE_SECONDS):
             log.error("%s did not end in %g s", self._job.run_dir, PATIENCE_SECONDS)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -64,12 +70,10 @@ class TrialRunner(tune.Trainable):
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the run goes on from its journal."""
 
-    def _who(self) -> str:
-        """Who has stopped the run, as the driver has written it."""
+    def _reason(self) -> str:
+        """Why the run is stopped, as the driver has written it."""
         path = self._job.run_dir / STOPPED_FILE
-        return (
-            read_bytes(path).decode().split(" after ")[0].removeprefix("stopped by ") if path.exists() else "the sweep"
-        )
+        return read_bytes(path).decode() if path.exists() else "stopped by the sweep"
 
 
 def _run(job: Job, listener: Listener) -> None:

@@ -19,7 +19,7 @@ from ekgsearch.errors import EkgError, WorkerError
 from ekgsearch.jobfile import fields_text, job_of_text
 from ekgsearch.orchestration.launch import run_folder
 from ekgsearch.orchestration.placement import nodes_of_cluster
-from ekgsearch.orchestration.trial import TrialRunner
+from ekgsearch.orchestration.trial import JUDGED, TrialRunner
 from ekgsearch.pipeline.run import run_job
 from ekgsearch.runtime.progress import Progress
 from ekgsearch.storage.files import make_folder, write_atomically
@@ -235,7 +235,7 @@ def _scheduler(record: Record) -> TrialScheduler:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
     scheduler = ASHAScheduler(
         time_attr="progress",
-        metric="accuracy",
+        metric=JUDGED,
         mode="max",
         grace_period=section.grace_epochs,
         reduction_factor=section.factor,
@@ -245,13 +245,13 @@ def _scheduler(record: Record) -> TrialScheduler:
     known: dict[str, Any] = {}
     nobody: Any = None  # asha does not look at who asks
     for entry, progress, accuracy in record.events():
-        if not entry.is_over:
-            continue  # it reports all of them again
+        if not entry.is_over or progress >= entry.trial.job.finetune.epochs:
+            continue  # it reports all of them again; or it was the last one, which asha does not see
         name = entry.trial.name
         if name not in known:
             known[name] = SimpleNamespace(trial_id=name)
             scheduler.on_trial_add(nobody, known[name])
-        scheduler.on_trial_result(nobody, known[name], {"progress": progress, "accuracy": accuracy})
+        scheduler.on_trial_result(nobody, known[name], {"progress": progress, JUDGED: accuracy})
     return scheduler
 
 
@@ -309,7 +309,8 @@ def _wait(fit: Any, watch: Watch) -> None:
     if isinstance(error, EkgError):
         raise error
     if error is not None:
-        raise WorkerError(f"Ray Tune failed: {_last_line(error)}; the same command goes on") from error
+        watch.end(f"Ray Tune failed: {_last_line(error)}")
+        raise WorkerError(f"{watch.end_reason}; the same command goes on") from error
 
 
 def _last_line(error: BaseException) -> str:

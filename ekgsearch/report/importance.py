@@ -1,4 +1,4 @@
-"""How much each varied field of a sweep matters for a result."""
+"""Importance of the varied fields of a sweep for a result."""
 
 import json
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ class CandidateRow:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One decision of the search beside the one that the exact tier makes in its place."""
+    """One decision of the search next to the one that the exact tier makes in its place."""
 
     run: str = column("name of the run")
     iteration: int = column("search iteration, from 1")

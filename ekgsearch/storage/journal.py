@@ -1,4 +1,4 @@
-"""How decisions are recorded: one hash-chained, fsynced JSON line each, by one driver at a time."""
+"""The journal of decisions: one hash-chained, fsynced JSON line each, by one driver at a time."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""How rows become parquet tables whose schema says in words what every column holds."""
+"""Rows as parquet tables whose schema says in words what every column holds."""
 
 import dataclasses
 import functools

@@ -79,14 +79,14 @@ class Course:
         self._is_halted = step.accuracy is not None
         return step
 
-    def stop(self, by: str, patience: float) -> bool:
+    def stop(self, reason: str, patience: float) -> bool:
         """Ask the run to stop, cleanly; returns whether its thread has ended.
 
         Args:
-            by: who asks, such as `the scheduler`.
+            reason: who has stopped it after what, in words.
             patience: longest time to wait for it, seconds.
         """
-        self._reason = self._reason or f"stopped by {by} after {self._words}"
+        self._reason = self._reason or reason
         self._go_on.release()
         self._thread.join(patience)
         return not self._thread.is_alive()

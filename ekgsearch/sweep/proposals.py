@@ -1,4 +1,4 @@
-"""Who proposes the next trial: a list that is known from the start, or Optuna."""
+"""Proposals of trials: from a list that is known at the start, or by Optuna."""
 
 import hashlib
 import logging
@@ -149,14 +149,16 @@ class Learning:
         return listed[trial.suggest_int(name, 0, len(listed) - 1)]
 
 
-def proposer_of(sweep: SweepJob) -> Proposer:
+def proposer_of(sweep: SweepJob, trials: Sequence[Trial] | None) -> Proposer:
     """Who proposes the trials of a sweep.
 
+    Args:
+        sweep: the sweep.
+        trials: its trials, where they are known (`SweepJob.known_trials`).
+
     Raises:
-        JobError: a trial is no valid job.
         StorageError: Optuna's storage is damaged.
     """
-    trials = sweep.known_trials()
     return Learning(sweep) if trials is None else Listed(trials)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep will do, told before it starts: its trials, the phases that they share, the most that it can cost."""
+"""The prospect of a sweep, told before it starts: trials, the phases that they share, the most that they can cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -65,10 +65,10 @@ def _lines(sweep: SweepJob, trials: Sequence[Trial] | None) -> Iterator[str]:
         yield f"asha compares trials after {', '.join(reached) or 'no'} epochs"
     images = job.data.train_images or (job.data.known.train if job.data.known else None)
     over = f" over {images:,} images" if images else ""
-    yield f"at most {sum(epochs):,} epochs of fine-tuning{over}; {_limit(section.budget, cores)}"
+    yield f"at most {sum(epochs):,} epochs of fine-tuning{over}; {_limit(section.budget)}"
 
 
-def _limit(budget: Budget, cores: float) -> str:
+def _limit(budget: Budget) -> str:
     limits = []
     if budget.device_hours is not None:
         limits.append(f"{budget.device_hours:g} device-hours")

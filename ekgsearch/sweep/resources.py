@@ -1,4 +1,4 @@
-"""What the trials of a sweep hold."""
+"""Cores and GPUs that the trials of a sweep hold."""
 
 from ekgsearch.sweep.job import SweepJob
 

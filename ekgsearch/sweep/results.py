@@ -14,7 +14,7 @@ from ekgsearch.storage.tables import read_table
 from ekgsearch.sweep.hours import Hours, hours_of
 from ekgsearch.sweep.job import short_label
 from ekgsearch.sweep.record import Entry
-from ekgsearch.sweep.rows import TrialRow
+from ekgsearch.sweep.rows import COLUMN_OF, TrialRow
 
 
 def summary_of(run_dir: Path) -> Mapping[str, Any] | None:
@@ -74,7 +74,11 @@ def trial_rows(sweep: str, entries: Sequence[Entry], directions: Mapping[Metric,
     hours = trial_hours(entry.trial.job.run_dir for entry in entries)
     varied = varying([entry.trial.values for entry in entries])
     found = [_row(sweep, entry, hours[entry.trial.name], varied) for entry in entries]
-    on_front = front([_judged(row) if row.state == "finished" else {} for row in found], directions)
+    judged: list[dict[str, float]] = [
+        {metric: float(getattr(row, column)) for metric, column in COLUMN_OF.items()} if row.state == "finished" else {}
+        for row in found
+    ]
+    on_front = front(judged, directions)
     return [replace(row, on_front=number in on_front) for number, row in enumerate(found)]
 
 
@@ -105,16 +109,6 @@ def varying(assignments: Sequence[Mapping[str, Any]]) -> list[str]:
     """Fields that have several values, in the order in which they come first."""
     names = list(dict.fromkeys(name for values in assignments for name in values))
     return [name for name in names if len({canonical_json(one[name]) for one in assignments if name in one}) > 1]
-
-
-def _judged(row: TrialRow) -> dict[str, float]:
-    return {
-        "accuracy": row.accuracy,
-        "kept_macs": float(row.kept_macs),
-        "kept_params": float(row.kept_params),
-        "latency": row.latency_ms,
-        "device_hours": row.device_hours,
-    }
 
 
 def _row(sweep: str, entry: Entry, hours: Hours, varied: Sequence[str]) -> TrialRow:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from ekgsearch.rows.column import column
+from ekgsearch.sections.tune import Metric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,3 +65,12 @@ class SpanRow:
 
 TABLES: dict[str, type] = {"trials": TrialRow, "spans": SpanRow}
 """Row type of every table of a sweep, by file name without ending."""
+
+COLUMN_OF: dict[Metric, str] = {
+    "accuracy": "accuracy",
+    "kept_macs": "kept_macs",
+    "kept_params": "kept_params",
+    "latency": "latency_ms",
+    "device_hours": "device_hours",
+}
+"""Column of the table of trials by metric."""

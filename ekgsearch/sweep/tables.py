@@ -9,7 +9,7 @@ from ekgsearch.storage.files import make_folder, write_atomically
 from ekgsearch.storage.tables import write_table
 from ekgsearch.sweep.record import Record
 from ekgsearch.sweep.results import trial_rows
-from ekgsearch.sweep.rows import TABLES, TrialRow
+from ekgsearch.sweep.rows import COLUMN_OF, TABLES, TrialRow
 from ekgsearch.sweep.timeline import spans
 
 BEST = "best"
@@ -58,13 +58,3 @@ def _job_text(record: Record, row: TrialRow) -> bytes:
     alone = job.model_copy(update={"output": str(folder.with_name(f"{folder.name}_{row.run}"))})
     words = f"# {row.label}: test accuracy {row.accuracy:.2f} %, {100 * row.macs_reduction:.1f} % of the MACs removed."
     return f"{words}\n{fields_text(alone)}".encode()
-
-
-COLUMN_OF = {
-    "accuracy": "accuracy",
-    "kept_macs": "kept_macs",
-    "kept_params": "kept_params",
-    "latency": "latency_ms",
-    "device_hours": "device_hours",
-}
-"""Column of the table of trials by metric."""

@@ -1,4 +1,4 @@
-"""When trials worked at which phase: lines in a file of the sweep, made into spans of time."""
+"""The timeline of a sweep: lines in a file, made into spans of time in which a trial worked at a phase."""
 
 import json
 import time

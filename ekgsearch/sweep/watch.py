@@ -78,17 +78,21 @@ class Watch:
                 "another call tries them again"
             )
 
-    def look(self) -> None:
-        """Compare what the trials have cost by now with the budget; looks at most every `LOOK_SECONDS`."""
+    def look(self, *, at_once: bool = False) -> None:
+        """Compare what the trials have cost by now with the budget.
+
+        Args:
+            at_once: look in any case, not only where the last look was `LOOK_SECONDS` ago.
+        """
         now = time.monotonic()
-        if self.end_reason or now - self._looked < LOOK_SECONDS:
+        if self.end_reason or (now - self._looked < LOOK_SECONDS and not at_once):
             return
         self._looked = now
         minutes, hours = self._budget.wall_minutes, self._budget.device_hours
         if minutes is not None and now - self._start >= 60 * minutes:
             self.end(f"tune.budget.wall_minutes = {minutes:g} are over; the same command goes on for as long again")
         elif hours is not None and (spent := self.spent()) >= hours:
-            self.end(_spent_words(spent, hours))
+            self.end(f"{spent:.3g} device-hours are spent of tune.budget.device_hours = {hours:g}; raise it to go on")
         self._show()
 
     def end(self, reason: str) -> None:
@@ -106,12 +110,6 @@ class Watch:
         hours = trial_hours(one.trial.job.run_dir for one in self._record.entries.values())
         return metrics_of(entry.trial.job.run_dir, hours[entry.trial.name])
 
-    def look_at_the_start(self) -> None:
-        """End the sweep at once where the budget is spent already."""
-        hours = self._budget.device_hours
-        if hours is not None and (spent := self.spent()) >= hours:
-            self.end(_spent_words(spent, hours))
-
     def close(self) -> None:
         """Show the last state."""
         self._progress.close()
@@ -121,10 +119,6 @@ class Watch:
         accuracies = [entry.metrics["accuracy"] for entry in self._record.entries.values() if entry.metrics]
         best = {"best accuracy": f"{max(accuracies):.2f} %"} if accuracies else {}
         self._progress.advance(0, running=len(self._running), **best)
-
-
-def _spent_words(spent: float, hours: float) -> str:
-    return f"{spent:.3g} device-hours are spent of tune.budget.device_hours = {hours:g}; raise it to go on"
 
 
 def _shown(metrics: Mapping[str, float]) -> str:

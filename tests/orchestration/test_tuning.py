@@ -132,7 +132,7 @@ def test_a_record_that_cannot_be_written_ends_the_sweep(write_sweep: Path) -> No
     from ekgsearch.orchestration.tuning import _Proposals
 
     sweep = load_sweep(write_sweep)
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         watch = Watch(record, 4)
         proposals = _Proposals(record, watch)
         assert proposals.suggest("first")["job"]
@@ -150,7 +150,10 @@ def _run_here(sweep: SweepJob) -> tuple[list[str], list[str], float]:
     prepare_tune()
     trials = sweep.known_trials()
     assert trials is not None
-    with opened(sweep, proposer_of(sweep)) as record, ray_session(trials[0].job.cluster, num_cpus=2):
+    with (
+        opened(sweep, proposer_of(sweep, sweep.known_trials())) as record,
+        ray_session(trials[0].job.cluster, num_cpus=2),
+    ):
         from ekgsearch.orchestration.tuning import tune_trials
 
         tune_trials(record, Watch(record, len(trials)))
@@ -170,7 +173,7 @@ def test_a_trial_that_is_stopped_within_ray_train_leaves_nothing(write_sweep: Pa
     )
     sweep = load_sweep(write_sweep, ["cluster.search_workers=2", "finetune.workers=2", "finetune.epochs=4"])
     assert _run_here(sweep) == ([], [], 2.0)
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         states = [entry.state for entry in record.entries.values()]
     assert set(states) == {"finished", "stopped"}, "asha lets the first one go on, and stops one of the others"
 

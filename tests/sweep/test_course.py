@@ -68,7 +68,8 @@ def test_nothing_is_computed_beyond_an_epoch_before_the_next_step_is_asked_for()
     assert step.progress == 1
     time.sleep(0.2)
     assert reached == [1]
-    assert course.stop("the scheduler", patience=10)
+    reason = f"stopped by the scheduler after {step.words}"
+    assert course.stop(reason, patience=10)
     assert reached == [1]
     last = course.next(timeout=10)
     assert last is not None
@@ -93,7 +94,7 @@ def test_errors_end_a_course_with_their_words() -> None:
 def test_a_run_that_does_not_end_is_told() -> None:
     go = threading.Event()
     course = Course(lambda listener: go.wait(20))
-    assert not course.stop("the sweep", patience=0.1)
+    assert not course.stop("stopped by the sweep", patience=0.1)
     go.set()
 
 

@@ -48,7 +48,7 @@ def _go_on(record: Record, most: int) -> None:
 
 def test_optuna_proposes_the_same_after_any_number_of_kills(make_sweep: MakeSweep, tmp_path: Path) -> None:
     sweep = make_sweep(tune=OPTUNA)
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         _go_on(record, 100)
         expected = list(record.entries)
     assert len(expected) == 14
@@ -56,7 +56,7 @@ def test_optuna_proposes_the_same_after_any_number_of_kills(make_sweep: MakeSwee
     killed = make_sweep(f"output={tmp_path / 'killed'}", tune=OPTUNA)
     found: list[str] = []
     while len(found) < 14:
-        with opened(killed, proposer_of(killed)) as record:
+        with opened(killed, proposer_of(killed, killed.known_trials())) as record:
             _go_on(record, draw.randrange(3))
             found = list(record.entries)
         if draw.random() < 0.5:  # the kill comes after a proposal that the journal does not know
@@ -83,7 +83,7 @@ def test_a_stopped_trial_is_told_as_pruned_and_a_repeat_with_its_result(make_swe
         "  space: {search.method: [uniform], search.reduction: [0.3, 0.4]}\n"
     )
     sweep = make_sweep(tune=few)
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         first = record.next_trial()
         assert first is not None
         record.end(first.name, "stopped", "by asha")
@@ -99,12 +99,12 @@ def test_a_stopped_trial_is_told_as_pruned_and_a_repeat_with_its_result(make_swe
 
 def test_unfinished_trials_come_first_and_finished_ones_never_again(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         names = [trial.name for trial in (record.next_trial() for _ in range(4)) if trial]
         record.end(names[0], "finished", metrics=_result({}))
         record.end(names[1], "died", "killed")
         record.end(names[2], "stopped", "by asha")
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         again = [trial.name for trial in (record.next_trial() for _ in range(20)) if trial]
     assert again[:2] == [names[1], names[3]]
     assert len(again) == 8 - 2
@@ -113,21 +113,21 @@ def test_unfinished_trials_come_first_and_finished_ones_never_again(make_sweep: 
 
 def test_reports_are_kept_once_and_in_order(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         one, two = (record.next_trial() for _ in range(2))
         assert one is not None
         assert two is not None
         for name, progress in ((one.name, 1.0), (two.name, 1.0), (one.name, 1.0), (one.name, 2.0)):
             record.report(name, progress, 80 + progress)
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         found = [(entry.trial.name, progress, accuracy) for entry, progress, accuracy in record.events()]
     assert found == [(one.name, 1.0, 81.0), (two.name, 1.0, 81.0), (one.name, 2.0, 82.0)]
 
 
 def test_a_changed_file_is_refused_with_what_has_changed(make_sweep: MakeSweep) -> None:
     sweep = make_sweep()
-    with opened(sweep, proposer_of(sweep)), pytest.raises(StorageError, match="journal"):
-        opened(sweep, proposer_of(sweep)).__enter__()
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())), pytest.raises(StorageError, match="journal"):
+        opened(sweep, proposer_of(sweep, sweep.known_trials())).__enter__()
     for setting, words in (
         ("finetune.epochs=5", "finetune.epochs was 4, is 5"),
         ("tune.factor=2", "tune.factor was 3, is 2"),
@@ -135,9 +135,9 @@ def test_a_changed_file_is_refused_with_what_has_changed(make_sweep: MakeSweep) 
     ):
         changed = make_sweep(setting)
         with pytest.raises(ResumeError, match=words):
-            opened(changed, proposer_of(changed)).__enter__()
+            opened(changed, proposer_of(changed, changed.known_trials())).__enter__()
     may = ("tune.budget.trials=3", "tune.concurrent=1", "tune.max_failed=9", "cluster.max_restarts=7")
-    with opened(make_sweep(*may), proposer_of(sweep)) as record:
+    with opened(make_sweep(*may), proposer_of(sweep, sweep.known_trials())) as record:
         assert not record.entries
 
 
@@ -149,12 +149,12 @@ def test_the_folder_of_a_run_is_refused(make_sweep: MakeSweep) -> None:
     with Journal.open(sweep.folder / "journal.jsonl") as journal:
         journal.append("run", job="x")
     with pytest.raises(ResumeError, match="is the directory of a run, not of a sweep"):
-        opened(sweep, proposer_of(sweep)).__enter__()
+        opened(sweep, proposer_of(sweep, sweep.known_trials())).__enter__()
 
 
 def test_a_damaged_storage_of_optuna_is_one_line(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(tune=OPTUNA)
-    with opened(sweep, proposer_of(sweep)) as record:
+    with opened(sweep, proposer_of(sweep, sweep.known_trials())) as record:
         _go_on(record, 3)
     path = sweep.folder / OPTUNA_FILE
     path.write_bytes(b"{garbage}\n" + path.read_bytes())

@@ -60,8 +60,8 @@ class EkgSection(EvaluatingSection):
     preset: Literal["published", "private_l2"] = Field(
         "published",
         description="values of the fields that are left out; published: those of EKG; private_l2: groups private, "
-        "criterion l2, shortlist all, which at 45 % of the MACs removed was more accurate than EKG and the baselines "
-        "before any fine-tuning, not after it (results/README.md)",
+        "criterion l2, shortlist all, which at 45 % of the MACs removed kept more accuracy than EKG before any "
+        "fine-tuning, and than the baselines in the mean of three search subsets; not after it (results/README.md)",
     )
     shortlist: Shortlist = Field(
         "otsu",
